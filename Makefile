@@ -1,0 +1,59 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart
+# one process per GPU; without a GPU two processes on the CPU
+PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)" 2>/dev/null || echo 2)
+LAUNCH = $(BIN)/accelerate launch --config_file launch/ddp.yaml --num_processes $(PROCESSES)
+
+.PHONY: quickstart test lint bench clean
+.DELETE_ON_ERROR:
+
+quickstart: $(RUN)/sptnet/metrics.json $(RUN)/kmeans/metrics.json  ## shard digits, train SimGCD then SPTNet, evaluate
+	@$(BIN)/sptnet report $(RUN)/kmeans $(RUN)/simgcd $(RUN)/sptnet
+	@echo
+	@echo "The runs are in $(RUN)/: metrics.jsonl has every step, predictions.npz every image."
+	@echo "Next: $(BIN)/sptnet eval $(RUN)/sptnet   evaluates again, on any number of processes;"
+	@echo "      README.md, 'Train on your own folder', takes your images in three commands."
+
+test: .venv/dev  ## all tests, with the environment they need
+	$(BIN)/pytest
+
+lint: .venv/dev  ## style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/run  ## time of a prompt step and a model step, beside the same steps written plainly
+	$(BIN)/python benchmarks/steps.py
+
+clean:  ## remove what the commands above made, the environment excepted
+	rm -rf $(RUN) data/digits
+
+.venv/run: pyproject.toml constraints.txt
+	@echo "== installing into .venv (torch is large: minutes, about 6 GB)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/dev: .venv/run
+	@echo "== installing what the tests need"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+data/digits/manifest.json: | .venv/run
+	@echo "== sharding scikit-learn's handwritten digits into data/digits"
+	$(BIN)/python shards/make_shards.py digits data/digits
+
+$(RUN)/kmeans/metrics.json: data/digits/manifest.json
+	@echo "== semi-supervised k-means on the pixels"
+	$(BIN)/sptnet kmeans data/digits $(RUN)/kmeans
+
+$(RUN)/simgcd/metrics.json: data/digits/manifest.json
+	@echo "== stage 1: SimGCD on $(PROCESSES) processes"
+	$(LAUNCH) -m sptnet.train configs/quickstart_simgcd.yaml
+
+$(RUN)/sptnet/metrics.json: $(RUN)/simgcd/metrics.json
+	@echo "== stage 2: SPTNet on $(PROCESSES) processes"
+	$(LAUNCH) -m sptnet.train configs/quickstart_sptnet.yaml

@@ -1,0 +1,1 @@
+"""From the datasets of the field to WebDataset shards."""

@@ -1,0 +1,131 @@
+"""From a configuration to the parts of a run: order, schedule, model, prompt, loss."""
+
+from pathlib import Path
+
+import torch
+
+from sptnet.config import Config, ConfigError
+from sptnet.data.manifest import Manifest, read_manifest
+from sptnet.data.order import BatchOrder
+from sptnet.losses import GCDLoss
+from sptnet.model import PromptedViT, create_model
+from sptnet.prompts import Prompt, create_prompt
+from sptnet.reference import is_reference, load_reference
+from sptnet.run_folder import has_model, load_model
+from sptnet.schedule import Schedule
+
+
+def build_data(config: Config) -> tuple[Manifest, BatchOrder]:
+    """The dataset and its order.
+
+    Raises:
+        ConfigError: a dataset that this configuration cannot be run on.
+        DatasetError: a damaged dataset.
+    """
+    data = config.data
+    manifest = read_manifest(Path(data.root))
+    for kind in ("labelled", "unlabelled"):
+        shards = len([shard for shard in manifest.shards if shard.kind == kind])
+        if shards < data.streams:
+            raise ConfigError(
+                f"data.streams is {data.streams}, but {data.root} has {shards} {kind} shards: use at most {shards}"
+            )
+    labelled, unlabelled = (
+        [s.samples for s in manifest.shards if s.kind == kind] for kind in ("labelled", "unlabelled")
+    )
+    order = BatchOrder(labelled, unlabelled, data.batch_size, data.streams, data.window, config.seed)
+    if order.steps_per_epoch == 0:
+        raise ConfigError(f"data.batch_size is {data.batch_size}, more than the training images of {data.root}")
+    return manifest, order
+
+
+def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
+    schedule, optimizer, loss = config.schedule, config.optimizer, config.loss
+    return Schedule(
+        epochs=schedule.epochs,
+        steps_per_epoch=steps_per_epoch,
+        phase_schedule="model_only" if config.method == "simgcd" else schedule.phase_schedule,
+        k=schedule.k,
+        prompt_lr=config.prompts.lr,
+        prompt_warmup_steps=config.prompts.warmup_steps,
+        model_lr=optimizer.lr,
+        model_lr_shape=optimizer.shape,
+        final_factor=optimizer.final_factor,
+        warmup_fraction=optimizer.warmup_fraction,
+        teacher_temperature=loss.teacher_temperature,
+        teacher_warmup_temperature=loss.teacher_warmup_temperature,
+        teacher_warmup_epochs=loss.teacher_warmup_epochs,
+    )
+
+
+def build_loss(config: Config) -> GCDLoss:
+    loss = config.loss
+    return GCDLoss(
+        loss.sup_weight,
+        loss.memax_weight,
+        loss.student_temperature,
+        loss.info_nce_temperature,
+        loss.sup_con_temperature,
+    )
+
+
+def build_model(config: Config, manifest: Manifest, pretrained: bool = True) -> tuple[PromptedViT, Prompt | None]:
+    """Model and prompt as they stand before the first step.
+
+    Args:
+        pretrained: load what `model.weights` and `init` name; False where a run's own weights are loaded afterwards.
+
+    Raises:
+        ConfigError, BackboneError, RunError: parts that do not fit together.
+    """
+    start = Path(config.init) if config.init is not None and pretrained else None
+    if start is not None and not has_model(start):
+        return _from_reference(config, start, manifest)
+    spec = config.model
+    model = create_model(
+        spec.backbone,
+        manifest.num_old,
+        len(manifest.classes) - manifest.num_old,
+        image_size=spec.image_size,
+        weights=spec.weights if pretrained and start is None else "none",
+        train_from_block=spec.train_from_block,
+        head_hidden=spec.head_hidden,
+        head_bottleneck=spec.head_bottleneck,
+        backbone_options=spec.backbone_options,
+        seed=config.seed,
+    )
+    if start is not None:
+        load_model(start, model, None)
+    return model, _new_prompt(config, model) if config.method == "sptnet" else None
+
+
+def _new_prompt(config: Config, model: PromptedViT) -> Prompt:
+    spec = config.prompts
+    generator = torch.Generator().manual_seed(config.seed)
+    try:
+        return create_prompt(spec.kind, model.image_size, model.patch_size, spec.border, spec.frame, generator)
+    except ValueError as error:
+        raise ConfigError(f"prompts: {error}") from None
+
+
+def _from_reference(config: Config, path: Path, manifest: Manifest) -> tuple[PromptedViT, Prompt]:
+    if not path.is_file():
+        raise ConfigError(f"init {path} is neither a trained run's folder nor a file")
+    if not is_reference(path):
+        raise ConfigError(f"init {path} is no authors' checkpoint: give a bare backbone as model.weights")
+    spec = config.prompts
+    model, prompt = load_reference(path, config.init_num_heads, spec.border, config.model.train_from_block)
+    classes = len(model.head.prototypes)
+    if classes != len(manifest.classes) or model.image_size != config.model.image_size:
+        raise ConfigError(
+            f"init {path} has {classes} classes at {model.image_size} pixels, "
+            f"the run {len(manifest.classes)} at {config.model.image_size}"
+        )
+    if prompt is None:
+        return model, _new_prompt(config, model)
+    wanted = _new_prompt(config, model)
+    if {k: v.shape for k, v in prompt.state_dict().items()} != {k: v.shape for k, v in wanted.state_dict().items()}:
+        raise ConfigError(
+            f"init {path} has {prompt.kind} prompts, not prompts.kind {spec.kind} of the configured width"
+        )
+    return model, prompt

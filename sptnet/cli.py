@@ -1,0 +1,73 @@
+"""The command line: `sptnet train | eval | kmeans | report`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sptnet.baseline import kmeans_on_pixels
+from sptnet.config import ConfigError, load_config
+from sptnet.data.manifest import DatasetError
+from sptnet.evaluate import EvaluationError, evaluate_run
+from sptnet.report import report
+from sptnet.run_folder import RunError
+from sptnet.strategy.connect import StrategyError
+from sptnet.train import train
+from sptnet.weights import BackboneError
+
+USER_ERRORS = (ConfigError, DatasetError, RunError, BackboneError, StrategyError, EvaluationError, FloatingPointError)
+BAD_CONFIG, FAILED = 2, 1
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="sptnet", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "train",
+        help="train a run",
+        description="Train a run in this process. On several: accelerate launch --config_file launch/ddp.yaml "
+        "--num_processes N -m sptnet.train CONFIG ...",
+    )
+    command.add_argument("config", type=Path, help="a YAML file, e.g. configs/quickstart_sptnet.yaml")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
+    command = commands.add_parser("eval", help="evaluate a trained run again", description=evaluate_run.__doc__)
+    command.add_argument("run", type=Path, help="the run's folder")
+    command = commands.add_parser("kmeans", help="semi-supervised k-means on pixels, a baseline for small datasets")
+    command.add_argument("data", type=Path, help="a folder of shards")
+    command.add_argument("run", type=Path, help="folder of the results")
+    command.add_argument("--image-size", type=int, default=24, help="pixels (default: %(default)s)")
+    command = commands.add_parser("report", help="one table of several runs")
+    command.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    return top
+
+
+def run(arguments: argparse.Namespace) -> None:
+    console = Console()
+    match arguments.command:
+        case "train":
+            train(load_config(arguments.config, arguments.overrides))
+        case "eval":
+            if evaluate_run(arguments.run) is not None:
+                console.print(report([arguments.run]))
+        case "kmeans":
+            kmeans_on_pixels(arguments.data, arguments.run, arguments.image_size)
+        case "report":
+            console.print(report(arguments.runs))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; mistakes of the user are one line each on stderr, told by rank 0 where all ranks see them."""
+    arguments = parser().parse_args(argv)
+    try:
+        run(arguments)
+    except USER_ERRORS as error:
+        rank = os.environ.get("RANK", "0")
+        everyone = isinstance(error, ConfigError | RunError | BackboneError)
+        if rank == "0" or not everyone:
+            where = f" (rank {rank})" if "RANK" in os.environ and not everyone else ""
+            print("\n".join(f"error{where}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return BAD_CONFIG if isinstance(error, ConfigError) else FAILED
+    return 0

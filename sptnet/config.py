@@ -1,0 +1,201 @@
+"""The configuration of a run: a YAML file, what it inherits by `base:`, and `section.key=value` overrides.
+
+Typed and frozen; unknown keys, wrong types and impossible values are errors before anything starts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sptnet.data.augment import AugmentName
+from sptnet.prompts import PromptKind
+from sptnet.schedule import LrShape
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; one line per mistake, naming file and key."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataConfig(Section):
+    """Which shards, and how they become batches."""
+
+    root: str  # a folder made by shards/make_shards.py
+    batch_size: int = Field(128, gt=0)  # images of the global batch, half of them labelled
+    streams: int = Field(4, gt=0)  # canonical streams; part of the data order, unlike the number of processes
+    window: int = Field(4, gt=0)  # shards of a stream that are shuffled together; part of the data order
+    augment: AugmentName = "crop_flip"
+    workers: int = Field(4, ge=0)  # loader processes per rank; changes speed only
+
+
+class ModelConfig(Section):
+    """The backbone and what of it is trained."""
+
+    backbone: str = "vit_base_patch16_224.dino"
+    backbone_options: dict[str, Any] = {}  # further arguments of the timm model
+    weights: str = "timm"  # timm (its hub), none, or a .safetensors or .pth file
+    image_size: int = Field(224, gt=0)
+    train_from_block: int = -1  # first trained block, negative from the end; 0 trains the whole backbone
+    head_hidden: int = Field(2048, gt=0)
+    head_bottleneck: int = Field(256, gt=0)
+
+
+class PromptConfig(Section):
+    """The spatial prompts and their optimizer (SGD)."""
+
+    kind: PromptKind = "all"
+    border: int = Field(1, gt=0)  # pixels inside every patch
+    frame: int = Field(30, gt=0)  # pixels around the image
+    lr: float = Field(1.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    warmup_steps: int = Field(1000, ge=0)
+
+
+class OptimizerConfig(Section):
+    """The optimizer of blocks and head."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.1, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
+    weight_decay: float = Field(5e-5, ge=0)  # none on biases and one-dimensional parameters
+    shape: LrShape = "cosine_epoch"
+    final_factor: float = Field(1e-3, ge=0, le=1)  # the learning rate at the end, as a share of lr
+    warmup_fraction: float = Field(0.3, ge=0, lt=1)  # of one_cycle
+
+
+class LossConfig(Section):
+    """The GCD objective; see sptnet/losses.py."""
+
+    sup_weight: float = Field(0.35, ge=0, le=1)
+    memax_weight: float = Field(1.0, ge=0)
+    student_temperature: float = Field(0.1, gt=0)
+    info_nce_temperature: float = Field(1.0, gt=0)
+    sup_con_temperature: float = Field(0.07, gt=0)
+    teacher_temperature: float = Field(0.04, gt=0)
+    teacher_warmup_temperature: float = Field(0.07, gt=0)
+    teacher_warmup_epochs: int = Field(10, ge=0)
+    scope: Literal["global", "local"] = "global"  # local: SimGCD's losses, which see one rank only
+
+
+class ScheduleConfig(Section):
+    """How long, and how the phases alternate."""
+
+    epochs: int = Field(200, gt=0)
+    k: int = Field(20, gt=0)  # steps per phase
+    phase_schedule: Literal["alternating", "reference"] = "alternating"
+
+
+class EvaluateConfig(Section):
+    """When and how accuracy is measured."""
+
+    every: int = Field(10, gt=0)  # epochs; the end of the run is always evaluated
+    batch_size: int = Field(256, gt=0)  # images per forward pass
+
+
+class Config(Section):
+    """One run."""
+
+    method: Literal["simgcd", "sptnet"]
+    run: str  # folder of the results
+    init: str | None = None  # sptnet: a SimGCD run, an authors' checkpoint, or null for a bare backbone
+    init_num_heads: int | None = None  # of an authors' checkpoint whose heads are not 64 channels wide
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(10, gt=0)  # steps between two writes of metrics.jsonl, the device is synchronised then
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    prompts: PromptConfig = PromptConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        if self.method == "simgcd" and self.init is not None:
+            raise ValueError("init is for method sptnet; a simgcd run takes its weights from model.weights")
+        if self.data.batch_size % (2 * self.data.streams):
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} is not a multiple of 2 x data.streams"
+                f" = {2 * self.data.streams}"
+            )
+        return self
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        # backbone_options are one value: a file that names another model does not inherit half of them
+        if isinstance(below, dict) and isinstance(value, dict) and key != "backbone_options":
+            value = _merged(below, value)
+        merged[key] = value
+    return merged
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: `base:` leads back to this file")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of sections")
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    return _merged(_read_yaml(path.parent / str(base), (*seen, path.resolve())), raw)
+
+
+def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} must read section.key=value")
+    try:
+        value: Any = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return _merged(raw, value)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path: a YAML file; `base: other.yaml`, beside it, is what it inherits from.
+        overrides: `section.key=value`, applied last, the value being YAML.
+
+    Raises:
+        ConfigError: one line per mistake.
+    """
+    raw = _read_yaml(Path(path))
+    for override in overrides:
+        raw = _override(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {_sentence(dict(e))}" for e in error.errors())) from None
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{key} is not a known key"
+        case "missing":
+            return f"{key} is missing"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case _:
+            message = error["msg"].removeprefix("Input should be ")
+            return f"{key} is {error['input']!r}, it should be {message}"

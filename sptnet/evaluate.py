@@ -1,0 +1,153 @@
+"""Exact distributed evaluation: every sample predicted once, gathered, and matched once on the gathered whole.
+
+Two protocols: `unlabelled`, the unlabelled training images (transductive, the papers' numbers), and `test`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sptnet.build import build_model
+from sptnet.collectives import gather_rows, rank, world_size
+from sptnet.config import Config
+from sptnet.data.augment import normalise
+from sptnet.data.loader import eval_batches
+from sptnet.data.manifest import Kind, Manifest, read_index, read_manifest
+from sptnet.metrics import clustering_accuracy
+from sptnet.prompts import Prompt
+from sptnet.run_folder import METRICS, PREDICTIONS, load_model, read_config
+from sptnet.strategy.connect import connect
+from sptnet.strategy.plain import PlainStrategy
+
+PROTOCOLS: tuple[Kind, Kind] = ("unlabelled", "test")
+
+
+class EvaluationError(RuntimeError):
+    """Predictions that are not one of every sample; no number is given."""
+
+
+class Predictions(NamedTuple):
+    """[N] each, sorted by uid."""
+
+    uid: NDArray[np.int64]
+    target: NDArray[np.int64]
+    prediction: NDArray[np.int64]
+
+
+def expected_uids(root: Path, manifest: Manifest, kind: Kind) -> NDArray[np.int64]:
+    """The uids of a split, sorted, from the indexes of its shards."""
+    indexes = [read_index(root, shard)["uid"] for shard in manifest.of_kind(kind)]
+    return np.sort(np.concatenate(indexes)) if indexes else np.zeros(0, np.int64)
+
+
+def exactly_once(gathered: NDArray[np.int64], expected: NDArray[np.int64]) -> Predictions:
+    """Check gathered rows [N, 3] of (uid, target, prediction) against the uids of the manifest.
+
+    Raises:
+        EvaluationError: uids that are missing, there twice, or of no sample; the message names the first of them.
+    """
+    rows = gathered[np.argsort(gathered[:, 0], kind="stable")]
+    found, counts = np.unique(rows[:, 0], return_counts=True)
+    faults = {
+        "missing": np.setdiff1d(expected, found),
+        "there more than once": found[counts > 1],
+        "of no sample": np.setdiff1d(found, expected),
+    }
+    told = [f"{len(uids)} {what} (uid {', '.join(map(str, uids[:5]))})" for what, uids in faults.items() if len(uids)]
+    if told:
+        raise EvaluationError(f"of {len(expected)} samples, {'; '.join(told)}: no accuracy is given")
+    return Predictions(rows[:, 0], rows[:, 1], rows[:, 2])
+
+
+def predict(strategy: PlainStrategy, prompt: Tensor | None, config: Config, manifest: Manifest, kind: Kind) -> Tensor:
+    """This rank's share of a split's predictions: int64 [n, 3] of (uid, target, prediction), on the device."""
+    device = strategy.accelerator.device
+    rows = [torch.zeros(0, 3, dtype=torch.int64, device=device)]
+    batches = eval_batches(
+        Path(config.data.root), manifest, kind, batch_size=config.evaluate.batch_size, augment=config.data.augment,
+        image_size=config.model.image_size, workers=config.data.workers, rank=rank(), world_size=world_size(),
+    )  # fmt: skip
+    for batch in batches:
+        outputs = strategy.forward_evaluation(normalise(batch.images.to(device, non_blocking=True)), prompt)
+        told = torch.stack([batch.uids, batch.targets], dim=1).to(device, non_blocking=True)
+        rows.append(torch.cat([told, outputs.logits.argmax(1, keepdim=True)], dim=1))
+    return torch.cat(rows)
+
+
+def score(predictions: Predictions, num_old: int) -> dict[str, Any]:
+    """All/Old/New per instance, the same balanced over classes, and how many images."""
+    _, targets, predicted = predictions
+    balanced = clustering_accuracy(targets, predicted, num_old, balanced=True)._asdict()
+    return clustering_accuracy(targets, predicted, num_old)._asdict() | {"balanced": balanced, "samples": len(targets)}
+
+
+def evaluate(
+    strategy: PlainStrategy, prompt: Prompt | None, config: Config, manifest: Manifest
+) -> tuple[dict[str, Any], dict[str, Predictions]] | None:
+    """Evaluate under both protocols; all ranks call it, rank 0 gets (results, predictions), the others None.
+
+    Raises:
+        EvaluationError: a sample was lost or counted twice.
+    """
+    results: dict[str, Any] = {}
+    kept: dict[str, Predictions] = {}
+    strategy.module.eval()
+    with torch.no_grad():
+        image = None if prompt is None else prompt()
+    for protocol in PROTOCOLS:
+        if manifest.samples(protocol) == 0:
+            continue
+        gathered = gather_rows(predict(strategy, image, config, manifest, protocol))
+        if gathered is not None:
+            expected = expected_uids(Path(config.data.root), manifest, protocol)
+            kept[protocol] = exactly_once(gathered.cpu().numpy(), expected)
+            results[protocol] = score(kept[protocol], manifest.num_old)
+    strategy.module.train()
+    return (results, kept) if rank() == 0 else None
+
+
+def save_evaluation(folder: Path, method: str, results: dict[str, Any], predictions: dict[str, Predictions]) -> None:
+    """Write metrics.json and predictions.npz, each whole or not at all."""
+    arrays = {f"{protocol}_{k}": v for protocol, p in predictions.items() for k, v in p._asdict().items()}
+    temporary = folder / ("tmp." + PREDICTIONS)
+    np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    temporary.replace(folder / PREDICTIONS)
+    temporary = folder / (METRICS + ".tmp")
+    temporary.write_text(json.dumps({"method": method, **results}, indent=1) + "\n")
+    temporary.replace(folder / METRICS)
+
+
+def evaluate_run(folder: Path) -> dict[str, Any] | None:
+    """Evaluate a trained run again, on as many processes as this is called by, and write its metrics.json.
+
+    Raises:
+        RunError, DatasetError, EvaluationError: nothing to evaluate, or damage.
+    """
+    config = read_config(folder)
+    accelerator = connect()
+    manifest = read_manifest(Path(config.data.root))
+    model, prompt = build_model(config, manifest, pretrained=False)
+    load_model(folder, model, prompt)
+    strategy = PlainStrategy(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.0))
+    if prompt is not None:
+        prompt.to(accelerator.device)
+    evaluated = evaluate(strategy, prompt, config, manifest)
+    if dist.is_initialized():
+        dist.barrier()
+    if evaluated is None:
+        return None
+    save_evaluation(folder, config.method, *evaluated)
+    return evaluated[0]
+
+
+if __name__ == "__main__":
+    from sptnet.cli import main
+
+    sys.exit(main(["eval", *sys.argv[1:]]))
