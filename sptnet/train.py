@@ -120,7 +120,7 @@ def describe(config: Config, learner: Learner, manifest: Manifest, order: BatchO
     counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
     return {
         "method": config.method + (f", from {config.init}" if config.init else ""),
-        "strategy": f"{strategy.name} ({strategy.wrapper}), {processes} processes on {strategy.accelerator.device.type}",
+        "strategy": f"{strategy.name} ({strategy.wrapper}), {processes} x {strategy.accelerator.device.type}",
         "mixed precision": strategy.accelerator.mixed_precision,
         "data": f"{manifest.name}: {counts}; {manifest.num_old} old classes of {len(manifest.classes)}",
         "batch": f"{batch} = {processes} x {batch // processes}, {order.steps_per_epoch} steps per epoch",
