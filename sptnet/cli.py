@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     match arguments.command:
         case "train":
             train(load_config(arguments.config, arguments.overrides))

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from sptnet.run_folder import METRICS, RunError
 
-PROTOCOL_TITLES = {"unlabelled": "unlabelled training images (transductive)", "test": "test images"}
+PROTOCOL_TITLES = {"unlabelled": "unlabelled (transductive)", "test": "test set"}
 
 
 def report(folders: Sequence[Path]) -> Table:
@@ -18,10 +18,10 @@ def report(folders: Sequence[Path]) -> Table:
         RunError: a folder without an evaluation.
     """
     table = Table(title="All / Old / New, %", title_justify="left")
-    table.add_column("method")
-    table.add_column("run")
+    table.add_column("method", no_wrap=True)
+    table.add_column("run", no_wrap=True)
     for title in PROTOCOL_TITLES.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for folder in folders:
         try:
             metrics = json.loads((folder / METRICS).read_text())

@@ -1,0 +1,141 @@
+"""Shards: what the tool writes, what other readers make of it, what damage is told."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from shards import digits as digits_source
+from shards import imagefolder
+from shards.make_shards import main as make_shards
+from shards.protocol import labelled_positions
+from sptnet.build import build_data
+from sptnet.config import load_config
+from sptnet.data.augment import DecodeError, decode
+from sptnet.data.loader import train_batches
+from sptnet.data.manifest import KINDS, DatasetError, read_index, read_manifest
+from sptnet.data.reader import ShardReader
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
+
+
+def batches(root, steps=range(6), workers=0, rank=0, world_size=1):
+    config = load_config(CONFIG, [f"data.root={root}", "data.batch_size=48"])
+    manifest, order = build_data(config)
+    return list(
+        train_batches(
+            root, manifest, order, augment="affine", image_size=24, seed=0, steps=steps,
+            workers=workers, rank=rank, world_size=world_size,
+        )
+    )  # fmt: skip
+
+
+def test_counts_and_protocol(digits):
+    manifest = read_manifest(digits)
+    assert (manifest.samples("labelled"), manifest.samples("unlabelled"), manifest.samples("test")) == (366, 1072, 359)
+    source = digits_source.source()
+    labelled = labelled_positions(source, 0.5, 0)
+    indexes = {kind: np.concatenate([read_index(digits, s) for s in manifest.of_kind(kind)]) for kind in KINDS}
+    assert set(indexes["labelled"]["uid"].tolist()) == labelled
+    train = np.concatenate([indexes["labelled"], indexes["unlabelled"]])
+    assert sorted(train["uid"]) == list(range(1438))
+    for row in train:
+        assert manifest.classes[row["target"]] == source.train[row["uid"]].class_name
+    assert (indexes["labelled"]["target"] < 5).all()
+
+
+def test_webdataset_reads_the_same_images_and_classes(digits):
+    manifest, source = read_manifest(digits), digits_source.source()
+    for kind, items in (("labelled", source.train), ("unlabelled", source.train), ("test", source.test)):
+        shards = manifest.of_kind(kind)
+        urls = [str(digits / shard.file) for shard in shards]
+        read = {int(s["__key__"]): s for s in webdataset.WebDataset(urls, shardshuffle=False)}
+        assert len(read) == manifest.samples(kind)
+        reader = ShardReader(digits, shards)
+        for number, shard in enumerate(shards):
+            for position in range(shard.samples):
+                ours = reader.read(number, position)
+                theirs = read[ours.uid]
+                assert theirs["png"] == ours.image == source.read(items[ours.uid].where)
+                assert int(theirs["cls"]) == ours.target
+        reader.close()
+
+
+def test_same_source_same_bytes(digits, tmp_path, capsys):
+    assert make_shards(["digits", str(tmp_path / "again")]) == 0
+    assert read_manifest(tmp_path / "again") == read_manifest(digits)
+    assert make_shards(["digits", str(tmp_path / "again")]) == 1
+    assert "holds a dataset already" in capsys.readouterr().err
+
+
+def test_global_batches_are_the_same_bit_for_bit(digits):
+    whole = batches(digits)
+    for world_size, workers in ((2, 0), (4, 0), (3, 0), (1, 2), (2, 3)):
+        parts = [batches(digits, workers=workers, rank=r, world_size=world_size) for r in range(world_size)]
+        for step, batch in enumerate(whole):
+            views = np.concatenate([part[step].views for part in parts], axis=1)
+            assert np.array_equal(views, batch.views)
+            assert np.array_equal(np.concatenate([part[step].uids for part in parts]), batch.uids)
+            assert batch.labelled.sum() == 24
+
+
+def test_imagefolder(tmp_path, capsys):
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("ant", "bee", "cat"):
+            for i in range(count):
+                (tmp_path / "src" / part / name).mkdir(parents=True, exist_ok=True)
+                pixels = np.full((9, 12, 3), 20 * i, np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "src" / part / name / f"{i}.jpg")
+    assert make_shards(["imagefolder", str(tmp_path / "src"), str(tmp_path / "out"), "--old", "2"]) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.classes == ["ant", "bee", "cat"]
+    assert [manifest.samples(kind) for kind in KINDS] == [6, 12, 6]
+    (tmp_path / "src" / "train" / "cat" / "0.jpg").write_bytes(b"no image")
+    assert make_shards(["imagefolder", str(tmp_path / "src"), str(tmp_path / "bad"), "--old", "2"]) == 1
+    assert "0.jpg is no image" in capsys.readouterr().err
+    assert not (tmp_path / "bad" / "manifest.json").exists()
+    assert not list((tmp_path / "bad").glob("*.tmp"))
+    with pytest.raises(imagefolder.SourceError, match="must leave old and new"):
+        imagefolder.source(tmp_path / "src", 3)
+
+
+def test_damage_is_told(digits, tmp_path):
+    def damaged(name):
+        return Path(shutil.copytree(digits, tmp_path / name))
+
+    root = damaged("missing")
+    (root / "test-000000.tar").unlink()
+    with pytest.raises(DatasetError, match=r"test-000000\.tar is missing"):
+        read_manifest(root)
+    root = damaged("short")
+    with open(root / "train-labelled-000003.tar", "r+b") as tar:
+        tar.truncate(2000)
+    with pytest.raises(DatasetError, match=r"train-labelled-000003\.tar has 2000 bytes"):
+        read_manifest(root)
+    root = damaged("index")
+    (root / "train-labelled-000003.idx.npy").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(DatasetError, match=r"000003\.idx\.npy cannot be read"):
+        read_index(root, read_manifest(root).of_kind("labelled")[3])
+    root = damaged("pixels")
+    for tar in root.glob("train-*.tar"):
+        tar.write_bytes(bytes(tar.stat().st_size))
+    with pytest.raises(DatasetError, match="does not decode"):
+        batches(root, workers=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "I;16", "1"])
+def test_every_mode_becomes_rgb(mode, tmp_path):
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    image = (
+        Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000) if mode == "I;16" else image.convert(mode)
+    )
+    path = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
+    image.save(path)
+    decoded = decode(path.read_bytes())
+    assert decoded.mode == "RGB"
+    assert np.asarray(decoded).max() > 0
+    with pytest.raises(DecodeError):
+        decode(path.read_bytes()[:20])

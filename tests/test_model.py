@@ -1,0 +1,83 @@
+"""The cheap formulations compute what the plain ones do; only what should be trained is."""
+
+import pytest
+import timm
+import torch
+
+from sptnet import create_model, create_prompt
+from sptnet.weights import BackboneError
+
+TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+
+
+def plain_twin(model, name, options):
+    twin = timm.create_model(name, num_classes=0, global_pool="token", img_size=model.image_size, **options)
+    twin.load_state_dict(model.backbone.state_dict())
+    return twin
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", TINY),
+        ("vit_small_patch14_dinov2", {**TINY, "init_values": 0.5}),
+        ("vit_small_patch14_reg4_dinov2", {**TINY, "init_values": 0.5}),
+    ],
+)
+def test_prompted_tokens_and_class_token_block_are_exact(name, options):
+    model = create_model(name, 3, 2, image_size=32, weights="none", backbone_options=options, head_hidden=32)
+    prompt = create_prompt("all", 32, 8, 1, 3)
+    images = torch.randn(4, 3, 32, 32)
+    twin = plain_twin(model, name, options)
+    torch.testing.assert_close(model(images, prompt()).features, twin(images + prompt()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(images).features, twin(images), rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad(model(images, prompt()).features.square().sum(), list(prompt.parameters()))
+    plain = torch.autograd.grad(twin(images + prompt()).square().sum(), list(prompt.parameters()))
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    both = model(images, prompt(), with_clean=True).logits
+    torch.testing.assert_close(both, torch.cat([model(images).logits, model(images, prompt()).logits]))
+
+
+def test_prompt_sizes_of_the_paper():
+    def count(kind):
+        return sum(p.numel() for p in create_prompt(kind, 224, 16).parameters())
+
+    assert (count("spatial"), count("global"), count("shared")) == (35_280, 69_840, 180)
+    assert count("all") == 35_280 + 69_840
+    with pytest.raises(ValueError, match="does not fit a patch"):
+        create_prompt("spatial", 32, 8, border=5)
+
+
+@pytest.mark.parametrize(("start", "trained"), [(-1, {2}), (1, {1, 2}), (3, set()), (0, {0, 1, 2})])
+def test_what_is_trained(start, trained):
+    options = {"image_size": 32, "weights": "none", "backbone_options": TINY, "head_hidden": 32}
+    model = create_model("vit_tiny_patch16_224", 3, 2, train_from_block=start, **options)
+    names = [name for name, p in model.backbone.named_parameters() if p.requires_grad]
+    assert {int(name.split(".")[1]) for name in names if name.startswith("blocks")} == trained
+    assert any(name.startswith("patch_embed") for name in names) == (start == 0)
+    assert all(p.requires_grad for p in model.head.parameters())
+
+
+def test_same_seed_same_weights_and_torch_is_left_alone():
+    before = torch.random.get_rng_state()
+    first, second = (
+        create_model("vit_tiny_patch16_224", 3, 2, image_size=32, weights="none", backbone_options=TINY)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_local_weights_are_resized_and_misfits_are_named(tmp_path):
+    donor = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, **TINY)
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in donor.state_dict().items()}}, tmp_path / "dino.pth")
+    options = {"image_size": 32, "backbone_options": TINY}
+    model = create_model("vit_tiny_patch16_224", 3, 2, weights=str(tmp_path / "dino.pth"), **options)
+    assert model.backbone.pos_embed.shape[1] == 17
+    assert torch.equal(model.backbone.blocks[0].attn.qkv.weight, donor.blocks[0].attn.qkv.weight)
+    torch.save({"nonsense": torch.zeros(1)}, tmp_path / "bad.pth")
+    with pytest.raises(BackboneError, match="lacks blocks"):
+        create_model("vit_tiny_patch16_224", 3, 2, weights=str(tmp_path / "bad.pth"), **options)
+    with pytest.raises(BackboneError, match="resnet18"):
+        create_model("resnet18", 3, 2, weights="none")
