@@ -19,10 +19,10 @@ class Accuracy(NamedTuple):
 
 def _class_ids(values: ArrayLike, what: str) -> np.ndarray:
     ids = np.asarray(values)
+    if ids.size == 0:
+        raise ValueError(f"{what} are empty: there is no accuracy of nothing")
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"{what} must be a vector of integers, not {ids.dtype} of shape {ids.shape}")
-    if len(ids) == 0:
-        raise ValueError(f"{what} are empty: there is no accuracy of nothing")
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= MAX_CLUSTERS:
         raise ValueError(f"{what} range from {low} to {high}: class ids lie between 0 and {MAX_CLUSTERS - 1}")
