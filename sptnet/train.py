@@ -11,11 +11,11 @@ from accelerate import Accelerator
 
 from sptnet.build import build_data, build_loss, build_model, build_schedule
 from sptnet.collectives import rank, world_size
-from sptnet.config import Config
+from sptnet.config import Config, ConfigError
 from sptnet.data.augment import normalise
 from sptnet.data.loader import train_batches
 from sptnet.data.manifest import KINDS, Manifest
-from sptnet.data.order import BatchOrder, rank_slice
+from sptnet.data.order import BatchOrder
 from sptnet.evaluate import evaluate, save_evaluation
 from sptnet.journal import Journal
 from sptnet.model import PromptedViT
@@ -43,7 +43,10 @@ def train(config: Config) -> Path:
     schedule = build_schedule(config, order.steps_per_epoch)
     model, prompt = build_model(config, manifest)
     accelerator = connect()
-    rank_slice(config.data.batch_size, accelerator.process_index, accelerator.num_processes)
+    if config.data.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"data.batch_size {config.data.batch_size} cannot be dealt to {accelerator.num_processes} processes"
+        )
     learner = assemble(config, accelerator, model, prompt, schedule)
     folder = open_run(config) if rank() == 0 else Path(config.run)
     steps = range(schedule.total_steps)
@@ -58,14 +61,10 @@ def train(config: Config) -> Path:
         if warning := schedule.warning():
             journal.line(f"warning: {warning}")
         for batch in batches:
-            device = accelerator.device
-            views = normalise(batch.views.to(device, non_blocking=True))
-            targets, labelled = (
-                batch.targets.to(device, non_blocking=True),
-                batch.labelled.to(device, non_blocking=True),
-            )
+            pieces = (batch.views, batch.targets, batch.labelled)
+            views, targets, labelled = (piece.to(accelerator.device, non_blocking=True) for piece in pieces)
 
-            terms = learner.step(batch.step, views, targets, labelled)
+            terms = learner.step(batch.step, normalise(views), targets, labelled)
 
             journal.step(facts_of(schedule, batch.step), terms, config.data.batch_size)
             if evaluation_is_due(config, schedule, batch.step + 1):

@@ -123,4 +123,5 @@ def test_a_finished_run_is_not_overwritten_and_mistakes_are_one_line(trained, di
     assert "error: " in ran.stderr
     assert "holds a finished run" in ran.stderr
     ran = launch([*arguments, "data.batch_size=40"], 3)
-    assert "cannot be dealt to 3 processes" in ran.stderr
+    assert "error: data.batch_size 40 cannot be dealt to 3 processes" in ran.stderr
+    assert "Error: " not in ran.stderr.split("error: data")[0]
