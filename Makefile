@@ -9,7 +9,7 @@ LAUNCH = $(BIN)/accelerate launch --config_file launch/ddp.yaml --num_processes 
 .PHONY: quickstart test lint bench clean
 .DELETE_ON_ERROR:
 
-quickstart: $(RUN)/sptnet/metrics.json $(RUN)/kmeans/metrics.json  ## shard digits, train SimGCD then SPTNet, evaluate
+quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/metrics.json  ## shard digits, train SimGCD then SPTNet, evaluate
 	@$(BIN)/sptnet report $(RUN)/kmeans $(RUN)/simgcd $(RUN)/sptnet
 	@echo
 	@echo "The runs are in $(RUN)/: metrics.jsonl has every step, predictions.npz every image."

@@ -40,7 +40,7 @@ def semi_supervised_kmeans(
     restarts: int = 10,
     seed: int = 0,
 ) -> Matrix:
-    """Centres [K, D] of the best of `restarts` runs, by the sum of squared distances of the unlabelled points.
+    """Centres [K, D] of the best of `restarts` runs, by the sum of squared distances of all points.
 
     Args:
         labelled, targets: [n, D], [n]: points of the old classes 0 .. num_old - 1, all of which occur.
@@ -60,7 +60,7 @@ def semi_supervised_kmeans(
             points, clusters = np.concatenate([labelled, unlabelled]), np.concatenate([targets, assigned])
             filled = [c for c in range(num_classes) if (clusters == c).any()]
             centres[filled] = [points[clusters == c].mean(0) for c in filled]
-        inertia = float(distances.min(1).sum())
+        inertia = float(distances.min(1).sum()) + float(((labelled - centres[targets]) ** 2).sum())
         if inertia < best_inertia:
             best, best_inertia = centres, inertia
     assert best is not None
