@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
+import timm
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -28,8 +29,6 @@ class Plain(nn.Module):
 
     def __init__(self, backbone: str, image_size: int):
         super().__init__()
-        import timm
-
         set_fused_attn(False)
         self.backbone = timm.create_model(backbone, num_classes=0, global_pool="token", img_size=image_size)
         set_fused_attn(True)

@@ -10,7 +10,7 @@ from sptnet.data.order import BatchOrder
 from sptnet.losses import GCDLoss
 from sptnet.model import PromptedViT, create_model
 from sptnet.prompts import Prompt, create_prompt
-from sptnet.reference import is_reference, load_reference
+from sptnet.reference import load_reference
 from sptnet.run_folder import has_model, load_model
 from sptnet.schedule import Schedule
 
@@ -111,8 +111,6 @@ def _new_prompt(config: Config, model: PromptedViT) -> Prompt:
 def _from_reference(config: Config, path: Path, manifest: Manifest) -> tuple[PromptedViT, Prompt]:
     if not path.is_file():
         raise ConfigError(f"init {path} is neither a trained run's folder nor a file")
-    if not is_reference(path):
-        raise ConfigError(f"init {path} is no authors' checkpoint: give a bare backbone as model.weights")
     spec = config.prompts
     model, prompt = load_reference(path, config.init_num_heads, spec.border, config.model.train_from_block)
     classes = len(model.head.prototypes)

@@ -48,12 +48,6 @@ def load_reference(
     return model, _prompt(path, prompts, model, border) if prompts else None
 
 
-def is_reference(path: str | Path) -> bool:
-    """Whether a weight file has the keys of an authors' checkpoint."""
-    state = read_state_dict(path)
-    return "1.0.cls_token" in state or "0.cls_token" in state
-
-
 def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +53,20 @@ def _decoded(root: Path, sample: Encoded) -> Image.Image:
         ) from None
 
 
-class _TrainSteps(Dataset[Batch | _Failed]):
+class _Batches(Dataset[Batch | EvalBatch | _Failed]):
+    """Batches by number; damage in the shards is passed on as `_Failed`."""
+
+    def __getitem__(self, number: int) -> Batch | EvalBatch | _Failed:
+        try:
+            return self._batch(number)
+        except DatasetError as error:
+            return _Failed(str(error))
+
+    def _batch(self, number: int) -> Batch | EvalBatch:
+        raise NotImplementedError
+
+
+class _TrainSteps(_Batches):
     def __init__(
         self, root: Path, manifest: Manifest, order: BatchOrder, augment: AugmentName, image_size: int,
         seed: int, slots: tuple[int, int], views_at: Callable[[int], int],
@@ -65,13 +78,8 @@ class _TrainSteps(Dataset[Batch | _Failed]):
             for labelled in (True, False)
         }
 
-    def __getitem__(self, step: int) -> Batch | _Failed:
-        try:
-            return self._batch(step)
-        except DatasetError as error:
-            return _Failed(str(error))
-
-    def _batch(self, step: int) -> Batch:
+    def _batch(self, number: int) -> Batch:
+        step = number
         begin, end = self.slots
         views = np.empty((self.views_at(step), end - begin, 3, self.image_size, self.image_size), np.uint8)
         targets, labelled, uids = [], [], []
@@ -86,7 +94,7 @@ class _TrainSteps(Dataset[Batch | _Failed]):
         return Batch(step, torch.from_numpy(views), torch.tensor(targets), torch.tensor(labelled), torch.tensor(uids))
 
 
-class _EvalBatches(Dataset[EvalBatch | _Failed]):
+class _EvalBatches(_Batches):
     def __init__(
         self, root: Path, manifest: Manifest, kind: Kind, batch_size: int, augment: AugmentName, image_size: int
     ):
@@ -97,12 +105,6 @@ class _EvalBatches(Dataset[EvalBatch | _Failed]):
 
     def __len__(self) -> int:
         return -(-int(self.starts[-1]) // self.batch_size)
-
-    def __getitem__(self, number: int) -> EvalBatch | _Failed:
-        try:
-            return self._batch(number)
-        except DatasetError as error:
-            return _Failed(str(error))
 
     def _batch(self, number: int) -> EvalBatch:
         begin = number * self.batch_size
@@ -124,7 +126,7 @@ def _unchanged(item: object) -> object:
     return item
 
 
-def _iterate(dataset: Dataset, items: Sequence[int], workers: int) -> Iterator:  # type: ignore[type-arg]
+def _iterate(dataset: _Batches, items: Sequence[int], workers: int) -> Iterator[Any]:
     loader = DataLoader(
         dataset,
         sampler=items,

@@ -4,7 +4,6 @@ import os
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
 
 
 class StrategyError(RuntimeError):
@@ -20,11 +19,7 @@ def connect() -> Accelerator:
         StrategyError: what was asked for and what accelerate gave differ. Accelerate falls back silently: without a
             CPU flag torchrun's N processes on a machine without GPUs would be N unconnected runs.
     """
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        dataloader_config=DataLoaderConfiguration(),
-        step_scheduler_with_optimizer=False,
-    )
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     asked, got = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
     if asked != got:
         raise StrategyError(
