@@ -3,41 +3,51 @@
 From the UCI repository (Alpaydin and Kaynak, 1998). It has no official test part: every fifth image is one here.
 """
 
+import argparse
 import io
-from functools import cache
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from shards.source import Item, Source
+from shards.source import Item, Source, SourceCommand
 
 TEST_EVERY = 5
 
 
-@cache
-def _digits() -> tuple[np.ndarray, np.ndarray]:
-    bunch = load_digits()
-    return bunch.images, bunch.target
-
-
-def read(where: str) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     """One digit as PNG: 16 grey levels stretched to 8 bits."""
-    image = np.round(_digits()[0][int(where)] * (255 / 16)).astype(np.uint8)
     encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "PNG")
+    Image.fromarray(np.round(image * (255 / 16)).astype(np.uint8)).save(encoded, "PNG")
     return encoded.getvalue()
 
 
 def source() -> Source:
     """0 to 4 are old, 5 to 9 new."""
-    items = [Item(str(target), str(i), len(read(str(i)))) for i, target in enumerate(_digits()[1])]
+    bunch = load_digits()
+    encoded = [_png(image) for image in bunch.images]
+    items = [Item(str(target), str(i), len(encoded[i])) for i, target in enumerate(bunch.target)]
     return Source(
         name="digits",
         classes=[str(digit) for digit in range(10)],
         num_old=5,
         train=[item for i, item in enumerate(items) if i % TEST_EVERY != TEST_EVERY - 1],
         test=items[TEST_EVERY - 1 :: TEST_EVERY],
-        read=read,
+        read=lambda where: encoded[int(where)],
         protocol={"test": f"every {TEST_EVERY}th image of scikit-learn's order"},
     )
+
+
+def _no_arguments(command: argparse.ArgumentParser) -> None:
+    pass
+
+
+COMMANDS = [
+    SourceCommand(
+        "digits",
+        "scikit-learn's handwritten digits, no download",
+        "1,797 images of 8 x 8 pixels, 10 classes, 5 of them old; every fifth image is for testing.",
+        _no_arguments,
+        lambda arguments: source(),
+    )
+]

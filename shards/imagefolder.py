@@ -1,33 +1,13 @@
 """Your own images: one folder per class, with or without `train/` and `test/` above them."""
 
+import argparse
 from pathlib import Path
 
-from shards.source import Item, Source, SourceError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+from shards.source import IMAGE_SUFFIXES, Folder, Item, Source, SourceCommand, SourceError, need_folder
 
 
-def read(where: str) -> bytes:
-    """The file's bytes, untouched."""
-    try:
-        return Path(where).read_bytes()
-    except OSError as error:
-        raise SourceError(f"{where} cannot be read: {error.strerror}") from None
-
-
-def _class_folders(root: Path) -> dict[str, Path]:
-    return {
-        folder.name: folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")
-    }
-
-
-def _items(folders: dict[str, Path]) -> list[Item]:
-    items = []
-    for name, folder in folders.items():
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.suffix.lower() in SUFFIXES:
-                items.append(Item(name, str(path), path.stat().st_size))
-    return items
+def _items(files: Folder, part: str, classes: list[str]) -> list[Item]:
+    return [item for name in classes for item in files.images(name, f"{part}/{name}" if part else name)]
 
 
 def source(root: Path, num_old: int, name: str | None = None) -> Source:
@@ -36,16 +16,33 @@ def source(root: Path, num_old: int, name: str | None = None) -> Source:
     Raises:
         SourceError: no folders, no images, a test class that training lacks, or an impossible `num_old`.
     """
-    if not root.is_dir():
-        raise SourceError(f"{root} is not a folder")
-    split = (root / "train").is_dir()
-    train = _class_folders(root / "train" if split else root)
-    test = _class_folders(root / "test") if split and (root / "test").is_dir() else {}
-    if strange := sorted(test.keys() - train.keys()):
+    files = Folder(need_folder(root))
+    part = "train" if (root / "train").is_dir() else ""
+    classes = files.class_folders(part)
+    tested = files.class_folders("test") if part and (root / "test").is_dir() else []
+    if strange := sorted(set(tested) - set(classes)):
         raise SourceError(f"{root / 'test' / strange[0]} is a class that {root / 'train'} does not have")
-    if not 0 < num_old < len(train):
-        raise SourceError(f"--old {num_old} must leave old and new classes: {root} has {len(train)}")
-    train_items = _items(train)
-    if lacking := sorted(train.keys() - {item.class_name for item in train_items}):
-        raise SourceError(f"{train[lacking[0]]} holds no image ({', '.join(sorted(SUFFIXES))})")
-    return Source(name or root.resolve().name, list(train), num_old, train_items, _items(test), read)
+    if not 0 < num_old < len(classes):
+        raise SourceError(f"--old {num_old} must leave old and new classes: {root} has {len(classes)}")
+    train = _items(files, part, classes)
+    if lacking := sorted(set(classes) - {item.class_name for item in train}):
+        raise SourceError(f"{root / part / lacking[0]} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return Source(name or root.resolve().name, classes, num_old, train, _items(files, "test", tested), files)
+
+
+def _add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("root", type=Path, help="folder of class folders, or of train/ and test/ with class folders")
+    command.add_argument("--old", type=int, required=True, help="how many classes, the first by name, are old")
+    command.add_argument("--name", help="name of the dataset (default: that of the folder)")
+
+
+COMMANDS = [
+    SourceCommand(
+        "imagefolder",
+        "your own images, one folder per class",
+        "Expects one folder per class, optionally below train/ and test/. Files that are no images by their suffix are "
+        "left alone.",
+        _add_arguments,
+        lambda arguments: source(arguments.root, arguments.old, arguments.name),
+    )
+]

@@ -1,71 +1,190 @@
 #!/usr/bin/env python3
-"""Turn a dataset of images into WebDataset shards that sptnet reads."""
+"""Turn a dataset of images into WebDataset shards that sptnet reads; check, show and index shards.
+
+One command per dataset of the field, and for your own images; `make_shards.py COMMAND --help` says which files it
+expects and where they are published. shards/README.md describes the format.
+"""
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 
-from shards import digits, imagefolder
-from shards.source import Source, SourceError
-from shards.writer import Planned, convert
-from sptnet.data.manifest import KINDS
+from shards import aircraft, cifar, csv_list, cub, digits, herbarium_19, imagefolder, imagenet, scars
+from shards.convert import convert
+from shards.images import SUFFIX, Resize
+from shards.index import index
+from shards.plan import Settings
+from shards.progress import ShardProgress
+from shards.protocol import deviation
+from shards.show import CONTACT_SHEET, classes_without_samples, contact_sheet, table
+from shards.source import SourceCommand, SourceError
+from shards.verify import verify
+from sptnet.data.manifest import KINDS, DatasetError, Manifest, read_manifest
+
+SOURCES: list[SourceCommand] = [
+    command
+    for source in (cifar, imagenet, cub, scars, aircraft, herbarium_19, imagefolder, csv_list, digits)
+    for command in source.COMMANDS
+]
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def quality(text: str) -> int:
+    """An argument from 1 to 100."""
+    if positive(text) > 100:
+        raise argparse.ArgumentTypeError(f"{text} is above 100")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """An argument above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
+    return value
+
+
+def _add_protocol(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--labelled-fraction",
+        type=share,
+        default=0.5,
+        help="share of the training images of old classes that are labelled (default: %(default)s, the protocol's)",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="of that choice and of the dealing to shards (default: %(default)s)"
+    )
+
+
+def _add_conversion(command: argparse.ArgumentParser) -> None:
+    command.add_argument("out", type=Path, help="folder to write")
+    _add_protocol(command)
+    command.add_argument(
+        "--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: one per core)"
+    )
+    command.add_argument(
+        "--shard-mb", type=positive, default=256, help="about how large a shard becomes (default: %(default)s MB)"
+    )
+    kept = command.add_mutually_exclusive_group()
+    kept.add_argument("--keep", action="store_true", help="copy the image bytes untouched (the default)")
+    kept.add_argument("--resize", type=positive, metavar="PIXELS", help="store images with this short side (bicubic)")
+    command.add_argument("--format", choices=list(SUFFIX), default="jpeg", help="of --resize (default: %(default)s)")
+    command.add_argument("--quality", type=quality, default=95, help="of JPEG and WebP (default: %(default)s)")
+    command.add_argument(
+        "--on-error",
+        choices=["fail", "skip"],
+        default="fail",
+        help="an image that does not decode stops the conversion, or is left out and listed in the manifest",
+    )
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="make_shards.py", description=__doc__)
-    sources = top.add_subparsers(dest="source", required=True)
-    command = sources.add_parser(
-        "digits", help="scikit-learn's handwritten digits, no download", description=digits.__doc__
-    )
-    command.add_argument("out", type=Path, help="folder to write")
-    command = sources.add_parser("imagefolder", help="your own images", description=imagefolder.__doc__)
-    command.add_argument("root", type=Path, help="folder of class folders, or of train/ and test/ with class folders")
-    command.add_argument("out", type=Path, help="folder to write")
-    command.add_argument("--old", type=int, required=True, help="how many classes, the first by name, are old")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for source in SOURCES:
+        command = commands.add_parser(source.name, help=source.help, description=source.description)
+        source.add_arguments(command)
+        _add_conversion(command)
+    command = commands.add_parser("verify", help="check a dataset against its manifest", description=verify.__doc__)
+    command.add_argument("dir", type=Path, help="a folder of shards")
+    command.add_argument("--decode", action="store_true", help="decode every image too")
+    command.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: cores)")
+    command = commands.add_parser("show", help="table and contact sheet of a dataset")
+    command.add_argument("dir", type=Path, help="a folder of shards")
+    command.add_argument("--sheet", type=Path, help=f"where the picture goes (default: DIR/{CONTACT_SHEET})")
+    command = commands.add_parser("index", help="make others' WebDataset tars readable", description=index.__doc__)
+    command.add_argument("dir", type=Path, help="the folder of the tars, where indexes and manifest are written")
+    command.add_argument("--train", default="train*.tar", help="which tars are for training (default: %(default)s)")
+    command.add_argument("--test", default="test*.tar", help="which tars are for testing (default: %(default)s)")
+    command.add_argument("--old", type=positive, required=True, help="how many classes, the first, are old")
+    command.add_argument("--json-key", default="label", help="where a .json has the class (default: %(default)s)")
     command.add_argument("--name", help="name of the dataset (default: that of the folder)")
-    for command in sources.choices.values():
-        command.add_argument(
-            "--labelled-fraction",
-            type=float,
-            default=0.5,
-            help="share of the training images of old classes that are labelled (default: %(default)s)",
-        )
-        command.add_argument(
-            "--seed", type=int, default=0, help="of that choice and of the dealing to shards (default: %(default)s)"
-        )
+    _add_protocol(command)
     return top
 
 
-def source_of(arguments: argparse.Namespace) -> Source:
-    if arguments.source == "digits":
-        return digits.source()
-    return imagefolder.source(arguments.root, arguments.old, arguments.name)
+def _convert(arguments: argparse.Namespace, source: SourceCommand, console: Console) -> None:
+    resize = Resize(arguments.resize, arguments.format, arguments.quality) if arguments.resize else None
+    settings = Settings(
+        arguments.labelled_fraction, arguments.seed, arguments.shard_mb * 10**6, resize, arguments.on_error
+    )
+    with ShardProgress(console) as progress:
+        manifest = convert(source.build(arguments), arguments.out, settings, arguments.workers, progress)
+    _told(arguments.out, manifest)
+    if manifest.skipped:
+        first = manifest.skipped[0]["file"]
+        print(f"warning: {len(manifest.skipped)} images were left out, the first is {first}", file=sys.stderr)
+    counts = manifest.samples("labelled"), manifest.samples("unlabelled")
+    if warning := deviation(manifest.name, *counts, settings.labelled_fraction):
+        print(f"warning: {warning}", file=sys.stderr)
 
 
-def with_progress(planned: list[Planned]) -> Iterator[Planned]:
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("writing shards", total=sum(len(shard.samples) for shard in planned))
-        for shard in planned:
-            yield shard
-            progress.advance(task, len(shard.samples))
+def _told(root: Path, manifest: Manifest) -> None:
+    counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
+    print(f"{root}: {manifest.name}, {counts}; {manifest.num_old} old classes of {len(manifest.classes)}")
+
+
+def _verify(arguments: argparse.Namespace, console: Console) -> None:
+    manifest = read_manifest(arguments.dir)
+    problems = 0
+    with ShardProgress(console) as progress:
+        progress.begin(len(manifest.shards), sum(shard.samples for shard in manifest.shards))
+        for checked in verify(arguments.dir, arguments.decode, arguments.workers):
+            progress.add(checked.shard)
+            problems += len(checked.problems)
+            for problem in checked.problems:
+                print(problem, file=sys.stderr)
+    if problems:
+        raise SourceError(f"{arguments.dir} has {problems} faults: make or copy these shards again")
+    print(f"{arguments.dir}: {len(manifest.shards)} shards are what the manifest says")
+
+
+def _show(arguments: argparse.Namespace, console: Console) -> None:
+    manifest = read_manifest(arguments.dir)
+    Console().print(table(manifest))
+    if empty := classes_without_samples(arguments.dir, manifest):
+        print(f"classes without samples: {', '.join(empty)}")
+    path = arguments.sheet or arguments.dir / CONTACT_SHEET
+    contact_sheet(arguments.dir, manifest).save(path, "PNG")
+    print(f"contact sheet: {path}")
+
+
+def _index(arguments: argparse.Namespace, console: Console) -> None:
+    root = arguments.dir
+    train, test = (sorted(root.glob(pattern)) for pattern in (arguments.train, arguments.test))
+    if not train:
+        raise SourceError(f"{root} has no {arguments.train}")
+    settings = Settings(arguments.labelled_fraction, arguments.seed)
+    name = arguments.name or root.resolve().name
+    _told(root, index(root, train, test, arguments.old, settings, name, arguments.json_key))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert; what is wrong with the source is one line on stderr."""
+    """Run a command; what is wrong with the source or the shards is one line on stderr."""
     arguments = parser().parse_args(argv)
+    console = Console(stderr=True)
+    commands = {"verify": _verify, "show": _show, "index": _index}
     try:
-        manifest = convert(
-            source_of(arguments), arguments.out, arguments.labelled_fraction, arguments.seed, with_progress
-        )
-    except SourceError as error:
+        if arguments.command in commands:
+            commands[arguments.command](arguments, console)
+        else:
+            _convert(arguments, next(s for s in SOURCES if s.name == arguments.command), console)
+    except (SourceError, DatasetError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
-    print(f"{arguments.out}: {manifest.name}, {counts}; {manifest.num_old} old classes of {len(manifest.classes)}")
     return 0
 
 

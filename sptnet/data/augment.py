@@ -1,118 +1,79 @@
-"""Pixels: decoding, and the transforms of the field, as functions of the image and of keyed random numbers.
+"""The transforms of the field, as functions of the image and of keyed random numbers.
 
-Everything stays uint8; normalisation happens on the device (`normalise`).
+Images are uint8 [3, H, W] and stay so; normalisation happens on the device (`normalise`). What both views of a sample
+share, the resize, is done once (`prepare`).
 """
 
-import io
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from sptnet.data import keyed
+from sptnet.data.image import from_pillow, resize, resize_short_side, to_pillow
 
 AugmentName = Literal["crop_flip", "affine"]
 CROP_RATIO = 0.875
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in the backbones' own training
 DRAWS = 8  # random numbers set aside per view; part of the data order
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
-View = Callable[[Image.Image, int, NDArray[np.float64]], Image.Image]
-
-
-class DecodeError(ValueError):
-    """Bytes that are no image."""
+View = Callable[[Tensor, int, NDArray[np.float64]], Tensor]
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """Decode an image file to RGB; grey, palette, CMYK, alpha and 16-bit grey images are converted.
-
-    Raises:
-        DecodeError: not an image that Pillow reads, truncated, or absurdly large.
-    """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(encoded))
-        if image.width * image.height > MAX_PIXELS:
-            raise DecodeError(f"is {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-        if image.mode.startswith("I;16") or image.mode == "I":
-            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-        elif image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DecodeError(str(error)) from None
+def prepare(name: AugmentName, image: Tensor, size: int) -> Tensor:
+    """What comes before the random part: short side to size / 0.875, or, for `affine`, the whole image to `size`."""
+    if name == "affine":
+        return resize(image, size, size)
+    return resize_short_side(image, int(size / CROP_RATIO))
 
 
-def short_side(image: Image.Image, size: int) -> Image.Image:
-    """Resize (bicubic) so that the short side has `size` pixels."""
-    width, height = image.size
-    if width <= height:
-        return image.resize((size, max(size, int(size * height / width))), Image.Resampling.BICUBIC)
-    return image.resize((max(size, int(size * width / height)), size), Image.Resampling.BICUBIC)
+def crop_flip(image: Tensor, size: int, draws: NDArray[np.float64]) -> Tensor:
+    """The field's augmentation: random crop, horizontal flip with probability 1/2."""
+    _, height, width = image.shape
+    left = int(draws[0] * (width - size + 1))
+    top = int(draws[1] * (height - size + 1))
+    image = image[:, top : top + size, left : left + size]
+    return image.flip(-1) if draws[2] < 0.5 else image
 
 
-def crop_flip(image: Image.Image, size: int, draws: NDArray[np.float64]) -> Image.Image:
-    """The field's augmentation: short side to size / 0.875, random crop, horizontal flip with probability 1/2."""
-    image = short_side(image, int(size / CROP_RATIO))
-    left = int(draws[0] * (image.width - size + 1))
-    top = int(draws[1] * (image.height - size + 1))
-    image = image.crop((left, top, left + size, top + size))
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draws[2] < 0.5 else image
-
-
-def affine(image: Image.Image, size: int, draws: NDArray[np.float64]) -> Image.Image:
+def affine(image: Tensor, size: int, draws: NDArray[np.float64]) -> Tensor:
     """For digits: turn by up to 10 degrees, scale by 0.9 to 1.1, shift by up to a tenth; never mirrored."""
     angle = np.deg2rad(20 * draws[0] - 10)
     scale = 0.9 + 0.2 * draws[1]
     shift = (0.2 * draws[2:4] - 0.1) * size
-    image = image.resize((size, size), Image.Resampling.BICUBIC)
     cos, sin, centre = np.cos(angle) / scale, np.sin(angle) / scale, size / 2
     # PIL maps output pixels to input pixels: rotate and scale about the centre, then shift
     a, b, d, e = cos, sin, -sin, cos
     c = centre - a * (centre + shift[0]) - b * (centre + shift[1])
     f = centre - d * (centre + shift[0]) - e * (centre + shift[1])
-    return image.transform((size, size), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
-
-
-def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The field's test transform: short side to size / 0.875, centre crop."""
-    image = short_side(image, int(size / CROP_RATIO))
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def whole(image: Image.Image, size: int) -> Image.Image:
-    """The whole image at `size`, what `affine` starts from."""
-    return image.resize((size, size), Image.Resampling.BICUBIC)
+    matrix = (a, b, c, d, e, f)
+    turned = to_pillow(image).transform((size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return from_pillow(turned)
 
 
 TRAIN_VIEWS: dict[AugmentName, View] = {"crop_flip": crop_flip, "affine": affine}
-EVAL_VIEWS: dict[AugmentName, Callable[[Image.Image, int], Image.Image]] = {"crop_flip": centre_crop, "affine": whole}
 
 
-def train_view(
-    name: AugmentName, image: Image.Image, size: int, seed: int, step: int, slot: int, view: int
-) -> NDArray[np.uint8]:
-    """View number `view` of what stands in `slot` of global batch `step`: uint8 [3, size, size]."""
+def train_view(name: AugmentName, image: Tensor, size: int, seed: int, step: int, slot: int, view: int) -> Tensor:
+    """View number `view` of the prepared image in `slot` of global batch `step`: uint8 [3, size, size]."""
     draws = keyed.uniforms(seed, keyed.AUGMENTATION, step, slot, view, DRAWS)
-    return _channels_first(TRAIN_VIEWS[name](image, size, draws))
+    return TRAIN_VIEWS[name](image, size, draws)
 
 
-def eval_view(name: AugmentName, image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """The one view that is evaluated: uint8 [3, size, size]."""
-    return _channels_first(EVAL_VIEWS[name](image, size))
-
-
-def _channels_first(image: Image.Image) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.asarray(image, np.uint8).transpose(2, 0, 1))
+def eval_view(name: AugmentName, image: Tensor, size: int) -> Tensor:
+    """The one view that is evaluated, the centre of the prepared image: uint8 [3, size, size]."""
+    image = prepare(name, image, size)
+    top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
+    return image[:, top : top + size, left : left + size]
 
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 [..., 3, H, W] -> float32 with ImageNet's mean and deviation, on the images' device."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
-    return (images.float() / 255 - mean) / std
+    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    # from channels last, as the loader sends them: three passes over rows of three numbers would be slow on a CPU
+    pixels = images.contiguous().float()
+    return pixels.mul_(1 / (255 * std)).sub_(mean / std)

@@ -111,12 +111,24 @@ class StreamOrder:
         place = int(np.searchsorted(line.starts, on_line, side="right")) - 1
         return Place(int(line.shards[place]), on_line - int(line.starts[place]))
 
+    def ahead(self, stream: int, position: int) -> tuple[list[int], int]:
+        """The shards of the window that holds a position of a stream, and the position after that window."""
+        begin, end = self.piece(stream)
+        pass_, offset = divmod(position, end - begin)
+        _, left, right = self.window_bounds(pass_, stream, offset)
+        line = self._line(pass_)
+        first = int(np.searchsorted(line.starts, left, side="right")) - 1
+        last = int(np.searchsorted(line.starts, right, side="left"))
+        return line.shards[first:last].tolist(), position - offset + right - begin
+
 
 class Slot(NamedTuple):
-    """One place of a global batch: its number in the batch, whether it is labelled, and its sample."""
+    """One place of a global batch: its number in the batch, its split, the stream it comes from, and its sample."""
 
     number: int
     labelled: bool
+    stream: int
+    position: int  # in the stream, counted from the beginning of the run
     place: Place
 
 
@@ -160,9 +172,29 @@ class BatchOrder:
         for number in range(begin, self.batch_size if end is None else end):
             pair, unlabelled = divmod(number, 2)
             stream, within = divmod(pair, per_stream)
-            place = self.splits[unlabelled].at(stream, step * per_stream + within)
-            slots.append(Slot(number, not unlabelled, place))
+            position = step * per_stream + within
+            place = self.splits[unlabelled].at(stream, position)
+            slots.append(Slot(number, not unlabelled, stream, position, place))
         return slots
+
+    def instead(self, slot: Slot, distance: int) -> Slot:
+        """What takes a slot whose sample is damaged: the sample that comes `distance` later in the same stream."""
+        position = slot.position + distance
+        return slot._replace(position=position, place=self.splits[not slot.labelled].at(slot.stream, position))
+
+    def upcoming(self, step: int, begin: int, end: int) -> list[tuple[bool, int]]:
+        """(labelled, shard) of the windows that slots [begin, end) read at a step, and of the windows after them."""
+        per_stream = self.batch_size // (2 * self.streams)
+        streams = range(begin // 2 // per_stream, (end // 2 - 1) // per_stream + 1)
+        now, later = [], []
+        for split, labelled in zip(self.splits, (True, False), strict=True):
+            for stream in streams:
+                position, end_of_batch = step * per_stream, (step + 1) * per_stream
+                while position < end_of_batch:
+                    shards, position = split.ahead(stream, position)
+                    now += [(labelled, shard) for shard in shards]
+                later += [(labelled, shard) for shard in split.ahead(stream, position)[0]]
+        return now + later
 
 
 def rank_slice(batch_size: int, rank: int, world_size: int) -> tuple[int, int]:

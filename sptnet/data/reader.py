@@ -3,17 +3,17 @@
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.manifest import DatasetError, Shard, read_index
+from sptnet.data.manifest import DatasetError, Shard
+from sptnet.data.store import Store
 
 
 class Encoded(NamedTuple):
-    """One sample as it lies on disk; `shard` is the tar's file name, for messages."""
+    """One sample as it lies on disk; `shard` is the tar's path or URL, for messages."""
 
     uid: int
     target: int
@@ -30,23 +30,20 @@ class ShardReader:
     """Random access to the samples of some shards. Not shared between processes.
 
     Args:
-        root: the dataset's folder.
+        store: where the dataset lies.
         shards: the shards of one kind, in the manifest's order.
         keep_open: how many shards stay open, with their indexes, at a time.
     """
 
-    def __init__(self, root: Path, shards: Sequence[Shard], keep_open: int = 64):
-        self.root, self.shards, self.keep_open = root, shards, keep_open
+    def __init__(self, store: Store, shards: Sequence[Shard], keep_open: int = 64):
+        self.store, self.shards, self.keep_open = store, shards, keep_open
         self._open: OrderedDict[int, _Open] = OrderedDict()
 
     def _shard(self, number: int) -> _Open:
         if number not in self._open:
-            path = self.root / self.shards[number].file
-            try:
-                descriptor = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise DatasetError(f"{path} cannot be opened: {error.strerror}") from None
-            self._open[number] = _Open(descriptor, read_index(self.root, self.shards[number]))
+            shard = self.shards[number]
+            entries = self.store.entries(shard)
+            self._open[number] = _Open(self.store.open(shard), entries)
             while len(self._open) > self.keep_open:
                 _, oldest = self._open.popitem(last=False)
                 os.close(oldest.descriptor)
@@ -59,12 +56,15 @@ class ShardReader:
         Raises:
             DatasetError: the shard is missing, shorter than its index says, or its index is damaged.
         """
-        opened, file = self._shard(shard), self.shards[shard].file
-        uid, target, offset, size = (int(value) for value in opened.entries[position])
-        image = os.pread(opened.descriptor, size, offset)
+        opened, where = self._shard(shard), self.store.where(self.shards[shard].file)
+        uid, target, offset, size = opened.entries[position].item()
+        try:
+            image = os.pread(opened.descriptor, size, offset)
+        except OSError as error:
+            raise DatasetError(f"{where}: sample {uid} cannot be read: {error.strerror}") from None
         if len(image) != size:
-            raise DatasetError(f"{self.root / file} ends inside of sample {uid}: copy the shard again")
-        return Encoded(uid, target, image, file)
+            raise DatasetError(f"{where} ends inside of sample {uid}: copy the shard again")
+        return Encoded(uid, target, image, where)
 
     def close(self) -> None:
         while self._open:

@@ -81,6 +81,53 @@ def test_a_rank_opens_only_its_streams_shards(world_size):
             assert len(allowed) < len(split.counts)
 
 
+def same_shard_neighbours(order):
+    """Share of neighbours, in one pass of one stream, that come from the same shard."""
+    shards = [order.at(0, n).shard for n in range(order.total)]
+    return np.mean(np.equal(shards[1:], shards[:-1]))
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 16, 64])
+def test_neighbours_come_from_the_same_shard_no_more_often_than_the_window_implies(window):
+    """In a random permutation of W shards of n samples, a neighbour is of the same shard with (n - 1) / (W n - 1)."""
+    shards, each = 64, 100
+    inside = shards // window * (window * each - 1)  # pairs that no border between windows divides
+    expected = (each - 1) / (window * each - 1) * inside / (shards * each - 1)
+    margin = 4 * np.sqrt(expected * (1 - expected) / inside) if window > 1 else 1e-9
+    for seed in range(3):
+        share = same_shard_neighbours(StreamOrder([each] * shards, 1, window, seed, split=0))
+        assert abs(share - expected) <= margin
+
+
+def test_positions_in_a_pass_are_uniform_over_passes():
+    """Where one sample stands does not depend on where it stood: its mean place over many passes is the middle."""
+    order = StreamOrder([10] * 16, 1, 4, seed=3, split=0)
+    places = []
+    for pass_ in range(200):
+        at = [order.at(0, pass_ * order.total + n) for n in range(order.total)]
+        places.append(at.index((5, 5)))
+    # 160 places: standard deviation of a mean of 200 uniform draws is 46 / sqrt(200) = 3.3
+    assert abs(np.mean(places) - 79.5) < 4 * 3.3
+    assert np.std(places) > 40
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_upcoming_names_what_is_read_now_and_next(world_size):
+    order = batch_order()
+    for rank in range(world_size):
+        slots = rank_slice(24, rank, world_size)
+        for step in range(30):
+            named = set(order.upcoming(step, *slots))
+            read = order.batch(step, *slots)
+            assert {(s.labelled, s.place.shard) for s in read} <= named
+            # and what follows the windows that are being read
+            for split, labelled in zip(order.splits, (True, False), strict=True):
+                for stream in {s.stream for s in read}:
+                    last = max(s.position for s in read if (s.stream, s.labelled) == (stream, labelled))
+                    following = split.ahead(stream, last)[1]
+                    assert (labelled, split.at(stream, following).shard) in named
+
+
 def test_impossible_orders_are_refused():
     with pytest.raises(ValueError, match="multiple of 2 x 4"):
         batch_order(batch_size=20)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from PIL import Image
 
@@ -14,31 +15,33 @@ from shards.make_shards import main as make_shards
 from shards.protocol import labelled_positions
 from sptnet.build import build_data
 from sptnet.config import load_config
-from sptnet.data.augment import DecodeError, decode
+from sptnet.data.image import DecodeError, decode
 from sptnet.data.loader import train_batches
-from sptnet.data.manifest import KINDS, DatasetError, read_index, read_manifest
+from sptnet.data.manifest import KINDS, DatasetError, read_manifest
 from sptnet.data.reader import ShardReader
+from sptnet.data.store import LocalStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
 
 
-def batches(root, steps=range(6), workers=0, rank=0, world_size=1):
+def batches(root, steps=range(6), workers=0, rank=0, world_size=1, tolerated=0):
     config = load_config(CONFIG, [f"data.root={root}", "data.batch_size=48"])
-    manifest, order = build_data(config)
+    store, order = build_data(config)
     return list(
         train_batches(
-            root, manifest, order, augment="affine", image_size=24, seed=0, steps=steps,
-            workers=workers, rank=rank, world_size=world_size,
+            store, order, augment="affine", image_size=24, seed=0, steps=steps, workers=workers, rank=rank,
+            world_size=world_size, tolerated=tolerated,
         )
     )  # fmt: skip
 
 
 def test_counts_and_protocol(digits):
-    manifest = read_manifest(digits)
+    store = LocalStore(digits)
+    manifest = store.manifest
     assert (manifest.samples("labelled"), manifest.samples("unlabelled"), manifest.samples("test")) == (366, 1072, 359)
     source = digits_source.source()
     labelled = labelled_positions(source, 0.5, 0)
-    indexes = {kind: np.concatenate([read_index(digits, s) for s in manifest.of_kind(kind)]) for kind in KINDS}
+    indexes = {kind: np.concatenate([store.entries(s) for s in manifest.of_kind(kind)]) for kind in KINDS}
     assert set(indexes["labelled"]["uid"].tolist()) == labelled
     train = np.concatenate([indexes["labelled"], indexes["unlabelled"]])
     assert sorted(train["uid"]) == list(range(1438))
@@ -54,7 +57,7 @@ def test_webdataset_reads_the_same_images_and_classes(digits):
         urls = [str(digits / shard.file) for shard in shards]
         read = {int(s["__key__"]): s for s in webdataset.WebDataset(urls, shardshuffle=False)}
         assert len(read) == manifest.samples(kind)
-        reader = ShardReader(digits, shards)
+        reader = ShardReader(LocalStore(digits), shards)
         for number, shard in enumerate(shards):
             for position in range(shard.samples):
                 ours = reader.read(number, position)
@@ -73,7 +76,7 @@ def test_same_source_same_bytes(digits, tmp_path, capsys):
 
 def test_global_batches_are_the_same_bit_for_bit(digits):
     whole = batches(digits)
-    for world_size, workers in ((2, 0), (4, 0), (3, 0), (1, 2), (2, 3)):
+    for world_size, workers in ((2, 0), (4, 0), (3, 0), (6, 0), (1, 1), (1, 3), (2, 3)):
         parts = [batches(digits, workers=workers, rank=r, world_size=world_size) for r in range(world_size)]
         for step, batch in enumerate(whole):
             views = np.concatenate([part[step].views for part in parts], axis=1)
@@ -95,7 +98,7 @@ def test_imagefolder(tmp_path, capsys):
     assert [manifest.samples(kind) for kind in KINDS] == [6, 12, 6]
     (tmp_path / "src" / "train" / "cat" / "0.jpg").write_bytes(b"no image")
     assert make_shards(["imagefolder", str(tmp_path / "src"), str(tmp_path / "bad"), "--old", "2"]) == 1
-    assert "0.jpg is no image" in capsys.readouterr().err
+    assert "cat/0.jpg does not decode" in capsys.readouterr().err
     assert not (tmp_path / "bad" / "manifest.json").exists()
     assert not list((tmp_path / "bad").glob("*.tmp"))
     with pytest.raises(imagefolder.SourceError, match="must leave old and new"):
@@ -117,13 +120,46 @@ def test_damage_is_told(digits, tmp_path):
         read_manifest(root)
     root = damaged("index")
     (root / "train-labelled-000003.idx.npy").write_bytes(b"\x80\x04K\x01.")
-    with pytest.raises(DatasetError, match=r"000003\.idx\.npy cannot be read"):
-        read_index(root, read_manifest(root).of_kind("labelled")[3])
+    store = LocalStore(root)
+    with pytest.raises(DatasetError, match=r"000003\.idx\.npy is not the index"):
+        store.entries(store.manifest.of_kind("labelled")[3])
+    root = damaged("other index")
+    shutil.copy(root / "train-labelled-000002.idx.npy", root / "train-labelled-000003.idx.npy")
+    with pytest.raises(DatasetError, match=r"rank 0: .*000003\.idx\.npy is not the index"):
+        batches(root)
     root = damaged("pixels")
     for tar in root.glob("train-*.tar"):
         tar.write_bytes(bytes(tar.stat().st_size))
-    with pytest.raises(DatasetError, match="does not decode"):
-        batches(root, workers=1)
+    with pytest.raises(DatasetError, match=r"rank 1: .*train-.*\.tar: sample \d+ does not decode"):
+        batches(root, workers=1, rank=1, world_size=2)
+
+
+def test_tolerated_damage_is_replaced_by_the_next_of_its_stream(digits, tmp_path):
+    root = Path(shutil.copytree(digits, tmp_path / "damaged"))
+    sound, store = batches(digits), LocalStore(root)
+    victim = int(sound[2].uids[0])  # labelled
+    for shard in store.manifest.of_kind("labelled"):
+        for uid, _, offset, size in store.entries(shard).tolist():
+            if uid == victim:
+                with open(root / shard.file, "r+b") as tar:
+                    tar.seek(offset)
+                    tar.write(bytes(size))
+    with pytest.raises(DatasetError, match=f"sample {victim} does not decode"):
+        batches(root)
+    order = build_data(load_config(CONFIG, [f"data.root={root}", "data.batch_size=48"]))[1]
+    following = order.instead(order.batch(2)[0], 1).place
+    stand_in = store.entries(store.manifest.of_kind("labelled")[following.shard])[following.position]["uid"]
+    for workers, world_size in ((0, 1), (2, 1), (0, 2)):
+        parts = [batches(root, workers=workers, rank=r, world_size=world_size, tolerated=1) for r in range(world_size)]
+        replaced = [reason for part in parts for batch in part for reason in batch.replaced]
+        assert len(replaced) == 1
+        assert f"sample {victim} does not decode" in replaced[0]
+        for step, batch in enumerate(sound):
+            uids = np.concatenate([part[step].uids for part in parts])
+            expected = batch.uids.numpy().copy()
+            if step == 2:
+                expected[0] = stand_in
+            assert np.array_equal(uids, expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "I;16", "1"])
@@ -135,7 +171,7 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
     path = tmp_path / ("x.tiff" if mode == "CMYK" else "x.png")
     image.save(path)
     decoded = decode(path.read_bytes())
-    assert decoded.mode == "RGB"
-    assert np.asarray(decoded).max() > 0
+    assert (decoded.dtype, decoded.shape) == (torch.uint8, (3, 8, 8))
+    assert 50 < decoded.max() <= 255
     with pytest.raises(DecodeError):
         decode(path.read_bytes()[:20])

@@ -1,0 +1,35 @@
+"""Herbarium 19 (FGVC6), its small images."""
+
+from pathlib import Path
+
+from shards.protocol import class_split
+from shards.source import Folder, Source, SourceCommand, by_split, takes_root
+
+
+def source(root: Path) -> Source:
+    """small-train and, as the test part, small-validation.
+
+    Class folders are numbers but sorted as strings, as ImageFolder sorts them: the class split counts in that order.
+    """
+    files = Folder(root)
+    classes = files.class_folders("small-train")
+    ordered, num_old = by_split(classes, *class_split("herbarium_19"))
+    train = [item for name in classes for item in files.images(name, f"small-train/{name}")]
+    test = [
+        item
+        for name in files.class_folders("small-validation")
+        for item in files.images(name, f"small-validation/{name}")
+    ]
+    return Source("herbarium_19", ordered, num_old, train, test, files)
+
+
+COMMANDS = [
+    SourceCommand(
+        "herbarium_19",
+        "small-train/ and small-validation/, 341 old classes",
+        "Expects small-train/ and small-validation/ with one folder per class, from the challenge's page, "
+        "https://www.kaggle.com/c/herbarium-2019-fgvc6 and https://github.com/visipedia/herbarium_comp.",
+        takes_root("the folder that holds small-train/ and small-validation/"),
+        lambda arguments: source(arguments.root),
+    )
+]

@@ -1,0 +1,154 @@
+"""ImageNet-1K and ImageNet-100 (ILSVRC2012): an extracted tree, or the official tars read where they are."""
+
+import argparse
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.io import loadmat
+
+from shards.source import Folder, Item, Source, SourceCommand, SourceError, takes_root, text_lines
+from shards.tar_members import BoundedReads, plain_members
+
+TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+NUM_OLD = {"imagenet1k": 500, "imagenet100": 50}
+
+
+class _Member(NamedTuple):
+    """A file inside a tar: its name, and offset and size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class _FilesAndTars(Folder):
+    """Files by relative path, and parts of tars by "tar|offset|size"."""
+
+    def __call__(self, where: str) -> bytes:
+        tar, separator, place = where.partition("|")
+        if not separator:
+            return super().__call__(where)
+        offset, size = (int(number) for number in place.split("|"))
+        try:
+            with open(self.root / tar, "rb") as file:
+                found = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise SourceError(f"{self.root / tar} cannot be read: {error.strerror}") from None
+        if len(found) != size:
+            raise SourceError(f"{self.root / tar} ends inside of the image at byte {offset}: download it again")
+        return found
+
+
+def _members(path: Path, begin: int = 0, size: int | None = None) -> Iterator[_Member]:
+    """The plain files of a tar, or of a tar inside a tar that lies at `begin` and is `size` bytes long."""
+    try:
+        with open(path, "rb") as file:
+            for member in plain_members(BoundedReads(file, begin, size), str(path)):
+                yield _Member(member.name, begin + member.offset_data, member.size)
+    except (OSError, tarfile.TarError) as error:
+        raise SourceError(f"{path} cannot be read as a tar ({error}): download it again") from None
+
+
+def _train_of_tar(path: Path) -> Iterator[tuple[str, list[Item]]]:
+    """Per class of the tar of tars: its wnid and its images, by name."""
+    for inner in sorted(_members(path)):
+        wnid = Path(inner.name).stem
+        images = sorted(_members(path, inner.offset, inner.size))
+        yield wnid, [Item(wnid, f"{path.name}|{image.offset}|{image.size}", image.size) for image in images]
+
+
+def _train(files: Folder) -> dict[str, list[Item]]:
+    if (files.root / "train").is_dir():
+        return {wnid: files.images(wnid, f"train/{wnid}") for wnid in files.class_folders("train")}
+    if (files.root / TRAIN_TAR).is_file():
+        return dict(_train_of_tar(files.root / TRAIN_TAR))
+    raise SourceError(f"{files.root} has neither train/ nor {TRAIN_TAR}: give the folder that holds one of them")
+
+
+def _val_classes(devkit: Path) -> list[str]:
+    """The wnid of validation image 1, 2, ..."""
+    try:
+        synsets = loadmat(devkit / "meta.mat", squeeze_me=True)["synsets"]
+        wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
+        return [str(wnids[int(line)]) for line in text_lines(devkit / GROUND_TRUTH)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{devkit} is not the devkit of ILSVRC2012 ({type(error).__name__}: {error})") from None
+
+
+def _val(files: Folder) -> list[Item]:
+    """From val/<wnid>/, a flat val/ or the official tar; the last two need the devkit."""
+    folder, tar = files.root / "val", files.root / VAL_TAR
+    if folder.is_dir() and (wnids := files.class_folders("val")):
+        return [item for wnid in wnids for item in files.images(wnid, f"val/{wnid}")]
+    if folder.is_dir():
+        images = files.images("", "val")
+    elif tar.is_file():
+        images = [Item("", f"{tar.name}|{m.offset}|{m.size}", m.size) for m in sorted(_members(tar))]
+    else:
+        raise SourceError(f"{files.root} has neither val/ nor {VAL_TAR}: give the folder that holds one of them")
+    classes = _val_classes(files.root / DEVKIT)
+    if len(images) != len(classes):
+        raise SourceError(f"{files.root} has {len(images)} validation images, the devkit's ground truth {len(classes)}")
+    return [item._replace(class_name=wnid) for item, wnid in zip(images, classes, strict=True)]
+
+
+def chosen_classes(count: int = 1000) -> list[int]:
+    """The classes of ImageNet-100, indices into the sorted wnids (Vaze et al., CVPR 2022: a seeded draw)."""
+    return sorted(int(i) for i in np.random.RandomState(0).choice(count, 100, replace=False))
+
+
+def source(name: str, root: Path) -> Source:
+    """ImageNet-1K (the first 500 sorted wnids old) or ImageNet-100 (the first 50 of its 100).
+
+    Training images stand in the order of wnid and file name, validation images likewise or in the devkit's.
+
+    Args:
+        name: imagenet1k or imagenet100.
+        root: the folder that holds train/ or ILSVRC2012_img_train.tar, val/ or ILSVRC2012_img_val.tar, and the devkit.
+    """
+    files = _FilesAndTars(root)
+    train, val = _train(files), _val(files)
+    classes = sorted(train)
+    if name == "imagenet100":
+        if len(classes) != 1000:
+            raise SourceError(f"{root} has {len(classes)} classes, ImageNet-100 is chosen from ImageNet's 1,000")
+        classes = [classes[i] for i in chosen_classes()]
+    if len(classes) <= NUM_OLD[name]:
+        raise SourceError(f"{root} has {len(classes)} classes, {name} needs more than its {NUM_OLD[name]} old ones")
+    kept = set(classes)
+    if empty := next((wnid for wnid in classes if not train[wnid]), None):
+        raise SourceError(f"{root}: class {empty} has no training image")
+    if strange := next((item.class_name for item in val if item.class_name not in train), None):
+        raise SourceError(f"{root}: validation class {strange} has no training images")
+    return Source(
+        name,
+        classes,
+        NUM_OLD[name],
+        [item for wnid in classes for item in train[wnid]],
+        [item for item in val if item.class_name in kept],
+        files,
+    )
+
+
+def _command(name: str) -> SourceCommand:
+    def build(arguments: argparse.Namespace) -> Source:
+        return source(name, arguments.root)
+
+    return SourceCommand(
+        name,
+        f"ILSVRC2012, {NUM_OLD[name]} old classes",
+        f"Expects train/<wnid>/*.JPEG or {TRAIN_TAR} (a tar of tars, read without extracting), and val/<wnid>/, a flat "
+        f"val/ or {VAL_TAR}; the last two with {DEVKIT}/meta.mat and {GROUND_TRUTH}. From "
+        "https://image-net.org/challenges/LSVRC/2012/.",
+        takes_root("the folder that holds them"),
+        build,
+    )
+
+
+COMMANDS = [_command(name) for name in NUM_OLD]

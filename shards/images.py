@@ -1,0 +1,86 @@
+"""Encoded images on their way into a shard: what they are, whether they are whole, and the optional resize."""
+
+import io
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from sptnet.data.image import DecodeError, decode, resize_short_side, to_pillow
+
+ImageFormat = Literal["jpeg", "webp", "png"]
+SUFFIX: dict[str, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"}
+JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
+
+
+class BadImage(ValueError):
+    """An image that does not decode, or that no shard can hold as it is; the message does not name the file."""
+
+
+class Member(NamedTuple):
+    """What is written into the tar: the member's suffix, and its bytes."""
+
+    suffix: str
+    encoded: bytes
+
+
+Transform = Callable[[bytes], Member]
+
+
+def keep(encoded: bytes) -> Member:
+    """The bytes untouched; the type is told by content, not by name.
+
+    A whole file is known by its first and last bytes, which costs nothing; whatever looks otherwise is decoded to see.
+
+    Raises:
+        BadImage: it does not decode, or it is neither JPEG nor PNG nor WebP.
+    """
+    if encoded.startswith(JPEG_START):
+        suffix, whole = "jpg", encoded.endswith(JPEG_END)
+    elif encoded.startswith(PNG_START):
+        suffix, whole = "png", encoded.endswith(PNG_END)
+    elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        suffix, whole = "webp", int.from_bytes(encoded[4:8], "little") + 8 <= len(encoded)
+    else:
+        suffix, whole = "", False
+    if not whole:
+        _decoded(encoded)
+    if not suffix:
+        raise BadImage("is neither JPEG nor PNG nor WebP: convert it, or store it anew with --resize")
+    return Member(suffix, encoded)
+
+
+class Resize:
+    """Decode to RGB, make the short side `size` pixels (bicubic, the training transform's own first step), encode.
+
+    Args:
+        quality: of JPEG and WebP, 1 to 100; PNG loses nothing.
+    """
+
+    def __init__(self, size: int, image_format: ImageFormat, quality: int):
+        self.size, self.image_format, self.quality = size, image_format, quality
+
+    def __call__(self, encoded: bytes) -> Member:
+        image = to_pillow(resize_short_side(_decoded(encoded), self.size))
+        written = io.BytesIO()
+        if self.image_format == "png":
+            image.save(written, "PNG")
+        elif self.image_format == "webp":
+            image.save(written, "WEBP", quality=self.quality)
+        else:
+            # full colour resolution: halving it costs more accuracy than it saves bytes at these qualities
+            image.save(written, "JPEG", quality=self.quality, subsampling=0)
+        return Member(SUFFIX[self.image_format], written.getvalue())
+
+    def recorded(self) -> dict[str, object]:
+        """What the manifest says of it."""
+        quality = {} if self.image_format == "png" else {"quality": self.quality}
+        return {"short_side": self.size, "format": self.image_format, **quality}
+
+
+def _decoded(encoded: bytes) -> Tensor:
+    try:
+        return decode(encoded)
+    except DecodeError as error:
+        raise BadImage(f"does not decode: {error}") from None

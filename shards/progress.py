@@ -1,0 +1,61 @@
+"""The progress of work on shards: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shards.writer import Written
+from sptnet.data.manifest import Shard
+
+LINE_EVERY = 10.0  # seconds, where there is no terminal
+
+
+class ShardProgress:
+    """Counts shards, images and bytes; what an earlier conversion did does not count towards the speed."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        # no thread of its own: worker processes are forked while it is shown
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total} images"), BarColumn(), TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(), console=console, auto_refresh=False, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._images = self._done = self._bytes = 0
+        self._total = 0
+        self._start = self._told = time.monotonic()
+
+    def __enter__(self) -> "ShardProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, shards: int, images: int) -> None:
+        """How much there is to do."""
+        self._total = images
+        self._task = self._bar.add_task("shards", total=images, speed=f"{shards} shards")
+        self._start = self._told = time.monotonic()
+
+    def advance(self, written: Written, continued: bool) -> None:
+        """A shard is there, written now or by an earlier conversion."""
+        self.add(written.shard, counts=not continued)
+
+    def add(self, shard: Shard, counts: bool = True) -> None:
+        """A shard is done."""
+        self._done += shard.samples
+        if counts:
+            self._images += shard.samples
+            self._bytes += shard.bytes
+        now = time.monotonic()
+        seconds = max(now - self._start, 1e-9)
+        speed = f"{self._images / seconds:,.0f} images/s  {self._bytes / seconds / 1e6:,.1f} MB/s"
+        self._bar.update(self._task, completed=self._done, speed=speed)
+        self._bar.refresh()
+        if not self.console.is_terminal and (now - self._told > LINE_EVERY or self._done == self._total):
+            self._told = now
+            self.console.print(f"{self._done}/{self._total} images  {speed}", highlight=False)

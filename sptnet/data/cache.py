@@ -1,0 +1,108 @@
+"""Fetched files on a node: one copy for all its processes, named by content, the least recently used leave first.
+
+CACHE/ab/abcd...          a file, named by its sha256
+CACHE/ab/abcd....part     one that is being fetched
+CACHE/locks/ab.lock       held while a file whose name begins so is fetched; CACHE/locks/room.lock while room is made
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from filelock import FileLock
+
+from sptnet.data.manifest import DatasetError
+
+FETCHES = 4  # at a time and process, ahead of need
+Fetch = Callable[[Callable[[Path], None], Path], None]
+
+
+class NodeCache:
+    """A folder of fetched files, shared by all processes of a node.
+
+    Args:
+        folder: on a disk of the node.
+        limit: bytes that the files may take together; open ones that left keep their room until they are closed.
+    """
+
+    def __init__(self, folder: Path, limit: int):
+        self.folder, self.limit = folder.expanduser(), limit
+        self._ahead: dict[str, Future[None]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def open(self, sha256: str, size: int, fetch: Fetch) -> int:
+        """A descriptor of the file with this content, fetched if need be: `fetch(check, path)` writes it to `path`.
+
+        Raises:
+            DatasetError: it cannot be fetched, or the cache cannot be written.
+        """
+        path = self.folder / sha256[:2] / sha256
+        try:
+            with self._lock(sha256[:2]):
+                if not path.exists():
+                    self._fetch(path, size, fetch)
+                os.utime(path)
+                return os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DatasetError(f"the cache {self.folder} cannot be used: {error.strerror or error}") from None
+
+    def fetch_ahead(self, sha256: str, size: int, fetch: Fetch) -> None:
+        """Fetch in the background; what fails is left to `open`, which tries again and tells."""
+        self._ahead = {name: future for name, future in self._ahead.items() if not future.done()}
+        if sha256 in self._ahead or (self.folder / sha256[:2] / sha256).exists():
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch-ahead")
+        self._ahead[sha256] = self._pool.submit(lambda: os.close(self.open(sha256, size, fetch)))
+
+    def close(self) -> None:
+        """Forget what was to be fetched ahead."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def _lock(self, name: str) -> FileLock:
+        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "locks" / f"{name}.lock")
+
+    def _fetch(self, path: Path, size: int, fetch: Fetch) -> None:
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.unlink(missing_ok=True)  # of a process that was killed: whoever fetches holds the lock
+        self._make_room(size)
+        try:
+            fetch(lambda written: _check(written, path.name), part)
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        with self._lock("room"):
+            files = [entry for folder in self.folder.glob("[0-9a-f][0-9a-f]") for entry in os.scandir(folder)]
+            there = []
+            for entry in files:
+                try:
+                    there.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+                except FileNotFoundError:
+                    continue  # renamed or removed meanwhile by another process
+            used = sum(length for _, length, _ in there)
+            for _, length, name in sorted(there):
+                if used + size <= self.limit:
+                    break
+                if not name.endswith(".part"):
+                    Path(name).unlink(missing_ok=True)
+                    used -= length
+
+
+def _check(path: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        raise OSError(errno.EIO, f"{path.stat().st_size} bytes came, and their sha256 is not the manifest's")

@@ -1,0 +1,137 @@
+"""Where a dataset lies: in a local folder, or behind a URL with a cache on the node."""
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sptnet.data.cache import NodeCache
+from sptnet.data.manifest import (
+    INDEX_DTYPE,
+    INDEX_HEADER,
+    MANIFEST,
+    DatasetError,
+    Manifest,
+    Shard,
+    parse_index,
+    parse_manifest,
+    read_manifest,
+)
+from sptnet.data.remote import Remote, is_url
+
+
+class Store(Protocol):
+    """A dataset that shards can be opened from.
+
+    Attributes:
+        manifest: what the dataset holds.
+        remote: whether opening a shard may have to fetch it, so that fetching ahead pays.
+    """
+
+    manifest: Manifest
+    remote: bool
+
+    def where(self, file: str) -> str:
+        """Path or URL of a file, for messages."""
+
+    def open(self, shard: Shard) -> int:
+        """A descriptor of the shard's tar, to be closed by the caller; raises DatasetError."""
+
+    def entries(self, shard: Shard) -> NDArray[np.void]:
+        """The shard's index, [samples] of INDEX_DTYPE; raises DatasetError."""
+
+    def fetch_ahead(self, shards: Iterable[Shard]) -> None:
+        """Begin to fetch what will be opened soon; returns at once."""
+
+    def cancel_ahead(self) -> None:
+        """Leave out what has not been begun."""
+
+
+class LocalStore:
+    """A dataset in a folder."""
+
+    remote = False
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.manifest = read_manifest(root)
+
+    def where(self, file: str) -> str:
+        return str(self.root / file)
+
+    def open(self, shard: Shard) -> int:
+        try:
+            return os.open(self.root / shard.file, os.O_RDONLY)
+        except OSError as error:
+            raise DatasetError(f"{self.where(shard.file)} cannot be opened: {error.strerror}") from None
+
+    def entries(self, shard: Shard) -> NDArray[np.void]:
+        try:
+            encoded = (self.root / shard.index).read_bytes()
+        except OSError as error:
+            raise DatasetError(f"{self.where(shard.index)} cannot be read: {error.strerror}") from None
+        return parse_index(encoded, shard, self.where(shard.index))
+
+    def fetch_ahead(self, shards: Iterable[Shard]) -> None:
+        pass
+
+    def cancel_ahead(self) -> None:
+        pass
+
+
+class RemoteStore:
+    """A dataset behind an fsspec URL; its shards are fetched whole into the node's cache and read there."""
+
+    remote = True
+
+    def __init__(self, remote: Remote, cache: NodeCache):
+        self._remote, self._cache = remote, cache
+        self.manifest = parse_manifest(remote.read(MANIFEST), remote.where(MANIFEST))
+        largest = max((shard.bytes for shard in self.manifest.shards), default=0)
+        if largest > cache.limit:
+            raise DatasetError(
+                f"the cache {cache.folder} may hold {cache.limit:,} bytes, the largest shard of {remote.url} has "
+                f"{largest:,}: raise data.remote.cache_gb"
+            )
+
+    def where(self, file: str) -> str:
+        return self._remote.where(file)
+
+    def open(self, shard: Shard) -> int:
+        return self._cache.open(shard.sha256, shard.bytes, partial(self._remote.fetch, shard.file))
+
+    def entries(self, shard: Shard) -> NDArray[np.void]:
+        size = INDEX_HEADER + shard.samples * INDEX_DTYPE.itemsize
+        descriptor = self._cache.open(shard.index_sha256, size, partial(self._remote.fetch, shard.index))
+        with os.fdopen(descriptor, "rb") as file:
+            return parse_index(file.read(), shard, self.where(shard.index))
+
+    def fetch_ahead(self, shards: Iterable[Shard]) -> None:
+        for shard in shards:
+            self._cache.fetch_ahead(shard.sha256, shard.bytes, partial(self._remote.fetch, shard.file))
+
+    def cancel_ahead(self) -> None:
+        self._cache.close()
+
+
+def open_store(
+    root: str, *, cache: str, cache_gb: float, attempts: int, timeout_s: float, options: dict[str, Any]
+) -> Store:
+    """The dataset at a path or fsspec URL.
+
+    Args:
+        root: a folder, or s3://, gs://, https:// ... of one.
+        cache, cache_gb: folder on the node for fetched shards, and how much it may hold (10^9 bytes).
+        attempts, timeout_s: how often a fetch is tried, and how long it may go without a byte.
+        options: further arguments of the fsspec filesystem.
+
+    Raises:
+        DatasetError: no dataset there, or one that cannot be read.
+    """
+    if not is_url(root):
+        return LocalStore(Path(root))
+    return RemoteStore(Remote(root, attempts, timeout_s, options), NodeCache(Path(cache), int(cache_gb * 1e9)))

@@ -1,0 +1,259 @@
+"""Remote shards: a real HTTP server and a real S3 API on loopback, also ones that fail, stall and truncate."""
+
+import http.server
+import json
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sptnet.build import build_data
+from sptnet.config import load_config
+from sptnet.data import remote
+from sptnet.data.loader import eval_batches, train_batches
+from sptnet.data.manifest import DatasetError
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder; `faults` maps a file name to what goes wrong with its next requests."""
+
+    daemon_threads = True
+
+    def __init__(self, root: Path):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root, self.faults, self.served = root, {}, Counter()
+        self.url = f"http://127.0.0.1:{self.server_port}/digits"
+
+    def handle_error(self, request, client_address):
+        pass  # clients that give up are part of these tests
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, with_body):
+        name = self.path.rpartition("/")[2]
+        path = self.server.root / name
+        if not path.is_file() or self.path != f"/digits/{name}":
+            return self.send_error(404)
+        fault = None
+        if with_body:
+            self.server.served[name] += 1
+            faults = self.server.faults.get(name, [])
+            fault = faults.pop(0) if faults else None
+        if fault == "fail":
+            return self.send_error(503)
+        content = path.read_bytes()
+        if fault == "corrupt":
+            content = bytes(len(content))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if not with_body:
+            return None
+        if fault in ("truncate", "stall"):
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            if fault == "stall":
+                time.sleep(8)
+            self.close_connection = True
+            return None
+        return self.wfile.write(content)
+
+
+@pytest.fixture
+def server(digits):
+    with Server(digits) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _no_long_waits(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.05)
+
+
+def data_of(root, cache, *extra):
+    settings = [f"data.root={root}", "data.batch_size=48", f"data.remote.cache={cache}", "data.remote.timeout_s=2"]
+    return build_data(load_config(CONFIG, [*settings, *extra]))
+
+
+def batches(store, order, steps=range(8), **options):
+    return list(train_batches(store, order, augment="affine", image_size=24, seed=0, steps=steps, **options))
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        np.array_equal(a.views, b.views) and np.array_equal(a.uids, b.uids) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.fixture
+def sound(digits, tmp_path):
+    return batches(*data_of(digits, tmp_path / "unused"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_http_gives_the_same_batches_and_each_file_is_fetched_once(server, sound, digits, tmp_path, workers):
+    cache = tmp_path / "cache"
+    store, order = data_of(server.url, cache)
+    assert same(batches(store, order, workers=workers), sound)
+    fetched = {name: times for name, times in server.served.items() if name != "manifest.json"}
+    assert fetched
+    assert set(fetched.values()) == {1}
+    served = sum(server.served.values())
+    assert same(batches(*data_of(server.url, cache)), sound)
+    assert sum(server.served.values()) == served + 1  # the manifest
+    evaluated = list(eval_batches(store, "test", batch_size=100, augment="affine", image_size=24))
+    assert sum(len(batch.uids) for batch in evaluated) == 359
+
+
+def test_the_next_window_is_fetched_while_this_one_is_read(server, tmp_path):
+    store, order = data_of(server.url, tmp_path / "cache")
+    reading = train_batches(store, order, augment="affine", image_size=24, seed=0, steps=range(100))
+    next(reading)
+    now = {shard for labelled, shard in order.upcoming(0, 0, 48) if labelled}
+    files = [store.manifest.of_kind("labelled")[shard].file for shard in now]
+    end = time.monotonic() + 10
+    while time.monotonic() < end and not all(server.served[file] for file in files):
+        time.sleep(0.05)
+    assert all(server.served[file] == 1 for file in files)
+    read = {slot.place.shard for slot in order.batch(0) if slot.labelled}
+    assert len(now) > len(read)
+    reading.close()
+
+
+def test_a_server_that_fails_stalls_truncates_or_corrupts_is_asked_again(server, sound, tmp_path, caplog):
+    files = [shard.file for shard in data_of(server.url, tmp_path / "x")[0].manifest.of_kind("labelled")]
+    faults = ["fail", "truncate", "stall", "corrupt", "fail"]
+    server.faults = {file: [fault] for file, fault in zip(files, faults * 4, strict=False)}
+    server.faults["manifest.json"] = ["fail", "fail"]
+    assert same(batches(*data_of(server.url, tmp_path / "cache")), sound)
+    assert any("attempt 1 of 5 failed" in record.message for record in caplog.records)
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+@pytest.mark.parametrize("fault", ["fail", "truncate", "corrupt"])
+def test_after_the_last_attempt_the_error_names_url_and_rank(server, tmp_path, fault):
+    store, order = data_of(server.url, tmp_path / "cache", "data.remote.attempts=2")
+    place = order.batch(0)[24].place
+    file = store.manifest.of_kind("labelled")[place.shard].file
+    server.faults[file] = [fault] * 99
+    with pytest.raises(DatasetError, match=rf"rank 1: {server.url}/{file} failed 2 times: "):
+        batches(store, order, rank=1, world_size=2)
+
+
+def test_a_shard_that_is_not_there_is_not_asked_for_again(server, digits, tmp_path):
+    server.root = Path(shutil.copytree(digits, tmp_path / "copy"))
+    store, order = data_of(server.url, tmp_path / "cache")
+    file = store.manifest.of_kind("labelled")[order.batch(0)[0].place.shard].file
+    (server.root / file).unlink()
+    start = time.monotonic()
+    with pytest.raises(DatasetError, match=rf"rank 0: .*{file} is not there"):
+        batches(store, order)
+    assert time.monotonic() - start < 10
+    with pytest.raises(DatasetError, match=r"nowhere/manifest\.json is not there"):
+        data_of(server.url.replace("digits", "nowhere"), tmp_path / "cache")
+
+
+def _read_all(url, cache, queue):
+    queue.put(len(batches(*data_of(url, cache))))
+
+
+def test_processes_of_a_node_fetch_each_file_once(server, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    running = [context.Process(target=_read_all, args=(server.url, tmp_path / "cache", queue)) for _ in range(3)]
+    for process in running:
+        process.start()
+    assert [queue.get(timeout=120) for _ in running] == [8, 8, 8]
+    for process in running:
+        process.join()
+    fetched = [times for name, times in server.served.items() if name != "manifest.json"]
+    assert set(fetched) == {1}
+
+
+def test_the_least_recently_used_files_leave_and_the_limit_holds(server, sound, digits, tmp_path):
+    largest = max(shard["bytes"] for shard in json.loads((digits / "manifest.json").read_text())["shards"])
+    limit = 2 * largest
+    cache = tmp_path / "cache"
+    store, order = data_of(server.url, cache, f"data.remote.cache_gb={limit / 1e9}")
+    assert same(batches(store, order), sound)
+    for thread in threading.enumerate():  # fetches that had begun go on after the last batch
+        if thread.name.startswith("fetch-ahead"):
+            thread.join()
+    files = [path for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"]
+    assert files
+    # fetches that ran at the same moment may each have seen the room that the other took
+    assert sum(path.stat().st_size for path in files) <= limit + 4 * largest
+    assert sum(server.served.values()) > len(files)
+    with pytest.raises(DatasetError, match=r"raise data\.remote\.cache_gb"):
+        data_of(server.url, cache, f"data.remote.cache_gb={largest / 2e9}")
+
+
+def test_a_damaged_cached_copy_of_a_killed_fetch_is_not_used(server, sound, tmp_path):
+    cache = tmp_path / "cache"
+    store, order = data_of(server.url, cache)
+    for shard in store.manifest.shards:
+        (cache / shard.sha256[:2]).mkdir(parents=True, exist_ok=True)
+        (cache / shard.sha256[:2] / f"{shard.sha256}.part").write_bytes(b"half")
+    assert same(batches(store, order), sound)
+
+
+def test_s3(digits, sound, tmp_path, monkeypatch):
+    moto_server = pytest.importorskip("moto.server")
+    boto3 = pytest.importorskip("boto3")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    running = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    try:
+        host, port = running.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        client = boto3.client("s3", endpoint_url=endpoint)
+        client.create_bucket(Bucket="shards")
+        for path in digits.iterdir():
+            client.upload_file(str(path), "shards", f"sets/digits/{path.name}")
+        options = f"data.remote.options={{endpoint_url: '{endpoint}'}}"
+        store, order = data_of("s3://shards/sets/digits", tmp_path / "cache", options)
+        assert same(batches(store, order), sound)
+        assert same(batches(store, order, workers=2), sound)
+        victim = store.manifest.of_kind("unlabelled")[0].file
+        client.put_object(Bucket="shards", Key=f"sets/digits/{victim}", Body=b"x")
+        shutil.rmtree(tmp_path / "cache")
+        with pytest.raises(DatasetError, match=r"rank 0: s3://shards/sets/digits/.* failed 2 times"):
+            batches(*data_of("s3://shards/sets/digits", tmp_path / "cache", options, "data.remote.attempts=2"),
+                    steps=range(30))  # fmt: skip
+    finally:
+        running.stop()
+
+
+def test_a_protocol_without_its_package_is_one_line(tmp_path):
+    with pytest.raises(DatasetError, match=r"gopher://somewhere cannot be read: .*sptnet\[remote\]"):
+        data_of("gopher://somewhere", tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    store, order = data_of(server.url, tmp_path / "file")
+    with pytest.raises(DatasetError, match=r"rank 0: the cache .*file cannot be used"):
+        batches(store, order)
+    assert os.path.getsize(tmp_path / "file") == 0

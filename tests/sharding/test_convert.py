@@ -1,0 +1,178 @@
+"""Conversion: the same bytes whatever happens on the way, and one line where it cannot go on."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.make_shards import main
+from sptnet.data.image import decode, resize_short_side
+from sptnet.data.manifest import KINDS, read_manifest
+from sptnet.data.store import LocalStore
+
+CLASSES, EACH = ("ant", "bee", "cat", "dog"), 24
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of small noisy photographs, 4 classes x 24 for training and x 4 for testing."""
+    root, draws = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for part, each in (("train", EACH), ("test", 4)):
+        for name in CLASSES:
+            (root / part / name).mkdir(parents=True)
+            for i in range(each):
+                pixels = draws.integers(0, 256, (40 + i, 70 - i, 3), np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i:02d}.jpg", quality=90)
+    return root
+
+
+def command(photos, out, *extra):
+    return ["imagefolder", str(photos), str(out), "--old", "2", "--name", "photos", *extra]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def converted(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("converted") / "out"
+    assert main(command(photos, out, "--workers", "1")) == 0
+    return contents(out)
+
+
+def test_the_bytes_do_not_depend_on_the_workers(photos, converted, tmp_path):
+    assert main(command(photos, tmp_path / "out", "--workers", "3")) == 0
+    assert contents(tmp_path / "out") == converted
+    assert len([name for name in converted if name.startswith("train-labelled") and name.endswith(".tar")]) == 16
+
+
+def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(photos, converted, tmp_path):
+    """The whole process group is not told: workers must notice by themselves that their parent is gone."""
+    out, killed, kept = tmp_path / "out", 0, 0
+    run = [sys.executable, "-m", "shards.make_shards", *command(photos, out, "--workers", "2")]
+    for wanted in (0, 3, 9, 20, 30):
+        process = subprocess.Popen(run, stderr=subprocess.PIPE)
+        while process.poll() is None and len(list(out.glob("*.tar"))) < wanted:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        assert not (out / "manifest.json").exists() or process.returncode == 0
+        kept = max(kept, len(list(out.glob("*.tar"))))
+    assert killed >= 4
+    assert kept >= 20
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.tar")}
+    assert main(command(photos, out)) == 0
+    assert contents(out) == converted
+    untouched = [name for name, changed in before.items() if (out / name).stat().st_mtime_ns == changed]
+    assert len(untouched) >= 20
+
+
+def test_another_dataset_or_conversion_at_the_target_is_left_alone(photos, converted, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(command(photos, out)) == 0
+    capsys.readouterr()
+    assert main(command(photos, out)) == 1
+    assert "holds a dataset already" in capsys.readouterr().err
+    (out / "manifest.json").unlink()
+    assert main(command(photos, out)) == 1
+    assert "is not empty" in capsys.readouterr().err
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "conversion.json").write_text(json.dumps({"fingerprint": "of something else"}))
+    assert main(command(photos, other)) == 1
+    assert "unfinished conversion of something else" in capsys.readouterr().err
+    assert contents(out).keys() == converted.keys() - {"manifest.json"}
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing_half_written(photos, converted, tmp_path):
+    out = tmp_path / "out"
+    run = [sys.executable, "-m", "shards.make_shards", *command(photos, out, "--workers", "1")]
+    # no file may grow beyond 20 kB: as the disk says it, in the middle of a shard
+    ran = subprocess.run(["bash", "-c", f"ulimit -f 20; exec {' '.join(run)}"], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert [line for line in ran.stderr.splitlines() if line.startswith("error: ") and ".tar cannot be written" in line]
+    assert "Traceback" not in ran.stderr
+    assert not list(out.glob("*.tmp"))
+    assert not (out / "manifest.json").exists()
+    for path in out.glob("*.tar"):
+        assert path.read_bytes() == converted[path.name]
+    assert main(command(photos, out)) == 0
+    assert contents(out) == converted
+
+
+def test_images_that_do_not_decode(photos, tmp_path, capsys):
+    source = tmp_path / "source"
+    for name in CLASSES:
+        (source / name).mkdir(parents=True)
+        for i in range(EACH):
+            os.link(photos / "train" / name / f"{i:02d}.jpg", source / name / f"{i:02d}.jpg")
+    whole = (photos / "train" / "ant" / "03.jpg").read_bytes()
+    for name, damaged in (("ant/03.jpg", whole[: len(whole) // 2]), ("bee/05.jpg", b""), ("cat/07.jpg", b"no image")):
+        (source / name).unlink()
+        (source / name).write_bytes(damaged)
+    run = ["imagefolder", str(source), "--old", "2"]
+    for options in ([], ["--resize", "32"]):
+        assert main([*run, str(tmp_path / f"fail{len(options)}"), *options]) == 1
+        told = capsys.readouterr().err.splitlines()[-1]
+        assert told.startswith("error: ")
+        assert "jpg does not decode: " in told
+        out = tmp_path / f"skip{len(options)}"
+        assert main([*run, str(out), "--on-error", "skip", *options]) == 0
+        manifest = read_manifest(out)
+        assert sorted(entry["file"] for entry in manifest.skipped) == ["ant/03.jpg", "bee/05.jpg", "cat/07.jpg"]
+        assert sorted(entry["uid"] for entry in manifest.skipped) == [3, 24 + 5, 48 + 7]
+        assert sum(manifest.samples(kind) for kind in KINDS) == 4 * EACH - 3
+        assert main(["verify", str(out), "--decode"]) == 0
+
+
+@pytest.mark.parametrize(("image_format", "worst"), [("png", 0), ("jpeg", 40), ("webp", 80)])
+def test_resize_is_the_first_step_of_the_training_transform(photos, image_format, worst, tmp_path):
+    out = tmp_path / "out"
+    assert main(command(photos, out, "--resize", "32", "--format", image_format)) == 0
+    store = LocalStore(out)
+    recorded = {"short_side": 32, "format": image_format} | ({} if image_format == "png" else {"quality": 95})
+    assert store.manifest.transform == recorded
+    files = [path for name in CLASSES for path in sorted((photos / "train" / name).glob("*.jpg"))]
+    for shard in store.manifest.of_kind("unlabelled")[:4]:
+        with open(out / shard.file, "rb") as tar:
+            for uid, _, offset, size in store.entries(shard).tolist():
+                tar.seek(offset)
+                stored = decode(tar.read(size))
+                wanted = resize_short_side(decode(files[uid].read_bytes()), 32)
+                assert stored.shape == wanted.shape
+                assert (stored.int() - wanted.int()).abs().max() <= worst
+                assert resize_short_side(stored, 32) is stored
+
+
+def test_formats_that_a_shard_cannot_hold(tmp_path, capsys):
+    for name in ("ant", "bee"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / "source" / name / f"{i}.bmp")
+    run = ["imagefolder", str(tmp_path / "source"), "--old", "1"]
+    assert main([*run, str(tmp_path / "kept")]) == 1
+    assert "is neither JPEG nor PNG nor WebP: convert it, or store it anew with --resize" in capsys.readouterr().err
+    assert main([*run, str(tmp_path / "resized"), "--resize", "9", "--format", "png"]) == 0
+
+
+def test_shards_are_about_as_large_as_asked(tmp_path):
+    draws = np.random.default_rng(1)
+    for name in ("ant", "bee"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for i in range(45):
+            encoded = io.BytesIO()
+            Image.fromarray(draws.integers(0, 256, (300, 300, 3), np.uint8)).save(encoded, "PNG")
+            (tmp_path / "source" / name / f"{i:02d}.png").write_bytes(encoded.getvalue())
+    run = ["imagefolder", str(tmp_path / "source"), str(tmp_path / "out"), "--old", "1", "--shard-mb", "1"]
+    assert main(run) == 0
+    sizes = [shard.bytes for shard in read_manifest(tmp_path / "out").of_kind("unlabelled")]
+    assert len(sizes) > 16
+    assert all(0.7e6 < size < 1.4e6 for size in sizes)
