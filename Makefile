@@ -6,7 +6,7 @@ RUN := runs/quickstart
 PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)" 2>/dev/null || echo 2)
 LAUNCH = $(BIN)/accelerate launch --config_file launch/ddp.yaml --num_processes $(PROCESSES)
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-all lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/metrics.json  ## shard digits, train SimGCD then SPTNet, evaluate
@@ -16,8 +16,11 @@ quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/metrics.json  ## shard digi
 	@echo "Next: $(BIN)/sptnet eval $(RUN)/sptnet   evaluates again, on any number of processes;"
 	@echo "      README.md, 'Train on your own folder', takes your images in three commands."
 
-test: .venv/dev  ## all tests, with the environment they need
+test: .venv/dev  ## the tests, with the environment they need (about 12 minutes on 2 cores)
 	$(BIN)/pytest
+
+test-all: .venv/dev  ## the tests that are marked slow too: more strategies and world sizes
+	$(BIN)/pytest -m "slow or not slow"
 
 lint: .venv/dev  ## style, types and layers
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.loader import pixels
-from sptnet.data.manifest import read_manifest
+from sptnet.data.store import LocalStore
 from sptnet.evaluate import PROTOCOLS, Predictions, save_evaluation, score
 
 Matrix = NDArray[np.float32]
@@ -75,9 +75,10 @@ def kmeans_on_pixels(root: Path, folder: Path, image_size: int) -> dict[str, Any
     Raises:
         DatasetError: no dataset at `root`.
     """
-    manifest = read_manifest(root)
-    labelled, targets, _ = pixels(root, manifest, "labelled", "affine", image_size)
-    splits = {kind: pixels(root, manifest, kind, "affine", image_size) for kind in PROTOCOLS if manifest.samples(kind)}
+    store = LocalStore(root)
+    manifest = store.manifest
+    labelled, targets, _ = pixels(store, "labelled", "affine", image_size)
+    splits = {kind: pixels(store, kind, "affine", image_size) for kind in PROTOCOLS if manifest.samples(kind)}
     centres = semi_supervised_kmeans(
         labelled, targets, splits["unlabelled"][0], manifest.num_old, len(manifest.classes)
     )

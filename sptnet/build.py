@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 from sptnet.config import Config, ConfigError
-from sptnet.data.manifest import Manifest, read_manifest
+from sptnet.data.manifest import Manifest
 from sptnet.data.order import BatchOrder
+from sptnet.data.store import Store, open_store
 from sptnet.losses import GCDLoss
 from sptnet.model import PromptedViT, create_model
 from sptnet.prompts import Prompt, create_prompt
@@ -15,7 +16,12 @@ from sptnet.run_folder import has_model, load_model
 from sptnet.schedule import Schedule
 
 
-def build_data(config: Config) -> tuple[Manifest, BatchOrder]:
+def build_store(config: Config) -> Store:
+    """The dataset, local or remote; raises DatasetError."""
+    return open_store(config.data.root, **config.data.remote.model_dump())
+
+
+def build_data(config: Config) -> tuple[Store, BatchOrder]:
     """The dataset and its order.
 
     Raises:
@@ -23,7 +29,8 @@ def build_data(config: Config) -> tuple[Manifest, BatchOrder]:
         DatasetError: a damaged dataset.
     """
     data = config.data
-    manifest = read_manifest(Path(data.root))
+    store = build_store(config)
+    manifest = store.manifest
     for kind in ("labelled", "unlabelled"):
         shards = len([shard for shard in manifest.shards if shard.kind == kind])
         if shards < data.streams:
@@ -36,7 +43,7 @@ def build_data(config: Config) -> tuple[Manifest, BatchOrder]:
     order = BatchOrder(labelled, unlabelled, data.batch_size, data.streams, data.window, config.seed)
     if order.steps_per_epoch == 0:
         raise ConfigError(f"data.batch_size is {data.batch_size}, more than the training images of {data.root}")
-    return manifest, order
+    return store, order
 
 
 def build_schedule(config: Config, steps_per_epoch: int) -> Schedule:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sptnet.baseline import kmeans_on_pixels
+from sptnet.checkpoint import CheckpointError
 from sptnet.config import ConfigError, load_config
 from sptnet.data.manifest import DatasetError
 from sptnet.evaluate import EvaluationError, evaluate_run
@@ -18,8 +19,18 @@ from sptnet.strategy.connect import StrategyError
 from sptnet.train import train
 from sptnet.weights import BackboneError
 
-USER_ERRORS = (ConfigError, DatasetError, RunError, BackboneError, StrategyError, EvaluationError, FloatingPointError)
+USER_ERRORS = (
+    ConfigError,
+    DatasetError,
+    RunError,
+    BackboneError,
+    StrategyError,
+    EvaluationError,
+    CheckpointError,
+    FloatingPointError,
+)
 BAD_CONFIG, FAILED = 2, 1
+TO_BE_CONTINUED = os.EX_TEMPFAIL  # 75
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,11 +55,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
+    """Run a command; returns its exit code."""
     console = Console(width=None if sys.stdout.isatty() else 110)
     match arguments.command:
         case "train":
-            train(load_config(arguments.config, arguments.overrides))
+            if not train(load_config(arguments.config, arguments.overrides)):
+                return TO_BE_CONTINUED
         case "eval":
             if evaluate_run(arguments.run) is not None:
                 console.print(report([arguments.run]))
@@ -56,18 +69,19 @@ def run(arguments: argparse.Namespace) -> None:
             kmeans_on_pixels(arguments.data, arguments.run, arguments.image_size)
         case "report":
             console.print(report(arguments.runs))
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; mistakes of the user are one line each on stderr, told by rank 0 where all ranks see them."""
     arguments = parser().parse_args(argv)
     try:
-        run(arguments)
+        return run(arguments)
     except USER_ERRORS as error:
         rank = os.environ.get("RANK", "0")
-        everyone = isinstance(error, ConfigError | RunError | BackboneError)
+        everyone = isinstance(error, ConfigError | RunError | BackboneError | StrategyError)
         if rank == "0" or not everyone:
-            where = f" (rank {rank})" if "RANK" in os.environ and not everyone else ""
+            named = everyone or str(error).startswith("rank ")
+            where = f" (rank {rank})" if "RANK" in os.environ and not named else ""
             print("\n".join(f"error{where}: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return BAD_CONFIG if isinstance(error, ConfigError) else FAILED
-    return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sptnet.data.augment import AugmentName
 from sptnet.prompts import PromptKind
@@ -23,15 +23,27 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class RemoteConfig(Section):
+    """Shards behind a URL: how they are fetched, and where a node keeps them."""
+
+    cache: str = "~/.cache/sptnet"  # on a disk of the node; shared by its processes
+    cache_gb: float = Field(200.0, gt=0)  # 10^9 bytes; the least recently used shards leave first
+    attempts: int = Field(5, gt=0)  # per file
+    timeout_s: float = Field(60.0, gt=0)  # without a byte (http and s3)
+    options: dict[str, Any] = {}  # of the fsspec filesystem, e.g. {anon: true}; keys and secrets belong elsewhere
+
+
 class DataConfig(Section):
     """Which shards, and how they become batches."""
 
-    root: str  # a folder made by shards/make_shards.py
+    root: str  # a folder made by shards/make_shards.py, or an fsspec URL of one (s3://, gs://, https://)
+    remote: RemoteConfig = RemoteConfig()
     batch_size: int = Field(128, gt=0)  # images of the global batch, half of them labelled
     streams: int = Field(4, gt=0)  # canonical streams; part of the data order, unlike the number of processes
     window: int = Field(4, gt=0)  # shards of a stream that are shuffled together; part of the data order
     augment: AugmentName = "crop_flip"
     workers: int = Field(4, ge=0)  # loader processes per rank; changes speed only
+    tolerate_bad_samples: int = Field(0, ge=0)  # damaged samples that a run replaces by the next of their stream
 
 
 class ModelConfig(Section):
@@ -98,6 +110,34 @@ class EvaluateConfig(Section):
     batch_size: int = Field(256, gt=0)  # images per forward pass
 
 
+class CheckpointConfig(Section):
+    """When the state of a run is saved; see sptnet/checkpoint.py."""
+
+    every: int = Field(500, gt=0)  # steps; also when a run is asked to stop
+    keep: int = Field(2, gt=0)  # the newest ones; those with a file KEEP in them stay too
+    full: bool = False  # with the frozen backbone, which is otherwise named by source and digest
+
+
+class ResumeConfig(Section):
+    """Where a run continues. In a file or an override, `resume: auto` is short for `resume: {source: auto}`."""
+
+    source: str = "auto"  # auto: the newest of the run's folder, or start; none: start, remove them; or a path
+    allow: tuple[str, ...] = ()  # dotted keys, or sections, that may differ from the checkpoint's
+
+
+class Every(Section):
+    """Every n-th block."""
+
+    every: int = Field(gt=0)
+
+
+class MemoryConfig(Section):
+    """Memory against time; changes no number beyond float rounding."""
+
+    gradient_checkpointing: Literal["none", "full"] | Every = "none"  # or {every: n}: every n-th block
+    micro_batches: int = Field(1, gt=0)  # pieces of a rank's slice: the loss stays that of the whole batch
+
+
 class Config(Section):
     """One run."""
 
@@ -114,6 +154,17 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    collective_timeout_s: float = Field(600.0, gt=0)  # after which a collective counts as hung
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite; skip leaves the step out
+    skip_limit: int = Field(10, ge=0)  # steps that a run may leave out before it stops
+    memory: MemoryConfig = MemoryConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    resume: ResumeConfig = ResumeConfig()
+
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":

@@ -14,17 +14,19 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sptnet.build import build_model
+from sptnet.build import build_model, build_store
 from sptnet.collectives import gather_rows, rank, world_size
 from sptnet.config import Config
 from sptnet.data.augment import normalise
 from sptnet.data.loader import eval_batches
-from sptnet.data.manifest import Kind, Manifest, read_index, read_manifest
+from sptnet.data.manifest import Kind
+from sptnet.data.store import Store
 from sptnet.metrics import clustering_accuracy
 from sptnet.prompts import Prompt
 from sptnet.run_folder import METRICS, PREDICTIONS, load_model, read_config
+from sptnet.strategy.base import Strategy, parameter_groups
 from sptnet.strategy.connect import connect
-from sptnet.strategy.plain import PlainStrategy
+from sptnet.strategy.create import create_strategy
 
 PROTOCOLS: tuple[Kind, Kind] = ("unlabelled", "test")
 
@@ -41,9 +43,9 @@ class Predictions(NamedTuple):
     prediction: NDArray[np.int64]
 
 
-def expected_uids(root: Path, manifest: Manifest, kind: Kind) -> NDArray[np.int64]:
+def expected_uids(store: Store, kind: Kind) -> NDArray[np.int64]:
     """The uids of a split, sorted, from the indexes of its shards."""
-    indexes = [read_index(root, shard)["uid"] for shard in manifest.of_kind(kind)]
+    indexes = [store.entries(shard)["uid"] for shard in store.manifest.of_kind(kind)]
     return np.sort(np.concatenate(indexes)) if indexes else np.zeros(0, np.int64)
 
 
@@ -66,18 +68,24 @@ def exactly_once(gathered: NDArray[np.int64], expected: NDArray[np.int64]) -> Pr
     return Predictions(rows[:, 0], rows[:, 1], rows[:, 2])
 
 
-def predict(strategy: PlainStrategy, prompt: Tensor | None, config: Config, manifest: Manifest, kind: Kind) -> Tensor:
+def predict(strategy: Strategy, prompt: Tensor | None, config: Config, store: Store, kind: Kind) -> Tensor:
     """This rank's share of a split's predictions: int64 [n, 3] of (uid, target, prediction), on the device."""
-    device = strategy.accelerator.device
+    device = strategy.device
     rows = [torch.zeros(0, 3, dtype=torch.int64, device=device)]
     batches = eval_batches(
-        Path(config.data.root), manifest, kind, batch_size=config.evaluate.batch_size, augment=config.data.augment,
+        store, kind, batch_size=config.evaluate.batch_size, augment=config.data.augment,
         image_size=config.model.image_size, workers=config.data.workers, rank=rank(), world_size=world_size(),
     )  # fmt: skip
+    taken = 0
     for batch in batches:
         outputs = strategy.forward_evaluation(normalise(batch.images.to(device, non_blocking=True)), prompt)
         told = torch.stack([batch.uids, batch.targets], dim=1).to(device, non_blocking=True)
         rows.append(torch.cat([told, outputs.logits.argmax(1, keepdim=True)], dim=1))
+        taken += 1
+    # where weights are sharded a forward pass is a collective: a rank with fewer batches goes along with the others
+    total = -(-store.manifest.samples(kind) // config.evaluate.batch_size)
+    for _ in range(taken, -(-total // world_size())):
+        strategy.forward_evaluation(torch.zeros(1, 3, *2 * [config.model.image_size], device=device), prompt)
     return torch.cat(rows)
 
 
@@ -89,7 +97,7 @@ def score(predictions: Predictions, num_old: int) -> dict[str, Any]:
 
 
 def evaluate(
-    strategy: PlainStrategy, prompt: Prompt | None, config: Config, manifest: Manifest
+    strategy: Strategy, prompt: Prompt | None, config: Config, store: Store
 ) -> tuple[dict[str, Any], dict[str, Predictions]] | None:
     """Evaluate under both protocols; all ranks call it, rank 0 gets (results, predictions), the others None.
 
@@ -102,13 +110,12 @@ def evaluate(
     with torch.no_grad():
         image = None if prompt is None else prompt()
     for protocol in PROTOCOLS:
-        if manifest.samples(protocol) == 0:
+        if store.manifest.samples(protocol) == 0:
             continue
-        gathered = gather_rows(predict(strategy, image, config, manifest, protocol))
+        gathered = gather_rows(predict(strategy, image, config, store, protocol))
         if gathered is not None:
-            expected = expected_uids(Path(config.data.root), manifest, protocol)
-            kept[protocol] = exactly_once(gathered.cpu().numpy(), expected)
-            results[protocol] = score(kept[protocol], manifest.num_old)
+            kept[protocol] = exactly_once(gathered.cpu().numpy(), expected_uids(store, protocol))
+            results[protocol] = score(kept[protocol], store.manifest.num_old)
     strategy.module.train()
     return (results, kept) if rank() == 0 else None
 
@@ -131,14 +138,14 @@ def evaluate_run(folder: Path) -> dict[str, Any] | None:
         RunError, DatasetError, EvaluationError: nothing to evaluate, or damage.
     """
     config = read_config(folder)
-    accelerator = connect()
-    manifest = read_manifest(Path(config.data.root))
-    model, prompt = build_model(config, manifest, pretrained=False)
+    accelerator, asked = connect(config.collective_timeout_s)
+    store = build_store(config)
+    model, prompt = build_model(config, store.manifest, pretrained=False)
     load_model(folder, model, prompt)
-    strategy = PlainStrategy(accelerator, model, torch.optim.SGD(model.parameters(), lr=0.0))
+    strategy = create_strategy(accelerator, asked, model, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1)
     if prompt is not None:
         prompt.to(accelerator.device)
-    evaluated = evaluate(strategy, prompt, config, manifest)
+    evaluated = evaluate(strategy, prompt, config, store)
     if dist.is_initialized():
         dist.barrier()
     if evaluated is None:

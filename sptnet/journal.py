@@ -29,7 +29,7 @@ class Journal:
     def __init__(self, folder: Path, total_steps: int, every: int, active: bool):
         self.folder, self.total_steps, self.every, self.active = folder, total_steps, every, active
         self.console = Console(stderr=True, quiet=not active)
-        self._pending: list[tuple[dict[str, Any], GCDTerms]] = []
+        self._pending: list[tuple[dict[str, Any], GCDTerms | None]] = []
         self._since = time.perf_counter()
         self._lines = open(folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
         self._progress = Progress(
@@ -70,8 +70,8 @@ class Journal:
         if self._lines:
             self._lines.writelines(f"{time.strftime('%H:%M:%S')} {name}: {value}\n" for name, value in facts.items())
 
-    def step(self, record: dict[str, Any], terms: GCDTerms, images: int) -> None:
-        """Note a step; `record` holds what is known without asking the device."""
+    def step(self, record: dict[str, Any], terms: GCDTerms | None, images: int) -> None:
+        """Note a step; `record` holds what is known without asking the device; terms: None if it was left out."""
         if self.active:
             self._pending.append(({**record, "images": images}, terms))
             if len(self._pending) == self.every:
@@ -81,26 +81,24 @@ class Journal:
         """Write the pending steps."""
         if not self._pending:
             return
-        values = torch.stack([torch.stack(list(terms)) for _, terms in self._pending]).cpu().tolist()
+        left_out = [math.nan] * len(GCDTerms._fields)
+        losses = [torch.tensor(left_out) if terms is None else torch.stack(list(terms)) for _, terms in self._pending]
+        values = [[v if math.isfinite(v) else None for v in row] for row in (t.tolist() for t in losses)]
         now = time.perf_counter()
         speed = sum(record["images"] for record, _ in self._pending) / (now - self._since)
         self._since = now
         with open(self.folder / STEPS, "a") as steps:
-            for (record, _), losses in zip(self._pending, values, strict=True):
-                named = dict(zip(GCDTerms._fields, losses, strict=True))
+            for (record, _), row in zip(self._pending, values, strict=True):
+                named = dict(zip(GCDTerms._fields, row, strict=True))
                 whole = {k: v for k, v in record.items() if k != "images"} | named | {"images_per_s": round(speed, 1)}
                 steps.write(json.dumps(whole) + "\n")
         last, loss = self._pending[-1][0], values[-1][0]
         self._pending.clear()
         self._show(last, loss, speed)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} in the {last['phase']} phase at step {last['step']}: lower the learning rate"
-            )
 
-    def _show(self, record: dict[str, Any], loss: float, speed: float) -> None:
+    def _show(self, record: dict[str, Any], loss: float | None, speed: float) -> None:
         done = record["step"] + 1
-        note = f"loss {loss:.4f}  {speed:.0f} images/s"
+        note = f"{'left out' if loss is None else f'loss {loss:.4f}'}  {speed:.0f} images/s"
         if self._progress:
             self._progress.update(self._bar, completed=done, phase=record["phase"], note=note)
         elif done % (10 * self.every) < self.every or done == self.total_steps:

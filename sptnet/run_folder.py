@@ -1,5 +1,6 @@
 """A run's folder: what is in it, how it is written and read.
 
+checkpoints/          to continue from; see sptnet/checkpoint.py
 config.yaml           the configuration, complete
 log.txt               plain lines of what was printed
 metrics.jsonl         one line per step: losses, learning rates, phase, images/s; one per evaluation
@@ -8,11 +9,13 @@ metrics.json          the last evaluation
 predictions.npz       its uid, target and prediction of every sample, per protocol
 """
 
+import json
 import os
 from pathlib import Path
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,8 +24,8 @@ from sptnet.config import Config, ConfigError, load_config
 from sptnet.model import PromptedViT
 from sptnet.prompts import Prompt
 
-CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG = (
-    "config.yaml", "model.safetensors", "metrics.json", "predictions.npz", "metrics.jsonl", "log.txt",
+CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, LOCK = (
+    "config.yaml", "model.safetensors", "metrics.json", "predictions.npz", "metrics.jsonl", "log.txt", "run.lock",
 )  # fmt: skip
 
 
@@ -30,19 +33,50 @@ class RunError(ValueError):
     """A run folder that cannot be used as asked; the message says why."""
 
 
-def open_run(config: Config) -> Path:
-    """Make the folder of a new run and write its configuration.
-
-    Raises:
-        RunError: the folder holds a finished run already.
-    """
+def check_unfinished(config: Config) -> None:
+    """Raise RunError if the run's folder holds a finished run."""
     folder = Path(config.run)
     if (folder / METRICS).exists() and (folder / MODEL).exists():
         raise RunError(f"{folder} holds a finished run: remove it, or choose another folder with run=FOLDER")
+
+
+def lock_run(config: Config) -> FileLock:
+    """Make a run's folder, and keep others from training in it for as long as the lock lives.
+
+    Raises:
+        RunError: another process trains there, perhaps one whose launcher was killed.
+    """
+    folder = Path(config.run)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / STEPS).unlink(missing_ok=True)
-    (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
-    return folder
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{folder} is being trained by another process: stop it, or choose another folder") from None
+    return lock
+
+
+def open_run(config: Config, start: int) -> None:
+    """Write a run's configuration; forget what was told of steps from `start` on."""
+    folder = Path(config.run)
+    steps = folder / STEPS
+    if start == 0:
+        steps.unlink(missing_ok=True)
+    elif steps.exists():
+        kept = [line for line in steps.read_text().splitlines(keepends=True) if _is_before(line, start)]
+        temporary = folder / (STEPS + ".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(steps)
+    (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _is_before(line: str, start: int) -> bool:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return False  # half a line, of a run that was killed while it wrote
+    # an evaluation is numbered by the steps done before it
+    return bool(record["step"] < start + ("evaluation" in record))
 
 
 def read_config(folder: Path) -> Config:
@@ -57,9 +91,9 @@ def read_config(folder: Path) -> Config:
         raise RunError(f"{folder} is not a run: {error}") from None
 
 
-def save_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> None:
-    """Write model and prompt whole or not at all."""
-    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+def save_model(folder: Path, model: dict[str, Tensor], prompt: Prompt | None) -> None:
+    """Write a model's whole state dict and a prompt, both or nothing."""
+    state = {f"model.{k}": v for k, v in model.items()}
     if prompt is not None:
         state |= {f"prompt.{k}": v for k, v in prompt.state_dict().items()}
     temporary = folder / (MODEL + ".tmp")

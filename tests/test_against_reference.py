@@ -12,7 +12,9 @@ from sptnet.prompts import create_prompt
 from sptnet.reference import FRAME_SIDES, _frame_image, load_reference
 from sptnet.schedule import Schedule
 from sptnet.steps import Learner
-from sptnet.strategy.plain import PlainStrategy, trained_parameters
+from sptnet.strategy.base import parameter_groups
+from sptnet.strategy.connect import asked_for
+from sptnet.strategy.plain import PlainStrategy
 from sptnet.weights import BackboneError
 
 
@@ -111,8 +113,10 @@ def test_a_whole_alternating_run(reference, tmp_path):
         epochs=3, steps_per_epoch=45, phase_schedule="reference", k=20, prompt_lr=1.0, prompt_warmup_steps=20,
         model_lr=0.05, final_factor=0.1, teacher_warmup_epochs=2,
     )  # fmt: skip
-    optimizer = torch.optim.SGD(trained_parameters(model, 5e-4), lr=0.05, momentum=0.9)
-    strategy = PlainStrategy(Accelerator(cpu=True), model, optimizer)
+    strategy = PlainStrategy(
+        Accelerator(cpu=True), asked_for(), model,
+        lambda m: torch.optim.SGD(parameter_groups(m, 5e-4), lr=0.05, momentum=0.9),
+    )  # fmt: skip
     prompt_optimizer = torch.optim.SGD(prompt.parameters(), lr=1.0, momentum=0.9)
     learner = Learner(strategy, GCDLoss(), schedule, prompt, prompt_optimizer)
     losses = []

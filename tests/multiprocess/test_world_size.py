@@ -1,21 +1,43 @@
-"""The same run on 1, 2, 3 and 4 real processes over gloo, started as a user starts them."""
+"""The same run under every strategy on 1 to 4 real processes over gloo, started as a user starts them."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sptnet.data.store import LocalStore
+
 HERE = Path(__file__).parent
 LAUNCH = HERE.parents[1] / "launch"
-WORLDS = {"one": (1, 0), "two": (2, 0), "two, 2 workers": (2, 2), "three": (3, 0), "four": (4, 0)}
+THRIFTY = ["memory.gradient_checkpointing=full", "memory.micro_batches=2"]
+# strategy, processes, loader workers, precision, overrides
+WORLDS = {
+    "one": ("single", 1, 0, "no", []), "one, thrifty": ("single", 1, 2, "no", THRIFTY),
+    "ddp 2": ("ddp", 2, 0, "no", []), "ddp 2, thrifty": ("ddp", 2, 2, "no", THRIFTY),
+    "ddp 3": ("ddp", 3, 0, "no", []), "ddp 4": ("ddp", 4, 0, "no", []),
+    "fsdp2 2": ("fsdp2", 2, 0, "no", []), "fsdp2 2, thrifty": ("fsdp2", 2, 0, "no", THRIFTY),
+    "fsdp2 4": ("fsdp2", 4, 0, "no", []), "hsdp 4": ("hsdp", 4, 0, "no", []),
+    "zero1 2": ("zero1", 2, 0, "no", []), "zero2 2": ("zero2", 2, 0, "no", []),
+    "zero2 2, thrifty": ("zero2", 2, 0, "no", THRIFTY), "zero2 4": ("zero2", 4, 0, "no", []),
+    "zero3 2": ("zero3", 2, 0, "no", []), "zero3 2, thrifty": ("zero3", 2, 0, "no", THRIFTY),
+    "one, bf16": ("single", 1, 0, "bf16", []), "ddp 2, bf16": ("ddp", 2, 0, "bf16", []),
+    "fsdp2 2, bf16": ("fsdp2", 2, 0, "bf16", []), "zero2 2, bf16": ("zero2", 2, 0, "bf16", []),
+    "zero3 2, bf16": ("zero3", 2, 0, "bf16", []),
+    "one, fp16": ("single", 1, 0, "fp16", []), "fsdp2 2, fp16": ("fsdp2", 2, 0, "fp16", []),
+    "zero2 2, fp16": ("zero2", 2, 0, "fp16", []), "zero3 2, fp16": ("zero3", 2, 0, "fp16", []),
+}  # fmt: skip
 
 
-def launch(arguments: list[str], processes: int, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    config = LAUNCH / ("single.yaml" if processes == 1 else "ddp.yaml")
+def launch(
+    arguments: list[str], processes: int, strategy: str = "", precision: str = "no", timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
+    config = LAUNCH / f"{strategy or ('single' if processes == 1 else 'ddp')}.yaml"
     command = [
         sys.executable,
         "-m",
@@ -25,30 +47,58 @@ def launch(arguments: list[str], processes: int, timeout: int = 300) -> subproce
         "--num_processes",
         str(processes),
     ]
+    command += ["--mixed_precision", precision]
     if processes > 1:
         command += ["--main_process_port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=timeout, env=environment)
 
 
+SLOW = {
+    "hsdp 4",
+    "fsdp2 4",
+    "zero1 2",
+    "ddp 3",
+    "fsdp2 2, bf16",
+    "zero3 2, bf16",
+    "zero2 2, thrifty",
+    "ddp 2, thrifty",
+    "fsdp2 2, fp16",
+    "zero2 2, fp16",
+    "zero3 2, fp16",
+    "one, thrifty",
+    "zero3 2, thrifty",
+    "zero2 4",
+    "one, bf16",
+    "one, fp16",
+}
+
+
+def worlds(*, half: bool) -> list:
+    """Worlds but the first, those that `make test` leaves to `make test-all` marked so."""
+    names = [name for name in WORLDS if name != "one" and name.endswith(("bf16", "fp16")) == half]
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in names]
+
+
 @pytest.fixture(scope="module")
 def told(digits, tmp_path_factory):
-    """What every world told, by name."""
-    results = {}
-    for name, (processes, workers) in WORLDS.items():
+    """`told(name)`: what a world told; every world runs once."""
+
+    @cache
+    def run(name: str) -> dict:
+        strategy, processes, workers, precision, overrides = WORLDS[name]
         out = tmp_path_factory.mktemp("told") / "told.json"
-        strategy = "single" if processes == 1 else "ddp"
-        ran = launch(
-            [str(HERE / "worker.py"), str(out), str(digits), strategy, str(processes), str(workers)], processes
-        )
+        expected = [str(out), str(digits), strategy, str(processes), str(workers), precision, *overrides]
+        ran = launch([str(HERE / "worker.py"), *expected], processes, strategy, precision)
         assert ran.returncode == 0, ran.stderr[-3000:]
-        results[name] = json.loads(out.read_text())
-    return results
+        return json.loads(out.read_text())
+
+    return run
 
 
-@pytest.mark.parametrize("world", [name for name in WORLDS if name != "one"])
+@pytest.mark.parametrize("world", worlds(half=False))
 def test_forty_alternating_steps_give_the_same_losses(told, world):
-    one, many = told["one"], told[world]
+    one, many = told("one"), told(world)
     assert one["phases"].count("prompt") >= 12
     assert one["phases"].count("model") >= 12
     assert one["phases"] == many["phases"]
@@ -59,20 +109,29 @@ def test_forty_alternating_steps_give_the_same_losses(told, world):
     assert np.ptp(total[0]) > 1e-2
 
 
-@pytest.mark.parametrize("world", [name for name in WORLDS if name != "one"])
+@pytest.mark.parametrize("world", worlds(half=True))
+def test_half_precision_stays_near_float32_under_every_strategy(told, world):
+    """Within 5% at every one of 40 steps, 2% on average, and not by computing in float32 after all."""
+    exact, rounded = (np.array(told(name)["losses"])[:, 0] for name in ("one", world))
+    np.testing.assert_allclose(rounded, exact, rtol=0.05)
+    assert np.abs(rounded / exact - 1).mean() < 0.02
+    assert np.abs(rounded / exact - 1).max() > 1e-4
+
+
+@pytest.mark.parametrize("world", worlds(half=False))
 def test_evaluation_counts_every_sample_once(told, world):
-    one, many = told["one"], told[world]
+    one, many = told("one"), told(world)
     assert many["results"]["unlabelled"]["samples"] == 1072
     assert many["results"]["test"]["samples"] == 359
     for protocol in ("unlabelled", "test"):
         assert many["predictions"][protocol][:2] == one["predictions"][protocol][:2]  # uid, target
 
 
-def test_lost_and_doubled_samples_are_caught(told):
-    for run in told.values():
-        lost, doubled = run["faults"]
-        assert "1 missing (uid" in lost
-        assert "1 there more than once (uid" in doubled
+@pytest.mark.parametrize("world", ["one", *worlds(half=False)])
+def test_lost_and_doubled_samples_are_caught(told, world):
+    lost, doubled = told(world)["faults"]
+    assert "1 missing (uid" in lost
+    assert "1 there more than once (uid" in doubled
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +156,14 @@ def test_the_train_command_writes_every_step(trained):
     assert [line["step"] for line in lines if "evaluation" in line] == [11, 22]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_eval_gives_the_identical_result_on_any_number_of_processes(trained, processes):
+@pytest.mark.parametrize(
+    ("strategy", "processes"),
+    [("single", 1), ("ddp", 2), ("ddp", 3), pytest.param("ddp", 4, marks=pytest.mark.slow), ("fsdp2", 2), ("zero3", 3)],
+)
+def test_eval_gives_the_identical_result_on_any_number_of_processes(trained, strategy, processes):
     metrics, predictions = json.loads((trained / "metrics.json").read_text()), np.load(trained / "predictions.npz")
     before = {name: predictions[name] for name in predictions.files}
-    ran = launch(["-m", "sptnet.evaluate", str(trained)], processes)
+    ran = launch(["-m", "sptnet.evaluate", str(trained)], processes, strategy)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert json.loads((trained / "metrics.json").read_text()) == metrics
     after = np.load(trained / "predictions.npz")
@@ -122,6 +184,30 @@ def test_a_finished_run_is_not_overwritten_and_mistakes_are_one_line(trained, di
     assert ran.returncode != 0
     assert "error: " in ran.stderr
     assert "holds a finished run" in ran.stderr
-    ran = launch([*arguments, "data.batch_size=40"], 3)
+    ran = launch([*arguments, f"run={trained}_other", "data.batch_size=40"], 3)
     assert "error: data.batch_size 40 cannot be dealt to 3 processes" in ran.stderr
     assert "Error: " not in ran.stderr.split("error: data")[0]
+
+
+def test_tolerated_damage_is_counted_over_all_ranks_and_limited(digits, tmp_path):
+    root = Path(shutil.copytree(digits, tmp_path / "damaged"))
+    store = LocalStore(root)
+    shard = store.manifest.of_kind("labelled")[3]
+    for _, _, offset, size in store.entries(shard)[:5].tolist():
+        with open(root / shard.file, "r+b") as tar:
+            tar.seek(offset)
+            tar.write(bytes(size))
+    arguments = ["-m", "sptnet.train", "configs/quickstart_simgcd.yaml", f"data.root={root}"]
+    arguments += ["schedule.epochs=2", "evaluate.every=2"]
+    ran = launch([*arguments, f"run={tmp_path / 'run'}", "data.tolerate_bad_samples=100"], 2)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    counts = [line["bad_samples"] for line in lines if "phase" in line]
+    told = [line for line in ran.stderr.splitlines() if "replaced a sample" in line and "does not decode" in line]
+    assert counts == sorted(counts)
+    assert 5 <= counts[-1] == len(told)
+    ran = launch([*arguments, f"run={tmp_path / 'other'}", "data.tolerate_bad_samples=2"], 2)
+    assert ran.returncode != 0
+    # told by the count over all ranks, or, where one batch has more than that, by the loader that met them
+    errors = " ".join(line for line in ran.stderr.splitlines() if line.startswith("error"))
+    assert "data.tolerate_bad_samples = 2" in errors or "does not decode" in errors

@@ -1,13 +1,17 @@
 """What every process of a multi-process test runs; rank 0 writes what it found to a JSON file.
 
-Usage: worker.py OUT DATA EXPECTED_STRATEGY EXPECTED_WORLD_SIZE LOADER_WORKERS
+Usage: worker.py OUT DATA STRATEGY WORLD_SIZE LOADER_WORKERS PRECISION [section.key=value ...], as they must be
 """
 
 import json
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from sptnet.build import build_data, build_model, build_schedule
 from sptnet.collectives import gather_rows, gather_views, rank, world_size
@@ -15,6 +19,8 @@ from sptnet.config import load_config
 from sptnet.data.augment import normalise
 from sptnet.data.loader import train_batches
 from sptnet.evaluate import evaluate, exactly_once, expected_uids, predict
+from sptnet.resume import prompt_state
+from sptnet.steps import NonFiniteStep
 from sptnet.strategy.connect import connect
 from sptnet.train import assemble
 
@@ -22,23 +28,24 @@ CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_sptnet.yaml"
 FIRST, STEPS, BATCH = 3, 40, 48  # starts in the middle of a prompt phase; k = 6: both phases three times
 
 
-def main(out: Path, data: str, strategy: str, size: int, workers: int) -> None:
+def main(out: Path, data: str, strategy: str, size: int, workers: int, precision: str, overrides: list[str]) -> None:
     config = load_config(
         CONFIG,
         [f"data.root={data}", f"data.batch_size={BATCH}", f"data.workers={workers}", "init=null", "schedule.k=6",
          "model.backbone_options={patch_size: 6, embed_dim: 48, depth: 2, num_heads: 3}", "optimizer.name=sgd",
-         "optimizer.lr=0.05", "prompts.warmup_steps=5", "evaluate.batch_size=50"],
+         "optimizer.lr=0.01", "prompts.lr=0.2", "prompts.warmup_steps=5", "evaluate.batch_size=50", *overrides],
     )  # fmt: skip
-    manifest, order = build_data(config)
+    store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)
-    model, prompt = build_model(config, manifest)
-    accelerator = connect()
-    learner = assemble(config, accelerator, model, prompt, schedule)
-    assert (learner.strategy.name, world_size(), accelerator.num_processes) == (strategy, size, size)
-    assert learner.strategy.wrapper == ("PromptedViT" if strategy == "single" else "DistributedDataParallel")
+    model, prompt = build_model(config, store.manifest)
+    accelerator, asked = connect(config.collective_timeout_s)
+    learner = assemble(config, accelerator, asked, model, prompt, schedule)
+    assert (asked.strategy, asked.world_size, world_size(), accelerator.num_processes) == (strategy, size, size, size)
+    assert_wrapped(learner.strategy, strategy)
+    assert asked.precision == precision
 
     batches = train_batches(
-        Path(data), manifest, order, augment=config.data.augment, image_size=24, seed=0,
+        store, order, augment=config.data.augment, image_size=24, seed=0,
         steps=range(FIRST, FIRST + STEPS), views_at=learner.views_at, workers=workers, rank=rank(), world_size=size,
     )  # fmt: skip
     losses, phases, uids = [], [], []
@@ -48,13 +55,14 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int) -> None:
         phases.append(schedule.phase(batch.step))
         uids.append(gather_views(batch.uids, views=1).tolist())
 
-    evaluated = evaluate(learner.strategy, prompt, config, manifest)
+    assert_nothing_but_finite_steps(learner, batch)
+    evaluated = evaluate(learner.strategy, prompt, config, store)
     # one rank loses its last prediction; another rank, or the same one, sends its first one twice
-    rows = predict(learner.strategy, None, config, manifest, "test")
+    rows = predict(learner.strategy, None, config, store, "test")
     lossy = gather_rows(rows[:-1] if rank() == size - 1 else rows)
     doubled = gather_rows(rows[[0, *range(len(rows))]] if rank() == 0 else rows, block=32)
     if rank() == 0:
-        expected = expected_uids(Path(data), manifest, "test")
+        expected = expected_uids(store, "test")
         faults = [fault(gathered.numpy(), expected) for gathered in (lossy, doubled)]
         results, predictions = evaluated
         told = {
@@ -66,6 +74,47 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int) -> None:
         dist.destroy_process_group()
 
 
+def assert_wrapped(strategy, name) -> None:
+    """The class that really runs, and that its weights are spread as its name says."""
+    parameter = strategy.module.backbone.blocks[0].mlp.fc1.weight
+    if name in ("single", "ddp"):
+        assert type(strategy.module).__name__ == "PromptedViT"
+        assert strategy.wrapper == {"single": "PromptedViT", "ddp": "DistributedDataParallel"}[name]
+    elif name in ("fsdp2", "hsdp"):
+        assert isinstance(strategy.module, FSDPModule)
+        assert all(isinstance(block, FSDPModule) for block in strategy.module.backbone.blocks)
+        assert isinstance(parameter, DTensor)
+        assert parameter.device_mesh.ndim == (1 if name == "fsdp2" else 2)
+        assert parameter.to_local().numel() < parameter.numel()
+    else:
+        assert strategy.wrapper == "DeepSpeedEngine"
+        assert strategy.stage == int(name.removeprefix("zero"))
+        assert type(strategy._engine.optimizer).__name__.startswith("DeepSpeedZeroOptimizer")
+        assert (parameter.numel() == 0) == (name == "zero3")
+
+
+def assert_nothing_but_finite_steps(learner, batch) -> None:
+    """A rank with a pixel that is not a number: all ranks raise, nothing is changed, and the next step is fine."""
+    before = state_of(learner)
+    for step in range(FIRST + STEPS, FIRST + STEPS + 12):
+        views = normalise(batch.views)[: learner.views_at(step)]
+        views = views if len(views) == learner.views_at(step) else views.expand(2, *views.shape[1:]).clone()
+        views[0, 0, 0, 0, 0] = float("nan") if rank() == world_size() - 1 else 0.0
+        with pytest.raises(NonFiniteStep) as met:
+            learner.step(step, views, batch.targets, batch.labelled)
+        assert met.value.phase == learner.schedule.phase(step)
+        assert met.value.ranks == [world_size() - 1]
+    after = state_of(learner)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    views[0, 0, 0, 0, 0] = 0.0
+    assert learner.step(step, views, batch.targets, batch.labelled).total.isfinite()
+
+
+def state_of(learner) -> dict[str, torch.Tensor]:
+    return learner.strategy.trained_state(lambda i: True) | prompt_state(learner)
+
+
 def fault(gathered, expected) -> str:
     try:
         exactly_once(gathered, expected)
@@ -75,4 +124,4 @@ def fault(gathered, expected) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6], sys.argv[7:])

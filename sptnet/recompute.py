@@ -1,0 +1,34 @@
+"""Gradient checkpointing: blocks that keep their input only and compute the rest again in the backward pass."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sptnet.config import Every
+from sptnet.model import PromptedViT
+
+
+def checkpoint_blocks(model: PromptedViT, spec: str | Every) -> None:
+    """Make blocks forget what their backward needs.
+
+    A block's own `forward` is replaced, not wrapped from outside: what sharding strategies hook to a block then happens
+    once, around both computations, and the state dict keeps its names.
+
+    Args:
+        spec: none, full (every block), or every n-th block, counted from the last, which is always trained.
+    """
+    if spec == "none":
+        return
+    every = spec.every if isinstance(spec, Every) else 1
+    for block in list(model.backbone.blocks)[::-1][::every]:
+        block.forward = partial(_forward, type(block), block)
+
+
+def _forward(kind: type[nn.Module], block: nn.Module, tokens: Tensor) -> Tensor:
+    forward = partial(kind.forward, block)
+    if not torch.is_grad_enabled():
+        return forward(tokens)
+    # blocks draw no random numbers, so there is no generator state to keep
+    return checkpoint(forward, tokens, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,129 @@
+"""Continue a run: from which checkpoint, whether its numbers are this run's, and what is put back."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sptnet.checkpoint import CheckpointError, Facts, checkpoints, digest, read_facts, read_tensors
+from sptnet.config import Config
+from sptnet.data.manifest import Manifest
+from sptnet.model import PromptedViT
+from sptnet.steps import Learner
+
+# sections and keys of the configuration that decide the numbers; the others decide speed, place and what is told
+DECIDING = ("method", "seed", "data.batch_size", "data.streams", "data.window", "data.augment",
+            "data.tolerate_bad_samples", "model", "prompts", "optimizer", "loss", "schedule")  # fmt: skip
+IRRELEVANT = ("model.weights",)  # a moved file is the same backbone: its digest is compared
+
+
+def numbers_of(config: Config, manifest: Manifest) -> dict[str, Any]:
+    """Everything that decides the numbers of a run, by dotted key; another strategy or world size does not."""
+    keys = dict(_flat(config.model_dump(), ""))
+    chosen = {k: v for k, v in keys.items() if _below(k, DECIDING) and not _below(k, IRRELEVANT)}
+    return chosen | {"data.digest": manifest.digest()}
+
+
+def backbone_of(config: Config, model: PromptedViT) -> dict[str, str]:
+    """Source and digest of what a run does not train, before the model is spread over ranks."""
+    frozen = ((name, p.cpu()) for name, p in model.named_parameters() if not p.requires_grad)
+    return {"source": config.init or config.model.weights, "sha256": digest(frozen)}
+
+
+def where_to_continue(config: Config) -> Path | None:
+    """The checkpoint that `resume` asks for; None to start anew.
+
+    Raises:
+        CheckpointError: a path that is no checkpoint.
+    """
+    asked = config.resume.source
+    if asked == "none":
+        return None
+    if asked == "auto":
+        there = checkpoints(Path(config.run))
+        return there[-1] if there else None
+    path = Path(asked)
+    if there := checkpoints(path):
+        return there[-1]
+    read_facts(path)
+    return path
+
+
+def restore(
+    path: Path, learner: Learner, numbers: dict[str, Any], backbone: dict[str, str], allow: Sequence[str]
+) -> Facts:
+    """Put a checkpoint's state into a learner; every rank reads it.
+
+    Args:
+        numbers, backbone: of this run, compared with the checkpoint's.
+        allow: dotted keys, or sections, that may differ.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or one whose run had other numbers; the message lists the differences.
+    """
+    facts = read_facts(path)
+    told = [f"{key} was {old!r}, is {new!r}" for key, old, new in _differences(facts.numbers, numbers, allow)]
+    if facts.backbone["sha256"] != backbone["sha256"] and "backbone" not in allow:
+        told.append(f"backbone was {facts.backbone['source']}, is {backbone['source']}, and their weights differ")
+    if told:
+        raise CheckpointError(
+            f"{path} is of a run with other numbers: {'; '.join(told)}. Name in resume.allow what may differ, or start "
+            "anew with resume=none"
+        )
+    tensors = read_tensors(path, facts)
+    try:
+        learner.strategy.load_trained_state(tensors)
+        if learner.prompt is not None:
+            _restore_prompt(learner, tensors)
+        if (scaler := learner.strategy.scaler) is not None and "loss_scale" in facts.counters:
+            scaling = {"scale": facts.counters["loss_scale"], "_growth_tracker": int(facts.counters["steps_at_scale"])}
+            scaler.load_state_dict({**scaler.state_dict(), **scaling})
+    except KeyError as error:
+        raise CheckpointError(f"{path} has no tensor {error}: it is of another model") from None
+    return facts
+
+
+def _restore_prompt(learner: Learner, tensors: dict[str, torch.Tensor]) -> None:
+    assert learner.prompt is not None
+    assert learner.prompt_optimizer is not None
+    for name, parameter in learner.prompt.named_parameters():
+        with torch.no_grad():
+            parameter.copy_(tensors[f"prompt.{name}"])
+        prefix = f"prompt_optimizer.{name}."
+        state = {
+            key.removeprefix(prefix): v.to(parameter.device) for key, v in tensors.items() if key.startswith(prefix)
+        }
+        if state:
+            learner.prompt_optimizer.state[parameter] = state
+
+
+def prompt_state(learner: Learner) -> dict[str, torch.Tensor]:
+    """The prompts and their momentum, on the CPU, by the names of a checkpoint."""
+    if learner.prompt is None or learner.prompt_optimizer is None:
+        return {}
+    state = {}
+    for name, parameter in learner.prompt.named_parameters():
+        state[f"prompt.{name}"] = parameter.detach().to("cpu", copy=True)
+        for key, value in learner.prompt_optimizer.state[parameter].items():
+            if value is not None:
+                state[f"prompt_optimizer.{name}.{key}"] = value.detach().to("cpu", copy=True)
+    return state
+
+
+def _flat(tree: dict[str, Any], above: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def _below(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], allow: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not _below(key, allow):
+            yield key, old.get(key), new.get(key)

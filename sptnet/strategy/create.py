@@ -1,0 +1,49 @@
+"""The strategy that was asked for."""
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from sptnet.model import PromptedViT
+from sptnet.strategy.base import Strategy
+from sptnet.strategy.connect import Asked, StrategyError
+from sptnet.strategy.fsdp import FSDPStrategy
+from sptnet.strategy.plain import PlainStrategy
+from sptnet.strategy.zero import ZeroStrategy
+
+WRAPPERS = {"single": "PromptedViT", "ddp": "DistributedDataParallel", "fsdp2": "FSDPPromptedViT",
+            "hsdp": "FSDPPromptedViT", "zero1": "DeepSpeedEngine", "zero2": "DeepSpeedEngine",
+            "zero3": "DeepSpeedEngine"}  # fmt: skip
+
+
+def create_strategy(
+    accelerator: Accelerator,
+    asked: Asked,
+    model: PromptedViT,
+    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+    images_per_rank: int,
+) -> Strategy:
+    """Spread the model as asked, and check that it was.
+
+    Args:
+        optimizer_of: makes the optimizer of a model; FSDP2 needs it made after sharding.
+        images_per_rank: of the global batch, which DeepSpeed insists on knowing.
+
+    Raises:
+        StrategyError: what was asked for and what one got differ.
+    """
+    strategy: Strategy
+    if asked.strategy.startswith("zero"):
+        strategy = ZeroStrategy(accelerator, asked, model, optimizer_of, images_per_rank)
+        if (got := f"zero{strategy.stage}") != asked.strategy:
+            raise StrategyError(f"{asked.strategy} was asked for, DeepSpeed runs {got}")
+    elif asked.strategy in ("fsdp2", "hsdp"):
+        strategy = FSDPStrategy(accelerator, asked, model, optimizer_of)
+    else:
+        strategy = PlainStrategy(accelerator, asked, model, optimizer_of)
+    if strategy.wrapper != WRAPPERS[asked.strategy]:
+        wanted = WRAPPERS[asked.strategy]
+        raise StrategyError(f"{asked.strategy} was asked for, which makes a {wanted}, not a {strategy.wrapper}")
+    return strategy

@@ -1,0 +1,91 @@
+"""FSDP2: every block's weights sharded over the ranks, frozen ones too; or, hybrid, over the ranks of one node."""
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sptnet.model import Outputs, PromptedViT
+from sptnet.strategy.base import TorchStrategy
+from sptnet.strategy.connect import Asked
+
+
+class FSDPStrategy(TorchStrategy):
+    """Order of wrapping: activation checkpointing is inside the model's forward already; then `fully_shard` for every
+    block, then for the rest; the optimizer comes last, over the sharded parameters.
+
+    `fully_shard` is called directly, not by accelerate's `prepare`: on machines without GPUs accelerate turns FSDP into
+    DDP without a word.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        asked: Asked,
+        model: PromptedViT,
+        optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+    ):
+        super().__init__(accelerator, asked)
+        mesh = _mesh(self.device.type, asked)
+        model.to(self.device)
+        for block in model.backbone.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        self.module = model
+        self._optimizer = optimizer_of(model)
+
+    @property
+    def wrapper(self) -> str:
+        return type(self.module).__name__
+
+    def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
+        with self.autocast():
+            return cast(Outputs, self.module(images, prompt, with_clean))
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        # a forward pass without a backward one (evaluation, a step left out) leaves whole weights in the modules
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return super().trained()
+
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        return _full(parameter.detach())
+
+    @torch.no_grad()
+    def set_full_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        parameter.copy_(_like(value.to(self.device), parameter))
+
+    def optimizer_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        # gathering is a collective: in the same order on all ranks, whatever order a checkpoint was read in
+        state = sorted(self._optimizer.state[parameter].items())
+        return {key: _full(value) for key, value in state if value is not None}
+
+    def set_optimizer_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
+        self._optimizer.state[parameter] = {
+            key: value.clone() if value.ndim == 0 else _like(value.to(self.device), parameter)
+            for key, value in state.items()
+        }
+
+
+def _mesh(device: str, asked: Asked) -> DeviceMesh:
+    if asked.strategy == "fsdp2":
+        return init_device_mesh(device, (asked.world_size,))
+    copies = asked.world_size // asked.shard_size
+    return init_device_mesh(device, (copies, asked.shard_size), mesh_dim_names=("replicate", "shard"))
+
+
+def _full(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole value, sharded as the parameter is; every rank has the whole, so nothing needs to travel."""
+    if not isinstance(parameter, DTensor):
+        return value.clone()
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

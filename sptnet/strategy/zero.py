@@ -1,0 +1,169 @@
+"""DeepSpeed ZeRO: optimizer state (1), gradients (2) and weights (3) sharded over the ranks."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sptnet.model import Outputs, PromptedViT
+from sptnet.strategy.base import FP16_SCALE, Strategy
+from sptnet.strategy.connect import Asked
+
+
+class ZeroStrategy(Strategy):
+    """Order of wrapping: activation checkpointing is inside the model's forward already; then DeepSpeed's engine, by
+    accelerate's `prepare`, takes model and optimizer.
+
+    One engine with one optimizer: two under one engine are silently wrong. The prompt phase calls `engine.module`; the
+    engine's own forward would break it (IndexError under ZeRO-1 and 2, wrong gradients under ZeRO-3).
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        asked: Asked,
+        model: PromptedViT,
+        optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+        images_per_rank: int,
+    ):
+        super().__init__(accelerator, asked)
+        plugin = accelerator.state.deepspeed_plugin
+        plugin.deepspeed_config.update(_settings(asked, images_per_rank))
+        self._engine, self._optimizer = accelerator.prepare(model, optimizer_of(model))
+        self.module = cast(PromptedViT, self._engine.module)
+        if self.scaler is not None:
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": FP16_SCALE})
+
+    @property
+    def wrapper(self) -> str:
+        return type(self._engine).__name__
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        return cast("torch.amp.GradScaler | None", self._engine.optimizer.torch_autocast_gradscaler)
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage that the engine runs."""
+        return int(self._engine.zero_optimization_stage())
+
+    def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
+        return cast(Outputs, self._engine(images, prompt, with_clean))
+
+    def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+        for i, loss in enumerate(losses):
+            self._engine.set_gradient_accumulation_boundary(i == len(losses) - 1)
+            self._engine.backward(loss() * self.asked.world_size)
+        if self.asked.precision == "fp16":
+            return []  # scaled, and looked at by DeepSpeed's own loss scaler
+        shards = self._engine.optimizer.averaged_gradients.values()
+        return [gradient for shard in shards if shard is not None for gradient in shard if gradient is not None]
+
+    def forget_gradients(self) -> None:
+        optimizer = self._engine.optimizer
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None
+        optimizer.zero_grad()
+
+    def step_model(self, lr: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if parameter.requires_grad:
+            return cast(Tensor, safe_get_full_fp32_param(parameter)).detach().clone()
+        with GatheredParameters([parameter], enabled=self.stage == 3):
+            return parameter.detach().clone()
+
+    @torch.no_grad()
+    def set_full_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, value.to(self.device))
+        # the weights that the forward reads, which stage 1 and 2 keep beside the optimizer's copy
+        with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+            parameter.copy_(value)
+
+    def optimizer_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        shards = list(self._torch_optimizer.state.values())
+        if not shards:
+            return {}
+        # what torch remembers of a flat shard of many parameters: tensors like them, and AdamW's step count
+        counts = {key: value.detach().clone() for key, value in shards[0].items() if _is_count(value)}
+        keys = sorted(key for key, value in shards[0].items() if isinstance(value, Tensor) and value.ndim > 0)
+        whole = {key: cast(Tensor, safe_get_full_optimizer_state(parameter, key)).detach().clone() for key in keys}
+        return whole | counts
+
+    def set_optimizer_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for key, value in state.items():
+            if value.ndim > 0:
+                safe_set_full_optimizer_state(parameter, value.to(self.device), key)
+                continue
+            for shard in self._torch_optimizer.state.values():
+                shard[key] = value.clone()
+
+    def trained_state(self, keep: Callable[[int], bool]) -> dict[str, Tensor]:
+        self._link_optimizer_state()
+        return super().trained_state(keep)
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        if any(key.startswith("optimizer.") for key in state):
+            self._make_optimizer_state()
+        super().load_trained_state(state)
+
+    def _make_optimizer_state(self) -> None:
+        """A step of no length: DeepSpeed has no optimizer state to write to before its first step."""
+        size = self.module.image_size
+        outputs = self._engine(torch.zeros(1, 3, size, size, device=self.device))
+        nothing = 0.0 * (outputs.projections.sum() + outputs.logits.sum())
+        self.backward_model([lambda: nothing])
+        self.step_model(lr=0.0)
+        self._link_optimizer_state()
+
+    def _link_optimizer_state(self) -> None:
+        """Let DeepSpeed find the optimizer's state of every parameter.
+
+        Stages 1 and 2 link it once, after the first step of the *first* parameter group: the others have none then
+        (deepspeed 0.19.8, runtime/zero/stage_1_and_2.py, `_optimizer_step`).
+        """
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        if self.stage < 3 and self._torch_optimizer.state:
+            optimizer = self._engine.optimizer
+            for group, shard in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(group, shard, self._torch_optimizer.state)
+
+    @property
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return cast(torch.optim.Optimizer, self._engine.optimizer.optimizer)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0
+
+
+def _settings(asked: Asked, images_per_rank: int) -> dict[str, Any]:
+    """DeepSpeed's configuration beside what the accelerate configuration says, all of it explicit."""
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(asked.precision)
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": images_per_rank,
+        "train_batch_size": images_per_rank * asked.world_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,  # SGD, and AdamW as torch has it
+    }
+    if dtype is not None:
+        settings["torch_autocast"] = {"enabled": True, "dtype": dtype}
+    return settings

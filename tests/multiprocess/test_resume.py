@@ -1,0 +1,248 @@
+"""Interrupted runs: killed or asked to stop, continued under the same or another strategy and world size."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from sptnet.checkpoint import checkpoints, read_facts
+
+ROOT = Path(__file__).parents[2]
+# 22 steps per epoch; phases of 4 steps and checkpoints every 3: continued in the middle of either phase
+SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "checkpoint.every=3", "log_every=2",
+         "data.batch_size=64", "prompts.lr=0.2", "optimizer.lr=0.0005",
+         "model.backbone_options={patch_size: 6, embed_dim: 48, depth: 2, num_heads: 3}"]  # fmt: skip
+
+
+def command(run, data, strategy, processes, *extra):
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"launch/{strategy}.yaml"]
+    launcher += ["--num_processes", str(processes)] + (["--main_process_port", "0"] if processes > 1 else [])
+    train = ["-m", "sptnet.train", "configs/quickstart_sptnet.yaml", f"run={run}", f"data.root={data}"]
+    return [sys.executable, *launcher, *train, *SMALL, *extra]
+
+
+def start(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(*arguments):
+    process = start(*arguments)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told[-3000:]
+    return told
+
+
+def until_checkpoint(process, run, step):
+    """Wait until a checkpoint of at least this step is whole."""
+    end = time.monotonic() + 200
+    while time.monotonic() < end:
+        there = checkpoints(run)
+        if there and read_facts(there[-1]).step >= step:
+            return
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint appeared")
+
+
+def kill(process):
+    """SIGKILL to launcher and workers, which torchrun gives sessions of their own."""
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everyone:
+        one.kill()
+    psutil.wait_procs(everyone)
+    process.wait()
+
+
+def steps_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "phase" in line]
+    assert [line["step"] for line in steps] == list(range(44))
+    return np.array([[line[k] for k in ("total", "cls", "distill", "me_max", "info_nce", "sup_con")] for line in steps])
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """Uninterrupted runs on one process and on two."""
+    runs = {}
+    for strategy, processes in (("single", 1), ("ddp", 2)):
+        run = tmp_path_factory.mktemp("whole") / strategy
+        finish(run, digits, strategy, processes)
+        runs[strategy] = run
+    return runs
+
+
+@pytest.mark.parametrize(("strategy", "processes"), [("single", 1), ("ddp", 2)])
+def test_killed_at_any_moment_and_continued_it_is_bit_for_bit_the_same(whole, digits, tmp_path, strategy, processes):
+    run = tmp_path / "run"
+    for step in (5, 17, 30):
+        process = start(run, digits, strategy, processes)
+        until_checkpoint(process, run, step)
+        kill(process)
+    told = finish(run, digits, strategy, processes)
+    assert "continues from" in told
+    assert np.array_equal(steps_of(run), steps_of(whole[strategy]))
+    assert (run / "model.safetensors").read_bytes() == (whole[strategy] / "model.safetensors").read_bytes()
+    assert json.loads((run / "metrics.json").read_text()) == json.loads((whole[strategy] / "metrics.json").read_text())
+
+
+def test_one_run_continued_under_every_strategy(whole, digits, tmp_path):
+    run = tmp_path / "run"
+    legs = [("zero2", 2), ("fsdp2", 2), ("zero3", 2), ("single", 1), ("zero1", 2), ("hsdp", 4)]
+    for step, (strategy, processes) in zip((4, 10, 16, 22, 28, 34), legs, strict=True):
+        process = start(run, digits, strategy, processes)
+        until_checkpoint(process, run, step)
+        kill(process)
+        written_by = read_facts(checkpoints(run)[-1]).written_by
+        assert (written_by["strategy"], written_by["world_size"]) == (strategy, processes)
+    finish(run, digits, "ddp", 2)
+    np.testing.assert_allclose(steps_of(run)[:, 0], steps_of(whole["single"])[:, 0], rtol=1e-5)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(other, marks=SLOW) for other in (signal.SIGINT, signal.SIGUSR1))]
+)
+def test_asked_to_stop_it_leaves_a_checkpoint_and_says_so(whole, digits, tmp_path, number):
+    run = tmp_path / "run"
+    launched = command(run, digits, "single", 1)
+    plain = [sys.executable, *launched[launched.index("sptnet.train") - 1 :]]  # the exit code is the process's own
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(plain, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    until_checkpoint(process, run, 3)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "asked to stop after step" in told
+    assert "Traceback" not in told
+    assert subprocess.run(plain, cwd=ROOT, capture_output=True, env=environment).returncode == 0
+    assert np.array_equal(steps_of(run), steps_of(whole["single"]))
+
+
+def test_two_runs_in_one_folder_are_refused(digits, tmp_path):
+    run = tmp_path / "run"
+    first = start(run, digits, "single", 1, "schedule.epochs=100")
+    until_checkpoint(first, run, 3)
+    second = start(run, digits, "single", 1, "schedule.epochs=100")
+    told, _ = second.communicate(timeout=100)
+    kill(first)
+    assert second.returncode != 0
+    assert f"error: {run} is being trained by another process" in told
+
+
+def test_asked_to_stop_on_two_processes(whole, digits, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, digits, "ddp", 2)
+    until_checkpoint(process, run, 3)
+    process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on
+    told, _ = process.communicate(timeout=90)
+    assert "asked to stop after step" in told, told[-2000:]
+    finish(run, digits, "ddp", 2)
+    assert np.array_equal(steps_of(run), steps_of(whole["ddp"]))
+
+
+def test_other_numbers_are_refused_with_the_list_of_differences(whole, digits, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, digits, "single", 1)
+    until_checkpoint(process, run, 3)
+    kill(process)
+    process = start(run, digits, "single", 1, "seed=7", "optimizer.lr=0.001", "data.workers=1")
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    lines = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "optimizer.lr was 0.0005, is 0.001; seed was 0, is 7. Name in resume.allow" in lines[0]
+    finish(run, digits, "single", 1, "optimizer.lr=0.001", "resume.allow=[optimizer]", "schedule.epochs=2")
+    assert read_facts(checkpoints(run)[-1]).numbers["optimizer.lr"] == 0.001
+
+
+@SLOW
+def test_started_anew_it_forgets_its_checkpoints(whole, digits, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, digits, "single", 1, "seed=5")
+    until_checkpoint(process, run, 9)
+    kill(process)
+    process = start(run, digits, "single", 1, "resume=none")
+    until_checkpoint(process, run, 3)
+    kill(process)
+    finish(run, digits, "single", 1)
+    assert np.array_equal(steps_of(run), steps_of(whole["single"]))
+
+
+def test_a_rank_that_dies_ends_the_others_and_is_named(digits, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, digits, "ddp", 2, "schedule.epochs=100")
+    until_checkpoint(process, run, 3)
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "sptnet.train" in " ".join(p.cmdline())]
+    victim = next(p for p in ranks if p.environ().get("RANK") == "1")
+    died = time.monotonic()
+    victim.kill()
+    told, _ = process.communicate(timeout=60)
+    assert time.monotonic() - died < 30
+    assert process.returncode != 0
+    assert "rank 0: failed in the " in told
+    assert "rank      : 1" in told  # the launcher's summary
+    assert read_facts(checkpoints(run)[-1]).step >= 3
+
+
+@SLOW
+def test_a_rank_that_hangs_ends_the_run_by_timeout(digits, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, digits, "ddp", 2, "schedule.epochs=100", "collective_timeout_s=8")
+    until_checkpoint(process, run, 3)
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "sptnet.train" in " ".join(p.cmdline())]
+    next(p for p in ranks if p.environ().get("RANK") == "1").suspend()
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "rank 0: failed in the " in told
+    assert " phase at step " in told
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_touches_anything(digits, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, digits, "ddp", 2, "optimizer.lr=1.0e+37", "optimizer.name=sgd", "checkpoint.every=1")
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    line = next(line for line in told.splitlines() if line.startswith("error: rank 0: "))
+    assert "a value is not finite" in line
+    assert " phase, step " in line
+    assert "images are uid " in line
+    assert checkpoints(run)
+    process = start(
+        run, digits, "ddp", 2, "optimizer.lr=1.0e+37", "optimizer.name=sgd", "on_nonfinite=skip", "skip_limit=3"
+    )
+    told, _ = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "4 steps were skipped, skip_limit is 3" in told
+
+
+@SLOW
+def test_a_disk_that_is_full_leaves_the_previous_checkpoint(digits, tmp_path):
+    run = tmp_path / "run"
+    process = start(run, digits, "single", 1)
+    until_checkpoint(process, run, 6)
+    kill(process)
+    before = {path: (path / "checkpoint.json").read_bytes() for path in checkpoints(run)}
+    # no file may grow beyond 300 kB: as the disk says it, in the middle of the next checkpoint
+    launched = "ulimit -f 300; exec " + shlex.join(command(run, digits, "single", 1))
+    limited = subprocess.run(["bash", "-c", launched], cwd=ROOT, capture_output=True, text=True)
+    assert limited.returncode != 0
+    line = next(line for line in limited.stderr.splitlines() if line.startswith("error"))
+    assert "cannot be written on rank 0: File too large" in line
+    assert "is intact" in line
+    for path, content in before.items():
+        assert (path / "checkpoint.json").read_bytes() == content
+    finish(run, digits, "single", 1)

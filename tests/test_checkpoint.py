@@ -1,0 +1,99 @@
+"""The checkpoint format: what is on disk, what is refused, what a failing disk leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sptnet.checkpoint import CheckpointError, Facts, Writer, checkpoints, digest, read_facts, read_tensors
+
+TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "optimizer.a.step": torch.tensor(7.0), "prompt.b": torch.ones(4)}
+FACTS = Facts(
+    step=12,
+    numbers={"seed": 0, "data.digest": "d"},
+    backbone={"source": "none", "sha256": "e"},
+    written_by={"strategy": "ddp", "world_size": 2, "precision": "no"},
+    counters={"bad_samples": 1, "skipped_steps": 0},
+)
+
+
+def write(run: Path, step: int = 12, ranks: int = 2, keep: int = 2, attempt: str = "x") -> None:
+    writers = [Writer(run, rank, ranks, keep, attempt) for rank in range(ranks)]
+    for rank, writer in enumerate(writers):
+        mine = {name: tensor for i, (name, tensor) in enumerate(TENSORS.items()) if i % ranks == rank}
+        writer.begin(Facts(**{**FACTS.__dict__, "step": step}), mine)
+    for writer in writers:
+        writer.wait()
+
+
+def test_a_checkpoint_of_this_version_is_read(tmp_path):
+    """CHECKPOINT CHANGED must be said in CHANGELOG.md where the names or the schema change."""
+    write(tmp_path)
+    path = tmp_path / "checkpoints" / "step-000000012"
+    names = ["checkpoint.json", "part-00000.safetensors", "part-00001.safetensors"]
+    assert sorted(file.name for file in path.iterdir()) == names
+    raw = json.loads((path / "checkpoint.json").read_text())
+    assert raw["schema"] == "sptnet-checkpoint/1"
+    assert set(raw) == {"schema", "step", "numbers", "backbone", "written_by", "counters", "parts"}
+    facts = read_facts(path)
+    assert (facts.step, facts.numbers, facts.counters) == (12, FACTS.numbers, FACTS.counters)
+    tensors = read_tensors(path, facts)
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_the_newest_and_the_marked_ones_stay(tmp_path):
+    for step in (10, 20, 30, 40, 50):
+        write(tmp_path, step, ranks=1)
+        if step == 20:
+            (tmp_path / "checkpoints" / "step-000000020" / "KEEP").touch()
+    assert [read_facts(path).step for path in checkpoints(tmp_path)] == [20, 40, 50]
+
+
+def test_what_a_killed_attempt_left_is_not_taken_for_a_checkpoint(tmp_path):
+    partial = tmp_path / "checkpoints" / "step-000000012.killed.tmp"
+    partial.mkdir(parents=True)
+    (partial / "part-00001.json").write_text('{"file": "part-00001.safetensors", "bytes": 1, "sha256": "0"}')
+    assert checkpoints(tmp_path) == []
+    write(tmp_path)
+    assert read_tensors(checkpoints(tmp_path)[0], read_facts(checkpoints(tmp_path)[0])).keys() == TENSORS.keys()
+    assert not partial.exists()
+
+
+def test_damage_is_told(tmp_path):
+    write(tmp_path)
+    path = checkpoints(tmp_path)[0]
+    facts, part = read_facts(path), path / "part-00001.safetensors"
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"part-00001\.safetensors is damaged"):
+        read_tensors(path, facts)
+    part.unlink()
+    with pytest.raises(CheckpointError, match=r"part-00001\.safetensors cannot be read"):
+        read_tensors(path, facts)
+    (path / "checkpoint.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has schema None"):
+        read_facts(path)
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        read_facts(tmp_path)
+
+
+def test_a_disk_that_fails_leaves_the_previous_one_and_says_so(tmp_path):
+    write(tmp_path, 10, ranks=1)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-000000020.x.tmp").write_text("a file in the place of the folder")
+    writer = Writer(tmp_path, 0, 1, 2, "x")
+    writer.begin(Facts(**{**FACTS.__dict__, "step": 20}), TENSORS)
+    told = r"step-000000020 cannot be written on rank 0: .*step-000000010 is intact"
+    with pytest.raises(CheckpointError, match=told):
+        writer.wait()
+    assert [read_facts(path).step for path in checkpoints(tmp_path)] == [10]
+
+
+def test_a_digest_tells_weights_apart():
+    one = {"b": torch.ones(3), "a": torch.zeros(2)}
+    assert digest(one.items()) == digest(reversed(one.items()))
+    assert digest(one.items()) != digest({**one, "a": torch.zeros(2, 1)}.items())
+    assert digest(one.items()) != digest({**one, "a": torch.tensor([0.0, 1e-30])}.items())
