@@ -14,6 +14,8 @@ from sptnet.data.augment import AugmentName
 from sptnet.prompts import PromptKind
 from sptnet.schedule import LrShape
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be run; one line per mistake, naming file and key."""
@@ -147,6 +149,7 @@ class Config(Section):
     init_num_heads: int | None = None  # of an authors' checkpoint whose heads are not 64 channels wide
     seed: int = Field(0, ge=0)
     log_every: int = Field(10, gt=0)  # steps between two writes of metrics.jsonl, the device is synchronised then
+    trackers: tuple[TrackerName, ...] | None = None  # beside metrics.jsonl; null: tensorboard where it is installed
     data: DataConfig
     model: ModelConfig = ModelConfig()
     prompts: PromptConfig = PromptConfig()

@@ -90,10 +90,11 @@ def predict(strategy: Strategy, prompt: Tensor | None, config: Config, store: St
 
 
 def score(predictions: Predictions, num_old: int) -> dict[str, Any]:
-    """All/Old/New per instance, the same balanced over classes, and how many images."""
+    """All/Old/New per instance, the same balanced over classes, how many images, and how many classes they are in."""
     _, targets, predicted = predictions
     balanced = clustering_accuracy(targets, predicted, num_old, balanced=True)._asdict()
-    return clustering_accuracy(targets, predicted, num_old)._asdict() | {"balanced": balanced, "samples": len(targets)}
+    counts = {"samples": len(targets), "classes_used": len(np.unique(predicted))}
+    return clustering_accuracy(targets, predicted, num_old)._asdict() | {"balanced": balanced} | counts
 
 
 def evaluate(

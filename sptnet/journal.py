@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,25 +14,36 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sptnet.config import Config
 from sptnet.losses import GCDTerms
 from sptnet.run_folder import LOG, STEPS
+from sptnet.trackers import Trackers
 
 
 class Journal:
     """Written by rank 0; on other ranks it does nothing.
 
     Args:
-        folder: the run's folder.
+        config: of the run; a write every `log_every` steps. Losses stay on the device until then, so it is
+            synchronised no more often.
         total_steps: length of the run.
-        every: steps between two writes. Losses stay on the device until then, so it is synchronised no more often.
+        figures: what is told of all the steps of a write together, `images_per_s` among it; may ask the device.
+        trackers: where all of it goes too.
     """
 
-    def __init__(self, folder: Path, total_steps: int, every: int, active: bool):
-        self.folder, self.total_steps, self.every, self.active = folder, total_steps, every, active
+    def __init__(
+        self,
+        config: Config,
+        total_steps: int,
+        figures: Callable[[], dict[str, float]],
+        trackers: Trackers,
+        active: bool,
+    ):
+        self.folder, self.total_steps, self.every, self.active = Path(config.run), total_steps, config.log_every, active
+        self.figures, self.trackers = figures, trackers
         self.console = Console(stderr=True, quiet=not active)
         self._pending: list[tuple[dict[str, Any], GCDTerms | None]] = []
-        self._since = time.perf_counter()
-        self._lines = open(folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
+        self._lines = open(self.folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
         self._progress = Progress(
             TextColumn("{task.fields[phase]:>6}"), BarColumn(), TextColumn("step {task.completed}/{task.total}"),
             TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self.console,
@@ -41,7 +53,6 @@ class Journal:
         if self._progress:
             self._progress.start()
             self._bar = self._progress.add_task("train", total=self.total_steps, phase="", note="")
-        self._since = time.perf_counter()
         return self
 
     def __exit__(
@@ -53,6 +64,7 @@ class Journal:
             self._progress.stop()
         if self._lines:
             self._lines.close()
+        self.trackers.close()
 
     def line(self, text: str) -> None:
         """One line to the terminal and the log."""
@@ -70,10 +82,10 @@ class Journal:
         if self._lines:
             self._lines.writelines(f"{time.strftime('%H:%M:%S')} {name}: {value}\n" for name, value in facts.items())
 
-    def step(self, record: dict[str, Any], terms: GCDTerms | None, images: int) -> None:
+    def step(self, record: dict[str, Any], terms: GCDTerms | None) -> None:
         """Note a step; `record` holds what is known without asking the device; terms: None if it was left out."""
         if self.active:
-            self._pending.append(({**record, "images": images}, terms))
+            self._pending.append((record, terms))
             if len(self._pending) == self.every:
                 self.flush()
 
@@ -84,17 +96,15 @@ class Journal:
         left_out = [math.nan] * len(GCDTerms._fields)
         losses = [torch.tensor(left_out) if terms is None else torch.stack(list(terms)) for _, terms in self._pending]
         values = [[v if math.isfinite(v) else None for v in row] for row in (t.tolist() for t in losses)]
-        now = time.perf_counter()
-        speed = sum(record["images"] for record, _ in self._pending) / (now - self._since)
-        self._since = now
+        figures = self.figures()
         with open(self.folder / STEPS, "a") as steps:
             for (record, _), row in zip(self._pending, values, strict=True):
-                named = dict(zip(GCDTerms._fields, row, strict=True))
-                whole = {k: v for k, v in record.items() if k != "images"} | named | {"images_per_s": round(speed, 1)}
+                whole = record | dict(zip(GCDTerms._fields, row, strict=True)) | figures
                 steps.write(json.dumps(whole) + "\n")
+                self.trackers.log({key: value for key, value in whole.items() if key != "step"}, record["step"])
         last, loss = self._pending[-1][0], values[-1][0]
         self._pending.clear()
-        self._show(last, loss, speed)
+        self._show(last, loss, figures["images_per_s"])
 
     def _show(self, record: dict[str, Any], loss: float | None, speed: float) -> None:
         done = record["step"] + 1
@@ -106,13 +116,14 @@ class Journal:
         if self._lines:
             self._lines.write(f"{time.strftime('%H:%M:%S')} step {done}/{self.total_steps} {record['phase']} {note}\n")
 
-    def evaluation(self, step: int, results: dict[str, Any]) -> None:
-        """Note an evaluation, and leave its time out of the speed of training."""
+    def evaluation(self, done: int, results: dict[str, Any]) -> None:
+        """Note an evaluation, made when `done` steps were."""
         if not self.active:
             return
         with open(self.folder / STEPS, "a") as steps:
-            steps.write(json.dumps({"step": step, "evaluation": results}) + "\n")
+            steps.write(json.dumps({"step": done, "evaluation": results}) + "\n")
         for protocol, result in results.items():
+            named = {f"{protocol}/{name}": result[name] for name in ("all", "old", "new", "classes_used")}
+            self.trackers.log(named, done)
             shares = "/".join(f"{result[name]:.3f}" for name in ("all", "old", "new"))
-            self.line(f"step {step}: {protocol} All/Old/New {shares} ({result['samples']} images)")
-        self._since = time.perf_counter()
+            self.line(f"step {done}: {protocol} All/Old/New {shares} ({result['samples']} images)")

@@ -19,14 +19,11 @@ class Saver:
 
     Args:
         numbers, backbone: what every checkpoint of this run says of itself; see sptnet/resume.py.
-
-    Attributes:
-        stall: seconds that training waited for the last checkpoint.
     """
 
     def __init__(self, config: Config, learner: Learner, numbers: dict[str, Any], backbone: dict[str, str]):
         self.learner, self.numbers, self.backbone, self.full = learner, numbers, backbone, config.checkpoint.full
-        self.stall = 0.0
+        self._stall = 0.0
         token = [secrets.token_hex(4)]
         if dist.is_initialized():
             dist.broadcast_object_list(token)
@@ -56,7 +53,12 @@ class Saver:
             scaling = strategy.scaler.state_dict()
             counters = counters | {"loss_scale": scaling["scale"], "steps_at_scale": scaling["_growth_tracker"]}
         self._writer.begin(Facts(step, self.numbers, self.backbone, written_by, counters), tensors)
-        self.stall = time.perf_counter() - start
+        self._stall += time.perf_counter() - start
+
+    def told_stall(self) -> float:
+        """Seconds that training waited for checkpoints since the last call."""
+        stall, self._stall = self._stall, 0.0
+        return stall
 
     def poll(self) -> None:
         """Raise CheckpointError if a checkpoint could not be written."""

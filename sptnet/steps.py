@@ -6,7 +6,7 @@ memory and one more forward pass.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -52,10 +52,16 @@ class Learner:
     prompt_optimizer: torch.optim.Optimizer | None = None
     global_loss: bool = True
     micro_batches: int = 1
+    _used: Tensor | None = field(default=None, init=False)
 
     def views_at(self, step: int) -> int:
         """How many augmented views a step looks at: the model phase pairs the first with its own prompted copy."""
         return 1 if self.prompt is not None and self.schedule.phase(step) == "model" else 2
+
+    def classes_used(self) -> int:
+        """How many classes were predicted since the last call, of the images that this rank's loss looked at."""
+        used, self._used = self._used, None
+        return 0 if used is None else int(used.sum())
 
     def step(self, step: int, views: Tensor, targets: Tensor, labelled: Tensor) -> GCDTerms:
         """Take global step `step`.
@@ -149,6 +155,9 @@ class Learner:
         if self.global_loss:
             projections, logits = gather_views(projections), gather_views(logits)
             targets, labelled = gather_views(targets, views=1), gather_views(labelled, views=1)
+        if self._used is None:
+            self._used = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        self._used.index_fill_(0, logits.detach().argmax(1), True)
         terms = self.loss(projections, logits, targets, labelled, self.schedule.teacher_temperature_at(step))
         return terms if self.global_loss else GCDTerms(*(term / world_size() for term in terms))
 

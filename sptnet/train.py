@@ -4,8 +4,10 @@
 """
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,14 +18,17 @@ from sptnet.checkpoint import is_of_run, remove_all
 from sptnet.collectives import rank, world_size
 from sptnet.config import Config, ConfigError, OptimizerConfig
 from sptnet.data.augment import normalise
-from sptnet.data.loader import train_batches
-from sptnet.data.manifest import KINDS, Manifest
+from sptnet.data.loader import Batch, train_batches
 from sptnet.data.order import BatchOrder
+from sptnet.data.store import Store
 from sptnet.evaluate import evaluate, save_evaluation
 from sptnet.failures import told_where
+from sptnet.header import describe, size_of
 from sptnet.journal import Journal
+from sptnet.losses import GCDTerms
 from sptnet.model import PromptedViT
 from sptnet.nonfinite import NonFiniteGuard
+from sptnet.pace import Pace, matmul_peak, work_of_steps
 from sptnet.prompts import Prompt
 from sptnet.recompute import checkpoint_blocks
 from sptnet.replaced import Replaced
@@ -33,9 +38,10 @@ from sptnet.saving import Saver
 from sptnet.schedule import Schedule
 from sptnet.signals import StopRequest
 from sptnet.steps import Learner
-from sptnet.strategy.base import parameter_groups
+from sptnet.strategy.base import DTYPES, parameter_groups
 from sptnet.strategy.connect import Asked, connect
 from sptnet.strategy.create import create_strategy
+from sptnet.trackers import Trackers, named_trackers
 
 
 def train(config: Config) -> bool:
@@ -51,78 +57,94 @@ def train(config: Config) -> bool:
         DatasetError, EvaluationError, CheckpointError, FloatingPointError: on the way; the last checkpoint stays.
     """
     check_unfinished(config)
+    trackers = named_trackers(config)
+    with StopRequest() as stop:  # also of signals that come while everything is built: the first step is the last then
+        run, header = prepare(config)
+        first = rank() == 0
+        lock = lock_run(config) if first else None
+        run.learner.strategy.accelerator.wait_for_everyone()
+        if first:
+            if run.continues is None or not is_of_run(run.continues, Path(config.run)):
+                remove_all(Path(config.run))  # they would be taken for this run's
+            open_run(config, run.start)
+        told = Trackers(config, trackers if first else (), run.start)
+        with Journal(config, run.schedule.total_steps, run.figures, told, active=first) as journal:
+            journal.summary(f"sptnet train: {config.run}", header)
+            if warning := run.schedule.warning():
+                journal.line(f"warning: {warning}")
+            done = run_steps(run, journal, stop)
+        run.learner.strategy.accelerator.wait_for_everyone()
+        if lock is not None:
+            lock.release()
+    return done == run.schedule.total_steps
+
+
+@dataclass
+class Run:
+    """What a run is made of.
+
+    Attributes:
+        start: the first step to be taken.
+        continues: the checkpoint that it goes on from.
+    """
+
+    config: Config
+    store: Store
+    order: BatchOrder
+    schedule: Schedule
+    learner: Learner
+    saver: Saver
+    pace: Pace
+    replaced: Replaced
+    guard: NonFiniteGuard
+    start: int
+    continues: Path | None
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's slices of the steps to come; how long each is waited for goes into the pace."""
+        config = self.config
+        batches = train_batches(
+            self.store, self.order, augment=config.data.augment, image_size=config.model.image_size, seed=config.seed,
+            steps=range(self.start, self.schedule.total_steps), views_at=self.learner.views_at,
+            workers=config.data.workers, rank=rank(), world_size=world_size(),
+            tolerated=config.data.tolerate_bad_samples,
+        )  # fmt: skip
+        return self.pace.waiting(batches)
+
+    def figures(self) -> dict[str, float]:
+        """What the metrics tell of the steps since they were last written."""
+        figures = self.pace.interval() | {"classes_used": self.learner.classes_used()}
+        if stall := self.saver.told_stall():
+            figures["checkpoint_stall_s"] = round(stall, 4)
+        return figures
+
+
+def prepare(config: Config) -> tuple[Run, dict[str, object]]:
+    """Everything of a run, put back to where it stood, and the header that says what it is; all ranks call it."""
     store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)
     model, prompt = build_model(config, store.manifest)
     accelerator, asked = connect(config.collective_timeout_s)
     if config.data.batch_size % asked.world_size:
         raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be dealt to {asked.world_size} processes")
+    # all this is of the whole model: a strategy may take it apart
     numbers, backbone = numbers_of(config, store.manifest), backbone_of(config, model)
     size = size_of(model, prompt)
+    work = work_of_steps(model, prompt, config.data.batch_size // asked.world_size)
+    peak = matmul_peak(accelerator.device, DTYPES.get(asked.precision, torch.float32))
     learner = assemble(config, accelerator, asked, model, prompt, schedule)
-    replaced = Replaced(config.data.tolerate_bad_samples)
-    guard = NonFiniteGuard(config)
-    start, checkpoint = 0, where_to_continue(config)
-    if checkpoint is not None:
-        saved = restore(checkpoint, learner, numbers, backbone, config.resume.allow)
-        start, replaced.total = saved.step, int(saved.counters["bad_samples"])
-        guard.skipped = int(saved.counters["skipped_steps"])
-    folder, device = Path(config.run), learner.strategy.device
-    lock = lock_run(config) if rank() == 0 else None
-    accelerator.wait_for_everyone()
-    if rank() == 0:
-        if checkpoint is None or not is_of_run(checkpoint, folder):
-            remove_all(folder)  # they would be taken for this run's
-        open_run(config, start)
-    steps = range(start, schedule.total_steps)
-    batches = train_batches(
-        store, order, augment=config.data.augment, image_size=config.model.image_size,
-        seed=config.seed, steps=steps, views_at=learner.views_at, workers=config.data.workers,
-        rank=rank(), world_size=world_size(), tolerated=config.data.tolerate_bad_samples,
+    run = Run(
+        config, store, order, schedule, learner,
+        saver=Saver(config, learner, numbers, backbone),
+        pace=Pace(config.data.batch_size, asked.world_size, accelerator.device, work, peak),
+        replaced=Replaced(config.data.tolerate_bad_samples), guard=NonFiniteGuard(config),
+        start=0, continues=where_to_continue(config),
     )  # fmt: skip
-    saver = Saver(config, learner, numbers, backbone)
-
-    with (
-        Journal(folder, schedule.total_steps, config.log_every, active=rank() == 0) as journal,
-        StopRequest() as stop,
-    ):
-        journal.summary(
-            f"sptnet train: {config.run}", describe(config, learner, store.manifest, order, size, checkpoint)
-        )
-        if warning := schedule.warning():
-            journal.line(f"warning: {warning}")
-        for batch in batches:
-            pieces = (batch.views, batch.targets, batch.labelled)
-            views, targets, labelled = (piece.to(device, non_blocking=True) for piece in pieces)
-
-            with told_where(schedule.phase(batch.step), batch.step):
-                terms = guard.step(learner, batch, normalise(views), targets, labelled)
-
-            done = batch.step + 1
-            facts = facts_of(schedule, batch.step) | replaced.in_step(batch) | guard.told()
-            journal.step(facts, terms, config.data.batch_size)
-            if evaluation_is_due(config, schedule, done):
-                journal.flush()
-                evaluated, state = evaluate(learner.strategy, prompt, config, store), learner.strategy.full_state()
-                if evaluated:
-                    save_model(folder, state, prompt)
-                    journal.evaluation(done, evaluated[0])
-                    if done == schedule.total_steps:
-                        save_evaluation(folder, config.method, *evaluated)
-            stopping = done < schedule.total_steps and stop.on_any_rank(device)
-            if stopping or (done % config.checkpoint.every == 0 and done < schedule.total_steps):
-                journal.flush()  # what is told of the steps before a checkpoint is on disk when it is
-                saver.save(done, {"bad_samples": replaced.total, "skipped_steps": guard.skipped})
-            saver.poll()
-            if stopping:
-                saver.wait()
-                journal.line(f"asked to stop after step {done} of {schedule.total_steps}: the same command continues")
-                break
-        saver.wait()
-    accelerator.wait_for_everyone()
-    if lock is not None:
-        lock.release()
-    return done == schedule.total_steps
+    if run.continues is not None:
+        saved = restore(run.continues, learner, numbers, backbone, config.resume.allow)
+        run.start, run.replaced.total = saved.step, int(saved.counters["bad_samples"])
+        run.guard.skipped = int(saved.counters["skipped_steps"])
+    return run, describe(config, learner, store.manifest, order, size, run.continues)
 
 
 def assemble(
@@ -155,54 +177,60 @@ def build_optimizer(spec: OptimizerConfig, model: nn.Module) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=spec.lr)
 
 
-def evaluation_is_due(config: Config, schedule: Schedule, done: int) -> bool:
-    return done == schedule.total_steps or done % (config.evaluate.every * schedule.steps_per_epoch) == 0
+def run_steps(run: Run, journal: Journal, stop: StopRequest) -> int:
+    """Take the steps that are left, or those until asked to stop; returns how many are done, from the run's first."""
+    config, total, done = run.config, run.schedule.total_steps, run.start
+    run.pace.restart()
+    for batch in run.batches():
+        terms = take_step(run, batch)
+        run.pace.step(run.schedule.phase(batch.step))
+        journal.step(facts_of(run, batch), terms)
+        done = batch.step + 1
+        if done == total or done % (config.evaluate.every * run.schedule.steps_per_epoch) == 0:
+            journal.flush()
+            evaluate_now(run, journal, done)
+            run.pace.restart()
+        stopping = done < total and stop.on_any_rank(run.learner.strategy.device)
+        if stopping or (done % config.checkpoint.every == 0 and done < total):
+            journal.flush()  # what is told of the steps before a checkpoint is on disk when it is
+            run.saver.save(done, {"bad_samples": run.replaced.total, "skipped_steps": run.guard.skipped})
+        run.saver.poll()
+        if stopping:
+            run.saver.wait()
+            journal.line(f"asked to stop after step {done} of {total}: the same command continues")
+            break
+    run.saver.wait()
+    return done
 
 
-def facts_of(schedule: Schedule, step: int) -> dict[str, object]:
-    facts: dict[str, object] = {"step": step, "epoch": schedule.epoch(step), "phase": schedule.phase(step)}
-    facts["model_lr"] = schedule.model_lr_at(step)
-    if schedule.phase_schedule != "model_only":
-        facts["prompt_lr"] = schedule.prompt_lr_at(step)
-    return facts
+def take_step(run: Run, batch: Batch) -> GCDTerms | None:
+    """One step on the device; its terms, or None if it was left out."""
+    pieces = (batch.views, batch.targets, batch.labelled)
+    views, targets, labelled = (piece.to(run.learner.strategy.device, non_blocking=True) for piece in pieces)
+    with told_where(run.schedule.phase(batch.step), batch.step):
+        return run.guard.step(run.learner, batch, normalise(views), targets, labelled)
 
 
-class Size(NamedTuple):
-    """Numbers of parameters, of the whole model whatever holds it."""
-
-    trained: int
-    frozen: int
-    prompt: int
-
-
-def size_of(model: PromptedViT, prompt: Prompt | None) -> Size:
-    """Count before a strategy takes the model apart."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    return Size(trained, total - trained, 0 if prompt is None else sum(p.numel() for p in prompt.parameters()))
+def facts_of(run: Run, batch: Batch) -> dict[str, Any]:
+    """What metrics.jsonl tells of a step beside its losses, without asking the device."""
+    schedule, step = run.schedule, batch.step
+    facts = {"step": step, "epoch": schedule.epoch(step), "phase": schedule.phase(step)}
+    rates = {"model_lr": schedule.model_lr_at(step)}
+    if run.learner.prompt is not None:
+        rates["prompt_lr"] = schedule.prompt_lr_at(step)
+    return facts | rates | run.replaced.in_step(batch) | run.guard.told()
 
 
-def describe(
-    config: Config, learner: Learner, manifest: Manifest, order: BatchOrder, size: Size, checkpoint: Path | None
-) -> dict[str, object]:
-    """The header of a run: what runs where, and what it trains."""
-    strategy, schedule = learner.strategy, learner.schedule
-    processes, batch = strategy.asked.world_size, config.data.batch_size
-    counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
-    return {
-        "method": config.method + (f", from {config.init}" if config.init else ""),
-        "start": f"continues from {checkpoint}" if checkpoint else "from the first step",
-        "strategy": f"{strategy.asked.strategy} ({strategy.wrapper}), {processes} x {strategy.device.type}",
-        "mixed precision": strategy.asked.precision,
-        "data": f"{manifest.name}: {counts}; {manifest.num_old} old classes of {len(manifest.classes)}",
-        "batch": f"{batch} = {processes} x {batch // processes}, {order.steps_per_epoch} steps per epoch",
-        "model": f"{config.model.backbone} at {config.model.image_size} px",
-        "parameters": f"{size.trained:,} trained, {size.frozen:,} frozen, {size.prompt:,} prompt",
-        "gradients reduced": f"{4 * size.trained:,} bytes per model step"
-        + (f", {4 * size.prompt:,} per prompt step" if learner.prompt else ""),
-        "schedule": f"{schedule.epochs} epochs = {schedule.total_steps} steps, {schedule.phase_schedule}"
-        + (f", k = {schedule.k}" if learner.prompt else ""),
-    }
+def evaluate_now(run: Run, journal: Journal, done: int) -> None:
+    """Evaluate, and save the model with its results; all ranks call it."""
+    config, learner, folder = run.config, run.learner, Path(run.config.run)
+    evaluated, state = evaluate(learner.strategy, learner.prompt, config, run.store), learner.strategy.full_state()
+    if evaluated is None:
+        return
+    save_model(folder, state, learner.prompt)
+    journal.evaluation(done, evaluated[0])
+    if done == run.schedule.total_steps:
+        save_evaluation(folder, config.method, *evaluated)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sptnet.data.store import LocalStore
 
@@ -139,7 +140,7 @@ def trained(digits, tmp_path_factory):
     """A short SPTNet run on two processes, through the command that users call."""
     folder = tmp_path_factory.mktemp("run") / "sptnet"
     arguments = ["-m", "sptnet.train", "configs/quickstart_sptnet.yaml", f"run={folder}", f"data.root={digits}"]
-    arguments += ["init=null", "schedule.epochs=2", "schedule.k=5", "evaluate.every=1"]
+    arguments += ["init=null", "schedule.epochs=2", "schedule.k=5", "evaluate.every=1", "checkpoint.every=12"]
     ran = launch(arguments, 2)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "DistributedDataParallel" in ran.stderr
@@ -150,10 +151,24 @@ def test_the_train_command_writes_every_step(trained):
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "phase" in line]
     assert [line["step"] for line in steps] == list(range(22))
-    assert {"total", "cls", "distill", "me_max", "info_nce", "sup_con", "images_per_s", "model_lr", "prompt_lr"} <= set(
-        steps[0]
-    )
+    losses = {"total", "cls", "distill", "me_max", "info_nce", "sup_con"}
+    assert losses | {"model_lr", "prompt_lr"} <= set(steps[0])
+    assert all(line["images_per_s"] / 2 == pytest.approx(line["images_per_s_per_rank"], abs=0.1) for line in steps)
+    assert all(0 < line["share_of_matmul_peak"] < 1 for line in steps)
+    assert all(0 <= line["data_wait_s_per_step"] < 128 / line["images_per_s"] for line in steps)
+    assert all(line["peak_memory_mb"] > 100 for line in steps)
+    assert all(1 <= line["classes_used"] <= 10 for line in steps)
+    assert steps[-1]["checkpoint_stall_s"] > 0
     assert [line["step"] for line in lines if "evaluation" in line] == [11, 22]
+
+
+def test_tensorboard_is_told_the_same(trained):
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    steps = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines() if "phase" in line]
+    told = events.Scalars("total")
+    assert [event.step for event in told] == [line["step"] for line in steps]
+    np.testing.assert_allclose([event.value for event in told], [line["total"] for line in steps], rtol=1e-6)
+    assert [event.step for event in events.Scalars("unlabelled/all")] == [11, 22]
 
 
 @pytest.mark.parametrize(
