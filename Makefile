@@ -6,7 +6,7 @@ RUN := runs/quickstart
 PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)" 2>/dev/null || echo 2)
 LAUNCH = $(BIN)/accelerate launch --config_file launch/ddp.yaml --num_processes $(PROCESSES)
 
-.PHONY: quickstart test test-all lint bench clean
+.PHONY: quickstart test test-all soak lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/metrics.json  ## shard digits, train SimGCD then SPTNet, evaluate
@@ -20,7 +20,10 @@ test: .venv/dev  ## the tests, with the environment they need (about 12 minutes 
 	$(BIN)/pytest
 
 test-all: .venv/dev  ## the tests that are marked slow too: more strategies and world sizes
-	$(BIN)/pytest -m "slow or not slow"
+	$(BIN)/pytest -m "not soak"
+
+soak: .venv/dev  ## a run killed a hundred times, and one continued from each strategy under each
+	$(BIN)/pytest -m soak
 
 lint: .venv/dev  ## style, types and layers
 	$(BIN)/ruff check .

@@ -1,6 +1,9 @@
 """The checkpoint format: what is on disk, what is refused, what a failing disk leaves."""
 
 import json
+import multiprocessing
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,34 @@ def test_what_a_killed_attempt_left_is_not_taken_for_a_checkpoint(tmp_path):
     write(tmp_path)
     assert read_tensors(checkpoints(tmp_path)[0], read_facts(checkpoints(tmp_path)[0])).keys() == TENSORS.keys()
     assert not partial.exists()
+
+
+def _write_for_ever(run: Path, first: int) -> None:
+    big = {"model.a": torch.arange(500_000.0)}
+    for step in range(first, 10**6):
+        writer = Writer(run, 0, 1, keep=2, attempt=str(step))
+        writer.begin(Facts(**{**FACTS.__dict__, "step": step}), {name: tensor + step for name, tensor in big.items()})
+        writer.wait()
+
+
+def test_killed_while_it_writes_the_newest_complete_one_loads(tmp_path):
+    """Twenty times, at random moments, in the same folder as those killed before."""
+    moments, context = random.Random(0), multiprocessing.get_context("fork")
+    steps = [0]
+    for _ in range(20):
+        process = context.Process(target=_write_for_ever, args=(tmp_path, steps[-1] + 1))
+        process.start()
+        while not checkpoints(tmp_path):
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        newest = checkpoints(tmp_path)[-1]
+        facts = read_facts(newest)
+        assert read_tensors(newest, facts)["model.a"][7] == 7 + facts.step
+        steps.append(facts.step)
+    assert steps == sorted(steps)
+    assert steps[-1] > 20
 
 
 def test_damage_is_told(tmp_path):

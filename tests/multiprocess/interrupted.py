@@ -1,0 +1,69 @@
+"""Runs that are started, killed and continued, as a user would."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from sptnet.checkpoint import checkpoints, read_facts
+
+ROOT = Path(__file__).parents[2]
+# 22 steps per epoch; phases of 4 steps and checkpoints every 3: continued in the middle of either phase
+SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "checkpoint.every=3", "log_every=2",
+         "data.batch_size=64", "prompts.lr=0.2", "optimizer.lr=0.0005",
+         "model.backbone_options={patch_size: 6, embed_dim: 48, depth: 2, num_heads: 3}"]  # fmt: skip
+
+
+def command(run, data, strategy, processes, *extra):
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"launch/{strategy}.yaml"]
+    launcher += ["--num_processes", str(processes)] + (["--main_process_port", "0"] if processes > 1 else [])
+    train = ["-m", "sptnet.train", "configs/quickstart_sptnet.yaml", f"run={run}", f"data.root={data}"]
+    return [sys.executable, *launcher, *train, *SMALL, *extra]
+
+
+def start(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(*arguments):
+    process = start(*arguments)
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told[-3000:]
+    return told
+
+
+def until_checkpoint(process, run, step):
+    """Wait until a checkpoint of at least this step is whole."""
+    end = time.monotonic() + 200
+    while time.monotonic() < end:
+        there = checkpoints(run)
+        if there and read_facts(there[-1]).step >= step:
+            return
+        assert process.poll() is None, process.stdout.read()[-3000:]
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint appeared")
+
+
+def kill(process):
+    """SIGKILL to launcher and workers, which torchrun gives sessions of their own."""
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everyone:
+        one.kill()
+    psutil.wait_procs(everyone)
+    process.wait()
+
+
+def steps_of(run, total=44):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "phase" in line]
+    assert [line["step"] for line in steps] == list(range(total))
+    return np.array([[line[k] for k in ("total", "cls", "distill", "me_max", "info_nce", "sup_con")] for line in steps])

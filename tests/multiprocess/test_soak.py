@@ -1,0 +1,68 @@
+"""Hours of bad luck in one run each; `make soak` runs them (about half an hour on 2 cores)."""
+
+import itertools
+import random
+import time
+
+import numpy as np
+import pytest
+from interrupted import finish, kill, start, steps_of, until_checkpoint
+
+from sptnet.checkpoint import checkpoints, read_facts
+
+pytestmark = pytest.mark.soak
+LONG = ["schedule.epochs=32", "evaluate.every=32", "checkpoint.every=1", "optimizer.name=sgd", "optimizer.lr=0.005",
+        "trackers=[]"]  # fmt: skip
+STEPS = 704
+WORLDS = [("single", 1), ("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """An uninterrupted run on two processes."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish(run, digits, "ddp", 2, *LONG)
+    return run
+
+
+def last_step(run):
+    there = checkpoints(run)
+    return read_facts(there[-1]).step if there else 0
+
+
+def test_killed_a_hundred_times_it_is_bit_for_bit_the_same(whole, digits, tmp_path):
+    run, moments = tmp_path / "run", random.Random(0)
+    for _ in range(100):
+        process = start(run, digits, "ddp", 2, *LONG)
+        until_checkpoint(process, run, last_step(run) + 1)
+        time.sleep(moments.uniform(0, 0.1))
+        kill(process)
+    assert last_step(run) < STEPS
+    finish(run, digits, "ddp", 2, *LONG)
+    assert np.array_equal(steps_of(run, STEPS), steps_of(whole, STEPS))
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def every_pair(count):
+    """A closed walk that goes from each of `count` places to each, itself included, once (Hierholzer)."""
+    left, path, walk = {i: list(range(count)) for i in range(count)}, [0], []
+    while path:
+        if left[path[-1]]:
+            path.append(left[path[-1]].pop())
+        else:
+            walk.append(path.pop())
+    return walk[::-1]
+
+
+def test_continued_from_each_strategy_under_each(whole, digits, tmp_path):
+    run, walk = tmp_path / "run", every_pair(len(WORLDS))
+    assert len(set(itertools.pairwise(walk))) == len(WORLDS) ** 2
+    for place in walk:
+        strategy, processes = WORLDS[place]
+        process = start(run, digits, strategy, processes, *LONG)
+        until_checkpoint(process, run, last_step(run) + 1)
+        kill(process)
+        written_by = read_facts(checkpoints(run)[-1]).written_by
+        assert (written_by["strategy"], written_by["world_size"]) == (strategy, processes)
+    finish(run, digits, "single", 1, *LONG)
+    np.testing.assert_allclose(steps_of(run, STEPS)[:, 0], steps_of(whole, STEPS)[:, 0], rtol=1e-5)
