@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sptnet.build import build_model, build_store
-from sptnet.collectives import gather_rows, rank, world_size
+from sptnet.collectives import gather_rows, leave, rank, world_size
 from sptnet.config import Config
 from sptnet.data.augment import normalise
 from sptnet.data.loader import eval_batches
@@ -158,4 +158,4 @@ def evaluate_run(folder: Path) -> dict[str, Any] | None:
 if __name__ == "__main__":
     from sptnet.cli import main
 
-    sys.exit(main(["eval", *sys.argv[1:]]))
+    leave(main(["eval", *sys.argv[1:]]))

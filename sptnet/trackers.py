@@ -43,8 +43,8 @@ class Trackers:
             tracker.store_init_configuration(_flat(config.model_dump(mode="json")))
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Numbers and words of one step; what is neither is left out."""
-        told = {key: value for key, value in values.items() if isinstance(value, int | float | str)}
+        """Numbers of one step; what is none is left out: not every tracker takes words."""
+        told = {key: value for key, value in values.items() if isinstance(value, int | float)}
         for tracker in self._trackers:
             tracker.log(told, step=step)
 

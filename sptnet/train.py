@@ -15,7 +15,7 @@ from torch import nn
 
 from sptnet.build import build_data, build_loss, build_model, build_schedule
 from sptnet.checkpoint import is_of_run, remove_all
-from sptnet.collectives import rank, world_size
+from sptnet.collectives import leave, rank, world_size
 from sptnet.config import Config, ConfigError, OptimizerConfig
 from sptnet.data.augment import normalise
 from sptnet.data.loader import Batch, train_batches
@@ -236,4 +236,4 @@ def evaluate_now(run: Run, journal: Journal, done: int) -> None:
 if __name__ == "__main__":
     from sptnet.cli import main
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+    leave(main(["train", *sys.argv[1:]]))
