@@ -6,7 +6,7 @@ RUN := runs/quickstart
 PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)" 2>/dev/null || echo 2)
 LAUNCH = $(BIN)/accelerate launch --config_file launch/ddp.yaml --num_processes $(PROCESSES)
 
-.PHONY: quickstart test test-all soak lint bench clean
+.PHONY: quickstart test test-all soak test-slurm lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/metrics.json  ## shard digits, train SimGCD then SPTNet, evaluate
@@ -20,10 +20,16 @@ test: .venv/dev  ## the tests, with the environment they need (about 12 minutes 
 	$(BIN)/pytest
 
 test-all: .venv/dev  ## the tests that are marked slow too: more strategies and world sizes
-	$(BIN)/pytest -m "not soak"
+	$(BIN)/pytest -m "not soak and not slurm"
 
 soak: .venv/dev  ## a run killed a hundred times, and one continued from each strategy under each
 	$(BIN)/pytest -m soak
+
+test-slurm: .venv/dev  ## slurm/ and launch/slurm_node.sh on a Slurm cluster that is started for it (root, Debian)
+	@echo "== installing Debian's Slurm"
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+	    slurmctld slurmd slurm-client munge iproute2 util-linux shellcheck
+	$(BIN)/pytest -m slurm tests/slurm
 
 lint: .venv/dev  ## style, types and layers
 	$(BIN)/ruff check .
@@ -62,4 +68,4 @@ $(RUN)/simgcd/metrics.json: data/digits/manifest.json
 
 $(RUN)/sptnet/metrics.json: $(RUN)/simgcd/metrics.json
 	@echo "== stage 2: SPTNet on $(PROCESSES) processes"
-	$(LAUNCH) -m sptnet.train configs/quickstart_sptnet.yaml
+	$(LAUNCH) -m sptnet.train configs/quickstart.yaml

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from torch import OutOfMemoryError
 
 from sptnet.baseline import kmeans_on_pixels
 from sptnet.checkpoint import CheckpointError
 from sptnet.config import ConfigError, load_config
 from sptnet.data.manifest import DatasetError
 from sptnet.evaluate import EvaluationError, evaluate_run
-from sptnet.report import report
+from sptnet.outcome import note, outcome_of
+from sptnet.report import report, report_over_seeds
 from sptnet.run_folder import RunError
 from sptnet.strategy.connect import StrategyError
 from sptnet.train import train
@@ -42,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train a run in this process. On several: accelerate launch --config_file launch/ddp.yaml "
         "--num_processes N -m sptnet.train CONFIG ...",
     )
-    command.add_argument("config", type=Path, help="a YAML file, e.g. configs/quickstart_sptnet.yaml")
+    command.add_argument("config", type=Path, help="a YAML file, e.g. configs/quickstart.yaml")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
     command = commands.add_parser("eval", help="evaluate a trained run again", description=evaluate_run.__doc__)
     command.add_argument("run", type=Path, help="the run's folder")
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--image-size", type=int, default=24, help="pixels (default: %(default)s)")
     command = commands.add_parser("report", help="one table of several runs")
     command.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    command.add_argument("--over-seeds", action="store_true", help="mean and standard deviation of each method's runs")
     return top
 
 
@@ -61,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     match arguments.command:
         case "train":
             if not train(load_config(arguments.config, arguments.overrides)):
+                note("continue", "asked to stop")
                 return TO_BE_CONTINUED
         case "eval":
             if evaluate_run(arguments.run) is not None:
@@ -68,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         case "kmeans":
             kmeans_on_pixels(arguments.data, arguments.run, arguments.image_size)
         case "report":
-            console.print(report(arguments.runs))
+            console.print(report_over_seeds(arguments.runs) if arguments.over_seeds else report(arguments.runs))
     return 0
 
 
@@ -77,11 +81,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return run(arguments)
-    except USER_ERRORS as error:
-        rank = os.environ.get("RANK", "0")
+    except (*USER_ERRORS, OutOfMemoryError) as error:
+        rank, told = os.environ.get("RANK", "0"), str(error)
         everyone = isinstance(error, ConfigError | RunError | BackboneError | StrategyError)
+        if isinstance(error, OutOfMemoryError):
+            told = f"out of memory, raise memory.micro_batches or memory.gradient_checkpointing: {told}".splitlines()[0]
         if rank == "0" or not everyone:
-            named = everyone or str(error).startswith("rank ")
+            note("final", told)
+            named = everyone or told.startswith("rank ")
             where = f" (rank {rank})" if "RANK" in os.environ and not named else ""
-            print("\n".join(f"error{where}: {line}" for line in str(error).splitlines()), file=sys.stderr)
+            print("\n".join(f"error{where}: {line}" for line in told.splitlines()), file=sys.stderr)
         return BAD_CONFIG if isinstance(error, ConfigError) else FAILED
+    except Exception as error:
+        note(outcome_of(error), f"{type(error).__name__}: {error}")
+        raise

@@ -103,6 +103,8 @@ class ScheduleConfig(Section):
     epochs: int = Field(200, gt=0)
     k: int = Field(20, gt=0)  # steps per phase
     phase_schedule: Literal["alternating", "reference"] = "alternating"
+    lr_scaling: Literal["none", "linear"] = "none"  # linear: both learning rates grow with data.batch_size ...
+    lr_reference_batch: int = Field(128, gt=0)  # ... and are as written at this one
 
 
 class EvaluateConfig(Section):
@@ -168,6 +170,12 @@ class Config(Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rates of model and prompts are multiplied by."""
+        scaled = self.schedule.lr_scaling == "linear"
+        return self.data.batch_size / self.schedule.lr_reference_batch if scaled else 1.0
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":

@@ -2,6 +2,7 @@
 
 checkpoints/          to continue from; see sptnet/checkpoint.py
 config.yaml           the configuration, complete
+starts.jsonl          a line per start: git revision, nodes, strategy, package versions; see sptnet/provenance.py
 log.txt               plain lines of what was printed
 metrics.jsonl         one line per step: losses, learning rates, phase, images/s; one per evaluation
 model.safetensors     `model.*` and `prompt.*`, written whole or not at all, after every evaluation

@@ -30,6 +30,7 @@ from sptnet.model import PromptedViT
 from sptnet.nonfinite import NonFiniteGuard
 from sptnet.pace import Pace, matmul_peak, work_of_steps
 from sptnet.prompts import Prompt
+from sptnet.provenance import record_start
 from sptnet.recompute import checkpoint_blocks
 from sptnet.replaced import Replaced
 from sptnet.resume import backbone_of, numbers_of, restore, where_to_continue
@@ -67,6 +68,7 @@ def train(config: Config) -> bool:
             if run.continues is None or not is_of_run(run.continues, Path(config.run)):
                 remove_all(Path(config.run))  # they would be taken for this run's
             open_run(config, run.start)
+        record_start(Path(config.run), run.start, run.learner.strategy.asked)
         told = Trackers(config, trackers if first else (), run.start)
         with Journal(config, run.schedule.total_steps, run.figures, told, active=first) as journal:
             journal.summary(f"sptnet train: {config.run}", header)

@@ -22,7 +22,7 @@ SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "
 def command(run, data, strategy, processes, *extra):
     launcher = ["-m", "accelerate.commands.launch", "--config_file", f"launch/{strategy}.yaml"]
     launcher += ["--num_processes", str(processes)] + (["--main_process_port", "0"] if processes > 1 else [])
-    train = ["-m", "sptnet.train", "configs/quickstart_sptnet.yaml", f"run={run}", f"data.root={data}"]
+    train = ["-m", "sptnet.train", "configs/quickstart.yaml", f"run={run}", f"data.root={data}"]
     return [sys.executable, *launcher, *train, *SMALL, *extra]
 
 

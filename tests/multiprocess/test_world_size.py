@@ -139,7 +139,7 @@ def test_lost_and_doubled_samples_are_caught(told, world):
 def trained(digits, tmp_path_factory):
     """A short SPTNet run on two processes, through the command that users call."""
     folder = tmp_path_factory.mktemp("run") / "sptnet"
-    arguments = ["-m", "sptnet.train", "configs/quickstart_sptnet.yaml", f"run={folder}", f"data.root={digits}"]
+    arguments = ["-m", "sptnet.train", "configs/quickstart.yaml", f"run={folder}", f"data.root={digits}"]
     arguments += ["init=null", "schedule.epochs=2", "schedule.k=5", "evaluate.every=1", "checkpoint.every=12"]
     ran = launch(arguments, 2)
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -190,7 +190,7 @@ def test_a_finished_run_is_not_overwritten_and_mistakes_are_one_line(trained, di
     arguments = [
         "-m",
         "sptnet.train",
-        "configs/quickstart_sptnet.yaml",
+        "configs/quickstart.yaml",
         f"run={trained}",
         f"data.root={digits}",
         "init=null",

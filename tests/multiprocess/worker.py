@@ -23,7 +23,7 @@ from sptnet.steps import NonFiniteStep
 from sptnet.strategy.connect import connect
 from sptnet.train import assemble
 
-CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_sptnet.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 FIRST, STEPS, BATCH = 3, 40, 48  # starts in the middle of a prompt phase; k = 6: both phases three times
 
 

@@ -1,0 +1,149 @@
+#!/bin/bash
+# One experiment as one Slurm job: SimGCD, then SPTNet, then the table. slurm/*.sbatch call it, in the root of the
+# checkout.
+#
+#   launch/slurm_node.sh NAME [section.key=value ...]    in the batch shell; NAME_simgcd.yaml and NAME.yaml in configs/
+#
+# STRATEGY    which launch/*.yaml (ddp)                      RUNS         where runs go (runs); must be on a shared disk
+# PROCESSES   per node (its GPUs, or 1)                      SPTNET_BIN   the environment's bin folder (.venv/bin)
+# PRECISION   no, bf16 or fp16 (no)                          RESTARTS     how many in a row may bring no checkpoint (3)
+#
+# Who gets which signal, and does what (tests/slurm shows it on a real Slurm):
+#   Slurm           USR1 to the batch shell only (--signal=B:USR1@120), before the time limit or at preemption
+#   batch shell     this file; its trap passes USR1 to srun, notes it, and waits on
+#   srun            passes it to the task of every node
+#   torchrun        the task, inside accelerate launch; passes it to its workers (PET_SIGNALS_TO_HANDLE) and waits
+#   sptnet.train    finishes its step on all ranks, writes a checkpoint, exits with 75
+#   batch shell     reads what the ranks noted ($SPTNET_OUTCOME), and requeues the job, which continues where it stood
+# Where Slurm itself ends the job (a node is gone, scancel, preemption without a signal), it decides what comes next.
+set -uo pipefail
+STRATEGY=${STRATEGY:-ddp} PRECISION=${PRECISION:-no} RUNS=${RUNS:-runs} RESTARTS=${RESTARTS:-3}
+BIN=${SPTNET_BIN:-.venv/bin} PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+
+say() { echo "slurm_node: $*"; }
+stop() { say "not requeued: $*"; exit 1; }  # the last line of the log says why
+
+requeue() {  # WHY
+  say "requeued: $*"
+  scontrol requeue "$SLURM_JOB_ID" || stop "scontrol would not; submit the job again, it continues where it stood"
+  sleep 60 & wait  # until Slurm ends this shell
+  exit 75
+}
+
+# ---- in the batch shell ----
+
+experiment() {  # NAME [section.key=value ...]
+  local name=$1 seed=${SLURM_ARRAY_TASK_ID:-0} override root
+  shift
+  for override in "$@"; do
+    case $override in
+      run=* | init=*) stop "$override: the folders of a job follow from RUNS, its name and its seed" ;;
+      seed=*) [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || stop "$override: in an array the seed is the task's number"
+        seed=${override#seed=} ;;
+      *=*) ;;
+      *) stop "$override must read section.key=value" ;;
+    esac
+  done
+  check "$name"
+  root=$RUNS/$name/seed-$seed
+  export SPTNET_OUTCOME=$root/outcome
+  mkdir -p "$root" || stop "$root cannot be made"
+  count_restarts "$root"
+  say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST: $name, seed $seed, $STRATEGY," \
+    "$SLURM_JOB_NUM_NODES x $PROCESSES processes, precision $PRECISION"
+  stage "configs/${name}_simgcd.yaml" "$root/simgcd" "$@" "seed=$seed"
+  stage "configs/$name.yaml" "$root/sptnet" "$@" "seed=$seed" "init=$root/simgcd"
+  "$BIN/sptnet" report "$root/simgcd" "$root/sptnet"
+}
+
+check() {  # NAME
+  local file
+  for file in "configs/$1.yaml" "configs/${1}_simgcd.yaml" "launch/$STRATEGY.yaml" "$BIN/accelerate"; do
+    [ -e "$file" ] || stop "$file is missing (in $PWD, on $(hostname)): submit from the root of the checkout"
+  done
+}
+
+count_restarts() {  # ROOT: stop where restarts bring no checkpoint
+  local reached seen='' count=0
+  reached=$(find "$1" \( -path '*/checkpoints/step-?????????' -o -name metrics.json \) -printf '%P\n' | sort | cksum)
+  reached=${reached%% *}
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$1/restarts" ]; then
+    read -r seen count < "$1/restarts"
+    [ "$reached" = "$seen" ] && count=$((count + 1)) || count=0
+  fi
+  echo "$reached $count" > "$1/restarts"
+  [ "$count" -le "$RESTARTS" ] || stop "$count restarts without a new checkpoint below $1"
+}
+
+told() {  # OUTCOME: the first reason that a rank gave for it
+  sed -sn "s/^$1: //p" "$SPTNET_OUTCOME"/* 2> /dev/null | head -n 1
+}
+
+asked='' step=''
+trap 'asked=USR1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+trap 'asked=TERM' TERM  # Slurm sends it to the tasks too: passing it on would be their second signal
+
+stage() {  # CONFIG RUN [section.key=value ...]: until it is finished, or this shell ends
+  local config=$1 run=$2 code final
+  shift 2
+  [ ! -e "$run/metrics.json" ] || { say "$run is finished"; return; }
+  [ -z "$asked" ] || requeue "asked to stop before $config"
+  rm -rf "$SPTNET_OUTCOME"
+  mkdir "$SPTNET_OUTCOME" || stop "$SPTNET_OUTCOME cannot be made"
+  # a task that fails ends the others, which would wait for it until a collective times out
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+    --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
+    bash launch/slurm_node.sh --on-node "$config" "$@" "run=$run" &
+  step=$!
+  while wait "$step"; code=$?; kill -0 "$step" 2> /dev/null; do :; done  # a trapped signal ends `wait` early
+  step=''
+  [ "$code" -ne 0 ] || [ ! -e "$run/metrics.json" ] || return 0
+  final=$(told final)
+  [ -z "$final" ] || stop "$final"
+  [ "$asked" != TERM ] || { say "ended by Slurm or scancel; the same job continues where it stood"; exit 143; }
+  [ -z "$asked" ] || requeue "asked to stop by $asked; a checkpoint is in $run"
+  requeue "a process was lost (exit code $code) $(told retry)"
+}
+
+# ---- on every node ----
+
+interface_to() {  # ADDRESS: the network interface that reaches it, of the address itself the one that has it
+  local name
+  name=$(ip -o route get "$1" 2> /dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p')
+  [ "$name" != lo ] || name=$(ip -o -4 address show | awk -v ip="$1" 'index($4, ip "/") == 1 { print $2; exit }')
+  echo "$name"
+}
+
+on_node() {  # CONFIG [section.key=value ...]
+  local head address interface total=$((SLURM_JOB_NUM_NODES * PROCESSES)) cpus=${SLURM_CPUS_PER_TASK:-1}
+  # another port for every job and start: the one of a job that was just killed may still be taken
+  local port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000))
+  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  address=$(getent ahostsv4 "$head" | awk 'NR == 1 { print $1 }')
+  interface=$(interface_to "$address")
+  # a host name may stand for 127.0.1.1, and a node has several networks: gloo and NCCL take the first they find
+  if [ -n "$interface" ]; then
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
+  fi
+  export NCCL_DEBUG=${NCCL_DEBUG:-WARN}    # NCCL's own errors say which link failed
+  export PYTHONFAULTHANDLER=1              # a crash in native code says where
+  # torch would start a thread per core in every process; loader workers need cores too
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > PROCESSES ? cpus / PROCESSES : 1))}
+  # torchrun dies of USR1 unless told, and kills its workers 30 s after it passed a signal on
+  export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=110
+  # shards behind a URL are kept on the node's own disk
+  set -- "$@" "data.remote.cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sptnet-${USER:-$(id -un)}"
+  if [ "$total" -eq 1 ]; then  # no launcher: it would not pass USR1 on
+    ACCELERATE_MIXED_PRECISION=$PRECISION exec "$BIN/python" -m sptnet.train "$@"
+  fi
+  exec "$BIN/accelerate" launch --config_file "launch/$STRATEGY.yaml" --mixed_precision "$PRECISION" \
+    --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$total" --machine_rank "$SLURM_NODEID" \
+    --main_process_ip "$address" --main_process_port "$port" \
+    -m sptnet.train "$@"
+}
+
+case ${1:-} in
+  --on-node) shift; on_node "$@" ;;
+  '') sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2 ;;
+  *) experiment "$@" ;;
+esac

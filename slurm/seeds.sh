@@ -1,0 +1,11 @@
+#!/bin/bash
+# An experiment over several seeds, and behind them the table of means and standard deviations:
+#   slurm/seeds.sh NAME SEEDS [section.key=value ...]      e.g. slurm/seeds.sh cub 0-4
+# Resources beyond those of slurm/NAME.sbatch are taken from sbatch's own variables, e.g. SBATCH_PARTITION=gpu.
+set -euo pipefail
+[ $# -ge 2 ] || { sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 2; }
+name=$1 seeds=$2
+shift 2
+job=$(sbatch --parsable --array="$seeds" "slurm/$name.sbatch" "$@")
+table=$(sbatch --parsable --dependency="afterok:$job" slurm/over_seeds.sbatch "$name")
+echo "job $job runs seeds $seeds; job $table prints the table when all of them are finished"

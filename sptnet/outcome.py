@@ -1,0 +1,29 @@
+"""How a process ended, for whoever started it: a launcher reports every code but 0 as 1.
+
+Where the environment variable SPTNET_OUTCOME names a folder, on a shared disk, every rank leaves a file `rank-N` there:
+
+    continue: asked to stop      a checkpoint is written
+    retry: WHY                   something was lost that may be there next time: a peer, the network, a disk
+    final: WHY                   trying again changes nothing: a mistake in the configuration or data, or a bug
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from torch import OutOfMemoryError
+
+Outcome = Literal["continue", "retry", "final"]
+
+
+def note(outcome: Outcome, why: str) -> None:
+    """Leave a rank's outcome, one line."""
+    folder = os.environ.get("SPTNET_OUTCOME")
+    if folder:
+        Path(folder, f"rank-{os.environ.get('RANK', '0')}").write_text(f"{outcome}: {' '.join(why.split())}\n")
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """What an exception that nobody expected makes of a run: torch's collectives and drivers raise RuntimeErrors."""
+    lost = isinstance(error, RuntimeError | OSError) and not isinstance(error, OutOfMemoryError | NotImplementedError)
+    return "retry" if lost else "final"

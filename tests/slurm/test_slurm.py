@@ -1,0 +1,315 @@
+"""slurm/ and launch/slurm_node.sh on a real Slurm whose nodes are namespaces of this machine; `make test-slurm`."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sptnet.data.store import LocalStore
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = Path(__file__).parent / "cluster.sh"
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
+# 8 epochs of 11 steps, k = 20: both phases twice in the SPTNet stage; rates at which rounding does not grow
+SHORT = ["schedule.epochs=8", "evaluate.every=8", "checkpoint.every=10", "log_every=2", "optimizer.lr=0.0005",
+         "prompts.lr=0.2"]  # fmt: skip
+STEPS = 88
+
+
+def why_not() -> str | None:
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed (make test-slurm does, on Debian)"
+    if os.geteuid() != 0 or subprocess.run(["ip", "netns", "list"], capture_output=True).returncode:
+        return "nodes of a test cluster are network namespaces, which need root"
+    return None
+
+
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+
+
+class Lab:
+    """A cluster of three nodes."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environment = os.environ | {"SLURMLAB": str(folder), "SLURM_CONF": str(folder / "slurm.conf")}
+
+    def cluster(self, *arguments: str) -> None:
+        with open(self.folder.parent / "cluster.log", "a") as log:  # daemons would keep a pipe open
+            subprocess.run(["bash", CLUSTER, *arguments], env=self.environment, check=True, stdout=log, stderr=log)
+
+    def run(self, *command: str, check: bool = True, **more: str) -> str:
+        ran = subprocess.run(command, cwd=ROOT, env=self.environment | more, capture_output=True, text=True)
+        assert ran.returncode == 0 or not check, ran.stderr
+        return ran.stdout + ran.stderr
+
+
+class Job:
+    """A submitted job, and its run folders."""
+
+    def __init__(self, lab: Lab, runs: Path, *arguments: str, options: tuple[str, ...] = (), **environment: str):
+        self.lab, self.runs, self.log = lab, runs, runs.with_suffix(".log")
+        self.root = runs / "quickstart" / "seed-0"
+        paths = {"RUNS": str(runs), "SPTNET_BIN": str(Path(sys.executable).parent), **environment}
+        command = ["sbatch", "--parsable", f"--output={self.log}", *options, "slurm/quickstart.sbatch", *arguments]
+        self.id = lab.run(*command, **paths).strip()
+
+    def show(self, key: str) -> str:
+        return re.search(rf"\b{key}=(\S+)", self.lab.run("scontrol", "show", "job", self.id)).group(1)
+
+    def until(self, condition, seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"{self.show('JobState')}\n{self.log.read_text()[-3000:]}"
+            assert self.show("JobState") != "FAILED", self.log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def finished(self, seconds: float = 300) -> None:
+        self.until(lambda: self.show("JobState") == "COMPLETED", seconds)
+
+    def failed(self, seconds: float) -> str:
+        """Wait until the job has failed; its log's last line."""
+        end = time.monotonic() + seconds
+        while self.show("JobState") != "FAILED":
+            assert time.monotonic() < end, self.log.read_text()[-3000:]
+            time.sleep(0.1)
+        return self.log.read_text().splitlines()[-1]
+
+    def signal(self) -> None:
+        """What Slurm sends before the time limit."""
+        self.lab.run("scancel", "--batch", "--signal=USR1", self.id)
+
+    def steps(self, stage: str = "sptnet") -> list[dict]:
+        path = self.root / stage / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}") and '"phase"' in line]
+
+    def in_phase(self, phase: str, after: int) -> bool:
+        steps = self.steps()
+        return bool(steps) and steps[-1]["phase"] == phase and steps[-1]["step"] > after
+
+    def worlds(self, stage: str = "sptnet") -> list[tuple[str, dict[str, int]]]:
+        """Strategy, and processes by node, of every start."""
+        starts = [json.loads(line) for line in (self.root / stage / "starts.jsonl").read_text().splitlines()]
+        return [(start["strategy"]["strategy"], start["nodes"]) for start in starts]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    lab = Lab(tmp_path_factory.mktemp("slurm") / "lab")
+    lab.cluster("up", "3")
+    yield lab
+    lab.cluster("down")
+
+
+@pytest.fixture(scope="module")
+def alone(digits, tmp_path_factory):
+    """Both stages on one machine, as `make quickstart` runs them; for one global batch."""
+
+    def run(*overrides: str) -> Path:
+        root = tmp_path_factory.mktemp("alone")
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/ddp.yaml"]
+        launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "sptnet.train"]
+        shared = [f"data.root={digits}", *SHORT, *overrides]
+        for config, more in (
+            ("quickstart_simgcd", [f"run={root}/simgcd"]),
+            ("quickstart", [f"run={root}/sptnet", f"init={root}/simgcd"]),
+        ):
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            command = [*launch, f"configs/{config}.yaml", *shared, *more]
+            ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            assert ran.returncode == 0, ran.stderr[-3000:]
+        return root
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(alone):
+    return alone()
+
+
+def losses(root: Path, stage: str) -> np.ndarray:
+    lines = [json.loads(line) for line in (root / stage / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "phase" in line]
+    assert [line["step"] for line in steps] == list(range(STEPS))
+    return np.array([line["total"] for line in steps])
+
+
+def assert_the_same_run(root: Path, reference: Path) -> None:
+    for stage in ("simgcd", "sptnet"):
+        np.testing.assert_allclose(losses(root, stage), losses(reference, stage), rtol=1e-5)
+        ours, theirs = (json.loads((path / stage / "metrics.json").read_text()) for path in (root, reference))
+        for protocol in ("unlabelled", "test"):
+            assert ours[protocol]["samples"] == theirs[protocol]["samples"]
+            # an image on the border of two classes may fall to either side of it
+            assert ours[protocol]["all"] == pytest.approx(theirs[protocol]["all"], abs=0.003)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2"])
+def test_two_nodes_give_the_numbers_of_one_machine(lab, whole, digits, tmp_path, strategy):
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, STRATEGY=strategy)
+    job.finished()
+    assert job.worlds() == [(strategy, {"n1": 2, "n2": 2})]
+    assert_the_same_run(job.root, whole)
+    told = job.log.read_text()
+    assert "All / Old / New, %" in told
+    assert {"ddp": "(DistributedDataParallel)", "zero2": "(DeepSpeedEngine)", "fsdp2": "(FSDPPromptedViT)"}[
+        strategy
+    ] in told
+
+
+def test_asked_to_stop_in_either_phase_it_is_requeued_and_gives_the_same_numbers(lab, whole, digits, tmp_path):
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT)
+    job.until(lambda: job.in_phase("model", after=20))
+    job.signal()
+    job.until(lambda: job.show("Restarts") == "1")
+    job.until(lambda: job.in_phase("prompt", after=40))
+    job.signal()
+    job.finished()
+    assert job.show("Restarts") == "2"
+    assert len(job.worlds()) == 3
+    assert "requeued: asked to stop by USR1" in job.log.read_text()
+    assert_the_same_run(job.root, whole)
+
+
+def test_a_node_is_lost_and_another_takes_its_place(lab, whole, digits, tmp_path):
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, options=("--nodelist=n2,n3",))
+    job.until(lambda: job.in_phase("prompt", after=10))
+    lab.run("scontrol", "update", f"JobId={job.id}", "ReqNodeList=", check=False)
+    lab.cluster("kill-node", "n3")
+    try:
+        job.until(lambda: job.show("Restarts") == "1")
+        lab.run("scontrol", "update", f"JobId={job.id}", "ReqNodeList=", check=False)
+        job.finished()
+    finally:
+        lab.cluster("start-node", "n3")
+    assert [sorted(nodes) for _, nodes in job.worlds()] == [["n2", "n3"], ["n1", "n2"]]
+    assert_the_same_run(job.root, whole)
+
+
+def test_a_job_shrinks_from_three_nodes_to_two(lab, alone, digits, tmp_path):
+    batch = ["data.batch_size=120", "schedule.epochs=8"]  # 11 steps per epoch too, and 3 and 2 nodes divide it
+    lab.cluster("start-node", "n3") if not (lab.folder / "n3.pid").exists() else None
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, *batch, options=("--nodes=2-3",), PROCESSES="1")
+    job.until(lambda: job.in_phase("model", after=20))
+    lab.cluster("kill-node", "n3")
+    try:
+        job.finished()
+    finally:
+        lab.cluster("start-node", "n3")
+    assert [nodes for _, nodes in job.worlds()] == [{"n1": 1, "n2": 1, "n3": 1}, {"n1": 1, "n2": 1}]
+    assert_the_same_run(job.root, alone(*batch))
+
+
+def test_what_trying_again_cannot_mend_is_not_requeued_and_the_last_line_says_why(lab, digits, tmp_path):
+    begun = time.monotonic()
+    job = Job(lab, tmp_path / "config", f"data.root={digits}", *SHORT, "optimizer.lr=-1")
+    told = job.failed(45)
+    assert told.startswith("slurm_node: not requeued: ")
+    assert "optimizer.lr" in told
+    assert time.monotonic() - begun < 45
+    job = Job(lab, tmp_path / "missing", f"data.root={tmp_path / 'nowhere'}", *SHORT)
+    assert "nowhere" in job.failed(45)
+    assert job.show("Restarts") == "0"
+    job = Job(lab, tmp_path / "override", "run=elsewhere")
+    assert "not requeued: run=elsewhere" in job.failed(30)
+
+
+def test_an_error_of_one_task_ends_the_job(lab, digits, tmp_path):
+    root = Path(shutil.copytree(digits, tmp_path / "damaged"))
+    for shard in LocalStore(root).manifest.of_kind("labelled")[:4]:  # other ranks read other shards
+        (root / shard.file).write_bytes(b"")
+    job = Job(lab, tmp_path / "runs", f"data.root={root}", *SHORT)
+    job.until(lambda: job.log.exists() and "error (rank" in job.log.read_text(), 60)
+    begun = time.monotonic()
+    told = job.failed(30)
+    assert time.monotonic() - begun < 30
+    assert "not requeued: " in told
+    assert str(root) in told
+    assert job.show("Restarts") == "0"
+    assert job.show("ExitCode") == "1:0"
+
+
+def test_a_lost_process_is_requeued_and_restarts_without_progress_end(lab, digits, tmp_path):
+    # an interface that no node has: every start fails as a broken network would make it
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, GLOO_SOCKET_IFNAME="broken0", RESTARTS="1")
+    told = job.failed(150)
+    assert "not requeued: 2 restarts without a new checkpoint" in told
+    assert job.log.read_text().count("requeued: a process was lost") == 2
+
+
+def test_seeds_are_an_array_with_a_table_behind_it(lab, digits, tmp_path):
+    runs = tmp_path / "runs"
+    environment = {
+        "RUNS": str(runs), "SPTNET_BIN": str(Path(sys.executable).parent), "PROCESSES": "1", "SBATCH_OUTPUT": "unused",
+    }  # fmt: skip
+    before = set(ROOT.glob("slurm-*.log"))
+    told = lab.run("slurm/seeds.sh", "quickstart", "0-1", f"data.root={digits}", "schedule.epochs=1", **environment)
+    table = re.search(r"job (\d+) prints", told).group(1)
+    end = time.monotonic() + 200
+    while "JobState=COMPLETED" not in lab.run("scontrol", "show", "job", table):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    written = set(ROOT.glob("slurm-*.log")) - before
+    tables = [path.read_text() for path in written if "over-seeds" in path.name]
+    for path in written:
+        path.unlink()
+    assert len(tables) == 1
+    assert "±" in tables[0]
+    assert {path.name for path in (runs / "quickstart").iterdir()} == {"seed-0", "seed-1"}
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "slurm").glob("*.sbatch")))
+def test_every_script_is_accepted(lab, script):
+    told = lab.run("sbatch", "--test-only", f"slurm/{script}", "cub")
+    assert "to start at" in told
+
+
+def test_scripts_pass_shellcheck():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    scripts = [*(ROOT / "slurm").iterdir(), ROOT / "launch" / "slurm_node.sh", CLUSTER]
+    ran = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_two_machines_without_slurm(lab, whole, digits, tmp_path):
+    """The README's two commands, on two of the lab's machines."""
+    commands = re.findall(r"^(\S*GLOO_SOCKET_IFNAME=.*?)\n\n", _by_hand(), re.S | re.M)
+    assert len(commands) == 2
+    run = tmp_path / "runs"
+    for config, more in (
+        ("quickstart_simgcd", [f"run={run}/simgcd"]),
+        ("quickstart", [f"run={run}/sptnet", f"init={run}/simgcd"]),
+    ):
+        running = []
+        for node, command in zip(("slurm-n1", "slurm-n2"), commands, strict=True):
+            command = command.replace("\\\n", " ").replace("CONFIG", f"configs/{config}.yaml")
+            command = command.replace(".venv/bin/accelerate", f"{sys.executable} -m accelerate.commands.launch")
+            command = command.replace("accelerate.commands.launch launch", "accelerate.commands.launch")
+            command = command.replace("10.0.0.1", "10.77.0.1").replace("--num_processes 16", "--num_processes 4")
+            arguments = " ".join([f"data.root={digits}", *SHORT, *more])
+            inside = ["ip", "netns", "exec", node, "bash", "-c", f"export OMP_NUM_THREADS=1 {command} {arguments}"]
+            running.append(subprocess.Popen(inside, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+        for process in running:
+            _, told = process.communicate(timeout=200)
+            assert process.returncode == 0, told[-3000:]
+    starts = (run / "sptnet" / "starts.jsonl").read_text().splitlines()
+    assert json.loads(starts[0])["strategy"]["world_size"] == 4
+    assert_the_same_run(run, whole)
+
+
+def _by_hand() -> str:
+    """The README's section, code blocks apart by empty lines."""
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## Two machines by hand") :]
+    return "\n\n".join(re.findall(r"```\n(.*?)```", section[: section.index("\n## ", 3)], re.S))
