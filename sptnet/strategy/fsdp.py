@@ -48,11 +48,18 @@ class FSDPStrategy(TorchStrategy):
             return cast(Outputs, self.module(images, prompt, with_clean))
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        # a forward pass without a backward one (evaluation, a step left out) leaves whole weights in the modules
+        self._reshard()
+        return super().trained()
+
+    def full_state(self) -> dict[str, Tensor]:
+        self._reshard()
+        return super().full_state()
+
+    def _reshard(self) -> None:
+        """Put the shards back: a forward pass without a backward one, as in an evaluation, leaves whole weights."""
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-        return super().trained()
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         return _full(parameter.detach())

@@ -12,9 +12,13 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 from interrupted import ROOT, command, finish, kill, start, steps_of, until_checkpoint
+from safetensors.torch import load_file
 
 from sptnet.checkpoint import checkpoints, read_facts
+
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,23 @@ def test_one_run_continued_under_every_strategy(whole, digits, tmp_path):
     np.testing.assert_allclose(steps_of(run)[:, 0], steps_of(whole["single"])[:, 0], rtol=1e-5)
 
 
-SLOW = pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "processes"),
+    [
+        ("fsdp2", 2),
+        ("zero3", 2),
+        *(pytest.param(*world, marks=SLOW) for world in (("hsdp", 4), ("zero1", 2), ("zero2", 2))),
+    ],
+)
+def test_a_run_of_every_strategy_ends_with_the_whole_model(digits, tmp_path, strategy, processes):
+    finish(tmp_path / "run", digits, strategy, processes, "schedule.epochs=1", "optimizer.name=sgd")
+    finish(tmp_path / "plain", digits, "single", 1, "schedule.epochs=1", "optimizer.name=sgd")
+    ours, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "plain"))
+    assert ours.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-4, atol=1e-5)
+    one, other = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "plain"))
+    assert one["test"]["samples"] == other["test"]["samples"]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ EOF
 start_node() {                  # NAME
   [ ! -e "$LAB/$1.pid" ] || { say "$1 is on (or run '$0 kill-node $1')"; return 1; }
   mkdir -p "$LAB/$1.spool"
+  # shellcheck disable=SC2016  # for the inner shell
   # bash, the node's init, reaps what jobs leave behind; the node outlives its slurmd
   setsid nsenter --net="/run/netns/slurm-$1" unshare --uts --mount --pid --fork --kill-child --mount-proc bash -c '
     hostname "$1"; mount --bind "$2/hosts" /etc/hosts; slurmd -N "$1"; sleep infinity; :' node "$1" "$LAB" \
