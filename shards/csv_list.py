@@ -4,7 +4,7 @@ import argparse
 import csv
 from pathlib import Path, PurePosixPath
 
-from shards.source import Folder, Item, Source, SourceCommand, SourceError
+from shards.source import Folder, Item, Source, SourceCommand, SourceError, need_classes
 
 COLUMNS = ("image", "class")
 
@@ -37,10 +37,7 @@ def source(path: Path, num_old: int, name: str | None = None) -> Source:
             raise SourceError(f"{path}, line {line}: {where} is not a path below {path.parent}")
         parts[part].append(files.item(label, where))
     classes = sorted({item.class_name for item in parts["train"]})
-    if strange := sorted({item.class_name for item in parts["test"]} - set(classes)):
-        raise SourceError(f"{path} has a class in test that is not in train: {strange[0]}")
-    if not 0 < num_old < len(classes):
-        raise SourceError(f"--old {num_old} must leave old and new classes: {path} has {len(classes)}")
+    need_classes(path, classes, (item.class_name for item in parts["test"]), num_old)
     return Source(name or path.stem, classes, num_old, parts["train"], parts["test"], files)
 
 

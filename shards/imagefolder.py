@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from shards.source import IMAGE_SUFFIXES, Folder, Item, Source, SourceCommand, SourceError, need_folder
+from shards.source import IMAGE_SUFFIXES, Folder, Item, Source, SourceCommand, SourceError, need_classes, need_folder
 
 
 def _items(files: Folder, part: str, classes: list[str]) -> list[Item]:
@@ -20,10 +20,7 @@ def source(root: Path, num_old: int, name: str | None = None) -> Source:
     part = "train" if (root / "train").is_dir() else ""
     classes = files.class_folders(part)
     tested = files.class_folders("test") if part and (root / "test").is_dir() else []
-    if strange := sorted(set(tested) - set(classes)):
-        raise SourceError(f"{root / 'test' / strange[0]} is a class that {root / 'train'} does not have")
-    if not 0 < num_old < len(classes):
-        raise SourceError(f"--old {num_old} must leave old and new classes: {root} has {len(classes)}")
+    need_classes(root, classes, tested, num_old)
     train = _items(files, part, classes)
     if lacking := sorted(set(classes) - {item.class_name for item in train}):
         raise SourceError(f"{root / part / lacking[0]} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")

@@ -15,11 +15,10 @@ import numpy as np
 from shards.plan import Settings
 from shards.protocol import labelled_positions
 from shards.source import Item, Source, SourceError
-from shards.tar_members import BoundedReads, plain_members
+from shards.tar_members import IMAGE_MEMBERS, BoundedReads, plain_members
 from shards.writer import file_sha256, write_index
 from sptnet.data.manifest import INDEX_DTYPE, KINDS, MANIFEST, Kind, Manifest, Shard, write_manifest
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LONGEST_LABEL = 2**20  # bytes of a .cls or .json
 
 
@@ -42,7 +41,7 @@ def _samples(path: Path, json_key: str) -> Iterator[Found]:
                 folder, name = os.path.split(member.name)
                 stem, _, suffix = name.partition(".")
                 key, suffix = os.path.join(folder, stem), suffix.lower()
-                if suffix in IMAGE_SUFFIXES:
+                if suffix in IMAGE_MEMBERS:
                     if key in images:
                         raise SourceError(f"{path}: two images of the name {key!r}")
                     images[key] = (member.offset_data, member.size)

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,6 +117,14 @@ def text_lines(path: Path) -> list[str]:
         raise SourceError(f"{path} is missing: give the dataset's folder as it was unpacked") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from None
+
+
+def need_classes(where: Path, trained: Sequence[str], tested: Iterable[str], num_old: int) -> None:
+    """Raise SourceError unless training has every class of the test images, and old and new classes."""
+    if strange := sorted(set(tested) - set(trained)):
+        raise SourceError(f"{where} has a class in test that is not in train: {strange[0]}")
+    if not 0 < num_old < len(trained):
+        raise SourceError(f"--old {num_old} must leave old and new classes: {where} has {len(trained)}")
 
 
 def by_split(classes: list[str], old: Iterable[int], new: Iterable[int]) -> tuple[list[str], int]:

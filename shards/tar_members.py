@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")  # suffixes of the images of a WebDataset tar
 LONGEST_READ = 2**20  # bytes; a header with its extensions is far shorter, and tarfile would read whatever one claims
 
 

@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from shards.source import SourceError
-from shards.tar_members import BoundedReads, plain_members
+from shards.tar_members import IMAGE_MEMBERS, BoundedReads, plain_members
 from shards.writer import file_sha256
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.manifest import DatasetError, Manifest, Shard, parse_index, read_manifest
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LONGEST_LABEL = 20  # digits of an int64
 
 
@@ -60,7 +59,7 @@ def _against_tar(path: Path, index: NDArray[np.void]) -> list[str]:
             stream = BoundedReads(file)
             for member in plain_members(stream, str(path)):
                 key, _, suffix = member.name.partition(".")
-                if suffix.lower() in IMAGE_SUFFIXES:
+                if suffix.lower() in IMAGE_MEMBERS:
                     images[member.offset_data, member.size] = key
                 elif suffix == "cls" and member.size <= LONGEST_LABEL:
                     label = os.pread(file.fileno(), member.size, member.offset_data)

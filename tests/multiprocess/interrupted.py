@@ -20,7 +20,10 @@ SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "
 
 
 def command(run, data, strategy, processes, *extra):
+    """The command of a user; `strategy` may name a precision: "zero2 fp16"."""
+    strategy, _, precision = strategy.partition(" ")
     launcher = ["-m", "accelerate.commands.launch", "--config_file", f"launch/{strategy}.yaml"]
+    launcher += ["--mixed_precision", precision or "no"]
     launcher += ["--num_processes", str(processes)] + (["--main_process_port", "0"] if processes > 1 else [])
     train = ["-m", "sptnet.train", "configs/quickstart.yaml", f"run={run}", f"data.root={data}"]
     return [sys.executable, *launcher, *train, *SMALL, *extra]

@@ -48,6 +48,20 @@ def test_killed_at_any_moment_and_continued_it_is_bit_for_bit_the_same(whole, di
     assert json.loads((run / "metrics.json").read_text()) == json.loads((whole[strategy] / "metrics.json").read_text())
 
 
+@SLOW
+@pytest.mark.parametrize(("strategy", "processes"), [("single fp16", 1), ("fsdp2 fp16", 2), ("zero2 fp16", 2)])
+def test_a_loss_scale_is_kept_over_an_interruption(digits, tmp_path, strategy, processes):
+    finish(tmp_path / "whole", digits, strategy, processes, "optimizer.name=sgd", "schedule.epochs=1")
+    run = tmp_path / "run"
+    process = start(run, digits, strategy, processes, "optimizer.name=sgd", "schedule.epochs=1")
+    until_checkpoint(process, run, 9)
+    kill(process)
+    assert read_facts(checkpoints(run)[-1]).counters["loss_scale"] > 1
+    finish(run, digits, strategy, processes, "optimizer.name=sgd", "schedule.epochs=1")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "whole"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 def test_one_run_continued_under_every_strategy(whole, digits, tmp_path):
     run = tmp_path / "run"
     legs = [("zero2", 2), ("fsdp2", 2), ("zero3", 2), ("single", 1), ("zero1", 2), ("hsdp", 4)]

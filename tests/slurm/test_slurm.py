@@ -18,8 +18,8 @@ from sptnet.data.store import LocalStore
 ROOT = Path(__file__).parents[2]
 CLUSTER = Path(__file__).parent / "cluster.sh"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
-# 8 epochs of 11 steps, k = 20: both phases twice in the SPTNet stage. SGD, since the first steps of AdamW, which divides
-# small gradients by themselves, make 1e-4 of what the order of a sum changes in the last digit
+# 8 epochs of 11 steps, k = 20: both phases twice in the SPTNet stage. SGD, since the first steps of AdamW, which
+# divides small gradients by themselves, make 1e-4 of what the order of a sum changes in the last digit
 SHORT = ["schedule.epochs=8", "evaluate.every=8", "checkpoint.every=10", "log_every=2", "optimizer.name=sgd",
          "optimizer.lr=0.02", "prompts.lr=0.2"]  # fmt: skip
 STEPS = 88
@@ -309,7 +309,7 @@ def test_two_machines_without_slurm(lab, whole, digits, tmp_path):
                 assert old in command
                 command = command.replace(old, new)
             arguments = " ".join([f"data.root={digits}", *SHORT, *more])
-            inside = ["ip", "netns", "exec", node, "bash", "-c", f"export OMP_NUM_THREADS=1 {command} {arguments}"]
+            inside = ["ip", "netns", "exec", node, "bash", "-c", f"OMP_NUM_THREADS=1 {command.strip()} {arguments}"]
             running.append(subprocess.Popen(inside, cwd=ROOT, stderr=subprocess.PIPE, text=True))
         for process in running:
             _, told = process.communicate(timeout=200)
