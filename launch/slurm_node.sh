@@ -38,6 +38,7 @@ experiment() {  # NAME [section.key=value ...]
   for override in "$@"; do
     case $override in
       run=* | init=*) stop "$override: the folders of a job follow from RUNS, its name and its seed" ;;
+      resume=*) stop "$override: a job continues its own run; to start anew, remove the run's folder below $RUNS" ;;
       seed=*) [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || stop "$override: in an array the seed is the task's number"
         seed=${override#seed=} ;;
       *=*) ;;

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.plan import Settings
 from shards.protocol import labelled_positions
-from shards.source import Item, Source, SourceError
+from shards.source import Item, Source, SourceError, need_classes
 from shards.tar_members import IMAGE_MEMBERS, BoundedReads, plain_members
 from shards.writer import file_sha256, write_index
 from sptnet.data.manifest import INDEX_DTYPE, KINDS, MANIFEST, Kind, Manifest, Shard, write_manifest
@@ -93,10 +93,7 @@ def index(
         for part, tars in (("train", train), ("test", test))
     }
     classes = _class_order({sample.label for sample in found["train"]})
-    if strange := {sample.label for sample in found["test"]} - set(classes):
-        raise SourceError(f"{root}: class {min(strange)!r} is in test and not in train")
-    if not 0 < num_old < len(classes):
-        raise SourceError(f"--old {num_old} must leave old and new classes: {root} has {len(classes)}")
+    need_classes(root, classes, (sample.label for sample in found["test"]), num_old)
     items = {part: [Item(s.label, s.tar, s.size) for s in samples] for part, samples in found.items()}
     source = Source(name, classes, num_old, items["train"], items["test"], lambda where: b"")
     labelled = labelled_positions(source, settings.labelled_fraction, settings.seed)

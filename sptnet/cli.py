@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         everyone = isinstance(error, ConfigError | RunError | BackboneError | StrategyError)
         if isinstance(error, OutOfMemoryError):
             told = f"out of memory, raise memory.micro_batches or memory.gradient_checkpointing: {told}".splitlines()[0]
+        note("final", told)  # every rank: the first that ends may end the others before they can
         if rank == "0" or not everyone:
-            note("final", told)
             named = everyone or told.startswith("rank ")
             where = f" (rank {rank})" if "RANK" in os.environ and not named else ""
             print("\n".join(f"error{where}: {line}" for line in told.splitlines()), file=sys.stderr)

@@ -142,7 +142,7 @@ def test_index_says_what_is_wrong(others, capsys):
     assert "image 'x' has neither .cls nor .json" in told("--old", "2")
     write_tar(others / "train-9.tar", [("x.png", png()), ("x.cls", b"7")])
     write_tar(others / "test-9.tar", [("y.png", png()), ("y.cls", b"8")])
-    assert "class '8' is in test and not in train" in told("--old", "2")
+    assert "has a class in test that is not in train: 8" in told("--old", "2")
 
 
 def pax_header_of(size: int) -> bytes:
