@@ -1,8 +1,8 @@
 """Time of a prompt step and a model step, beside the same steps written plainly; prints a table.
 
 Plainly: the prompt is added to the pixels of every image, the last block computes all tokens, and attention is an
-explicit softmax matrix. Both sides are timed in turn, pair by pair, in one process. The share of peak is
-what our step computes, as torch counts it, over the fastest matrix product measured just before in the same dtype.
+explicit softmax matrix. Both sides are timed in turn, pair by pair, in one process. The share of peak is what our step
+computes, as torch counts it, over the fastest matrix product measured just before in the same dtype.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from timm.layers import set_fused_attn
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sptnet import GCDLoss, create_model, create_prompt
+from sptnet.pace import matmul_peak, work_of_steps
 
 CLASSES = (50, 50)
 
@@ -42,8 +42,8 @@ class Plain(nn.Module):
 
 def steps(
     device: str, backbone: str, image_size: int, batch: int
-) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
-    """(ours, plain) of both phases, as functions without arguments."""
+) -> dict[str, tuple[Callable[[], None], Callable[[], None], float]]:
+    """(ours, plain, operations of ours) of both phases, the steps as functions without arguments."""
     ours = create_model(backbone, *CLASSES, image_size=image_size, weights="none").to(device)
     plain = Plain(backbone, image_size).to(device)
     prompt = create_prompt("all", image_size, ours.patch_size, 1, min(30, image_size // 4)).to(device)
@@ -70,7 +70,11 @@ def steps(
         pair = torch.cat([views[:batch], views[:batch] + prompt().detach()])
         torch.autograd.grad(total(*plain(pair)), trained(plain))
 
-    return {"prompt": (ours_prompt, plain_prompt), "model": (ours_model, plain_model)}
+    work = work_of_steps(ours, prompt, batch)
+    return {
+        "prompt": (ours_prompt, plain_prompt, work["prompt"]),
+        "model": (ours_model, plain_model, work["model"]),
+    }
 
 
 def seconds(function: Callable[[], None], device: str) -> float:
@@ -79,15 +83,6 @@ def seconds(function: Callable[[], None], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begin
-
-
-def peak(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of the fastest of the square matrix products of two seconds."""
-    a = torch.randn(1024, 1024, device=device, dtype=dtype)
-    times = [seconds(lambda: torch.mm(a, a), device) for _ in range(3)]
-    while sum(times) < 2:
-        times.append(seconds(lambda: torch.mm(a, a), device))
-    return 2 * 1024**3 / min(times)
 
 
 def autocast(device: str, precision: str) -> AbstractContextManager[object]:
@@ -112,16 +107,15 @@ def main() -> None:
     )
     table.title_justify = "left"
     for precision in options.precision:
-        top = peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-        for phase, (ours, plain) in steps(device, options.backbone, options.image_size, options.batch).items():
+        top = matmul_peak(torch.device(device), torch.bfloat16 if precision == "bf16" else torch.float32)
+        for phase, (ours, plain, work) in steps(device, options.backbone, options.image_size, options.batch).items():
             with autocast(device, precision):
-                with FlopCounterMode(display=False) as counter:
-                    ours()
+                ours()
                 plain()
                 times = np.array([(seconds(ours, device), seconds(plain, device)) for _ in range(options.pairs)])
             median = np.median(times, axis=0)
             ratio = np.median(times[:, 0] / times[:, 1])
-            share = counter.get_total_flops() / median[0] / top
+            share = work / median[0] / top
             table.add_row(
                 precision,
                 phase,

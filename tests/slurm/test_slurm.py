@@ -212,10 +212,12 @@ def test_a_node_is_lost_and_another_takes_its_place(lab, whole, digits, tmp_path
 
 def test_a_job_shrinks_from_three_nodes_to_two(lab, alone, digits, tmp_path):
     batch = ["data.batch_size=120", "schedule.epochs=8"]  # 11 steps per epoch too, and 3 and 2 nodes divide it
-    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, *batch, options=("--nodes=2-3",), PROCESSES="1")
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, *batch, options=("--nodes=3",), PROCESSES="1")
     job.until(lambda: job.in_phase("model", after=20))
     lab.cluster("kill-node", "n3")
     try:
+        job.until(lambda: job.show("Restarts") == "1")
+        lab.run("scontrol", "update", f"JobId={job.id}", "NumNodes=2")
         job.finished()
     finally:
         lab.start_node("n3")
