@@ -9,7 +9,7 @@ LAUNCH = $(BIN)/accelerate launch --config_file launch/ddp.yaml --num_processes 
 .PHONY: quickstart test test-all soak test-slurm lint bench clean
 .DELETE_ON_ERROR:
 
-quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/metrics.json  ## shard digits, train SimGCD then SPTNet, evaluate
+quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/finished  ## shard digits, train SimGCD then SPTNet, evaluate
 	@$(BIN)/sptnet report $(RUN)/kmeans $(RUN)/simgcd $(RUN)/sptnet
 	@echo
 	@echo "The runs are in $(RUN)/: metrics.jsonl has every step, predictions.npz every image."
@@ -62,10 +62,10 @@ $(RUN)/kmeans/metrics.json: data/digits/manifest.json
 	@echo "== semi-supervised k-means on the pixels"
 	$(BIN)/sptnet kmeans data/digits $(RUN)/kmeans
 
-$(RUN)/simgcd/metrics.json: data/digits/manifest.json
+$(RUN)/simgcd/finished: data/digits/manifest.json
 	@echo "== stage 1: SimGCD on $(PROCESSES) processes"
 	$(LAUNCH) -m sptnet.train configs/quickstart_simgcd.yaml
 
-$(RUN)/sptnet/metrics.json: $(RUN)/simgcd/metrics.json
+$(RUN)/sptnet/finished: $(RUN)/simgcd/finished
 	@echo "== stage 2: SPTNet on $(PROCESSES) processes"
 	$(LAUNCH) -m sptnet.train configs/quickstart.yaml

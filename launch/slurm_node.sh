@@ -35,17 +35,23 @@ requeue() {  # WHY
 experiment() {  # NAME [section.key=value ...]
   local name=$1 seed=${SLURM_ARRAY_TASK_ID:-0} override root
   shift
+  trap 'asked=USR1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+  trap 'asked=TERM' TERM  # Slurm sends it to the tasks too: passing it on would be their second signal
   for override in "$@"; do
     case $override in
       run=* | init=*) stop "$override: the folders of a job follow from RUNS, its name and its seed" ;;
-      resume=*) stop "$override: a job continues its own run; to start anew, remove the run's folder below $RUNS" ;;
+      resume=* | resume.source=*) stop "$override: a job continues its own run; to start anew, remove the run's folder below $RUNS" ;;
       seed=*) [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || stop "$override: in an array the seed is the task's number"
         seed=${override#seed=} ;;
-      *=*) ;;
+      [!-]*=*) ;;
       *) stop "$override must read section.key=value" ;;
     esac
   done
   check "$name"
+  case $STRATEGY in
+    ddp | single) ;;
+    *) [ $((SLURM_JOB_NUM_NODES * PROCESSES)) -gt 1 ] || stop "STRATEGY=$STRATEGY needs more than one process" ;;
+  esac
   root=$RUNS/$name/seed-$seed
   export SPTNET_OUTCOME=$root/outcome
   mkdir -p "$root" || stop "$root cannot be made"
@@ -66,7 +72,7 @@ check() {  # NAME
 
 count_restarts() {  # ROOT: stop where restarts bring no checkpoint
   local reached seen='' count=0
-  reached=$(find "$1" \( -path '*/checkpoints/step-?????????' -o -name metrics.json \) -printf '%P\n' | sort | cksum)
+  reached=$(find "$1" \( -path '*/checkpoints/step-?????????' -o -name finished \) -printf '%P\n' | sort | cksum)
   reached=${reached%% *}
   if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$1/restarts" ]; then
     read -r seen count < "$1/restarts"
@@ -81,13 +87,11 @@ told() {  # OUTCOME: the first reason that a rank gave for it
 }
 
 asked='' step=''
-trap 'asked=USR1; [ -z "$step" ] || kill -USR1 "$step"' USR1
-trap 'asked=TERM' TERM  # Slurm sends it to the tasks too: passing it on would be their second signal
 
 stage() {  # CONFIG RUN [section.key=value ...]: until it is finished, or this shell ends
   local config=$1 run=$2 code final
   shift 2
-  [ ! -e "$run/metrics.json" ] || { say "$run is finished"; return; }
+  [ ! -e "$run/finished" ] || { say "$run is finished"; return; }
   [ -z "$asked" ] || requeue "asked to stop before $config"
   rm -rf "$SPTNET_OUTCOME"
   mkdir "$SPTNET_OUTCOME" || stop "$SPTNET_OUTCOME cannot be made"
@@ -96,14 +100,16 @@ stage() {  # CONFIG RUN [section.key=value ...]: until it is finished, or this s
     --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
     bash launch/slurm_node.sh --on-node "$config" "$@" "run=$run" &
   step=$!
+  [ "$asked" != USR1 ] || kill -USR1 "$step"  # it came while there was nobody to pass it to
   while wait "$step"; code=$?; kill -0 "$step" 2> /dev/null; do :; done  # a trapped signal ends `wait` early
   step=''
-  [ "$code" -ne 0 ] || [ ! -e "$run/metrics.json" ] || return 0
+  [ "$code" -ne 0 ] || [ ! -e "$run/finished" ] || return 0
   final=$(told final)
   [ -z "$final" ] || stop "$final"
   [ "$asked" != TERM ] || { say "ended by Slurm or scancel; the same job continues where it stood"; exit 143; }
-  [ -z "$asked" ] || requeue "asked to stop by $asked; a checkpoint is in $run"
-  requeue "a process was lost (exit code $code) $(told retry)"
+  [ -z "$(told continue)" ] || requeue "asked to stop${asked:+ by $asked}; a checkpoint is in $run"
+  [ -z "$asked" ] || requeue "asked to stop by $asked, and lost (exit code $code) before a checkpoint: $(told retry)"
+  requeue "a process was lost (exit code $code): $(told retry)"
 }
 
 # ---- on every node ----
@@ -132,8 +138,8 @@ on_node() {  # CONFIG [section.key=value ...]
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > PROCESSES ? cpus / PROCESSES : 1))}
   # torchrun dies of USR1 unless told, and kills its workers 30 s after it passed a signal on
   export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=110
-  # shards behind a URL are kept on the node's own disk
-  set -- "$@" "data.remote.cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sptnet-${USER:-$(id -un)}"
+  # shards behind a URL are kept on the node's own disk; what the user says comes later, and wins
+  set -- "$1" "data.remote.cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sptnet-${USER:-$(id -un)}" "${@:2}"
   if [ "$total" -eq 1 ]; then  # no launcher: it would not pass USR1 on
     ACCELERATE_MIXED_PRECISION=$PRECISION exec "$BIN/python" -m sptnet.train "$@"
   fi

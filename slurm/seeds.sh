@@ -7,5 +7,10 @@ set -euo pipefail
 name=$1 seeds=$2
 shift 2
 job=$(sbatch --parsable --array="$seeds" "slurm/$name.sbatch" "$@")
-table=$(sbatch --parsable --dependency="afterok:$job" slurm/over_seeds.sbatch "$name")
-echo "job $job runs seeds $seeds; job $table prints the table when all of them are finished"
+numbers=()
+for part in ${seeds//,/ }; do
+  mapfile -t -O "${#numbers[@]}" numbers < <(seq "${part%-*}" "${part#*-}")
+done
+table=$(sbatch --parsable --dependency="afterok:$job" --kill-on-invalid-dep=yes \
+  slurm/over_seeds.sbatch "$name" "${numbers[@]}")
+echo "job $job runs seeds $seeds; job $table prints the table when all of them are finished, and is cancelled if one fails"

@@ -16,7 +16,6 @@ CHANGING ANYTHING HERE CHANGES THE FORMAT: tests/test_checkpoint.py reads one of
 
 import hashlib
 import json
-import os
 import shutil
 import threading
 import time
@@ -30,8 +29,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from sptnet.durable import sync_folder, write_through
+
 SCHEMA = "sptnet-checkpoint/1"
 FOLDER, FACTS, MARK = "checkpoints", "checkpoint.json", "KEEP"
+WAY_OUT = "remove the checkpoint's folder, and the run continues from the one before"
 OTHERS_WAIT = 600  # seconds that rank 0 waits for the parts of the others
 
 
@@ -103,30 +105,34 @@ class Writer:
         final = self.folder / f"step-{facts.step:09d}"
         partial = final.with_name(f"{final.name}.{self.attempt}.tmp")
         try:
+            if self.rank == 0:
+                self._remove_leftovers()
             partial.mkdir(parents=True, exist_ok=True)
             self._write_part(partial, tensors)
             if self.rank == 0:
                 parts = self._parts_of_all(partial)
                 whole = Facts(**{**asdict(facts), "parts": parts})
-                _write_to_disk(partial / FACTS, json.dumps(asdict(whole), indent=1).encode())
+                write_through(partial / FACTS, json.dumps(asdict(whole), indent=1).encode())
                 if final.exists():
                     shutil.rmtree(final)
                 partial.rename(final)
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
                 self._remove_old()
-        except OSError as error:
+        except Exception as error:  # whatever ends this thread must end the run
             previous = checkpoints(self.folder.parent)
             stays = f"{previous[-1]} is intact" if previous else "there is none before it"
-            self._error = f"{final} cannot be written on rank {self.rank}: {error.strerror or error}; {stays}"
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            self._error = f"{final} cannot be written on rank {self.rank}: {why}; {stays}"
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _write_part(self, partial: Path, tensors: dict[str, Tensor]) -> None:
         encoded = save_tensors(tensors)
         part = partial / f"part-{self.rank:05d}.safetensors"
-        _write_to_disk(part, encoded)
+        write_through(part, encoded)
         told = {"file": part.name, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
         # its name appears when the part is on disk: that is what rank 0 waits for
         announced = partial / f"part-{self.rank:05d}.json"
-        _write_to_disk(announced.with_suffix(".new"), json.dumps(told).encode())
+        write_through(announced.with_suffix(".new"), json.dumps(told).encode())
         announced.with_suffix(".new").rename(announced)
 
     def _parts_of_all(self, partial: Path) -> list[dict[str, Any]]:
@@ -142,13 +148,21 @@ class Writer:
         return parts
 
     def _remove_old(self) -> None:
-        there = checkpoints(self.folder.parent)
-        for old in there[: -self.keep]:
+        for old in checkpoints(self.folder.parent)[: -self.keep]:
             if not (old / MARK).exists():
-                shutil.rmtree(old)
+                _remove(old)
+
+    def _remove_leftovers(self) -> None:
+        """What earlier starts of the run did not finish."""
         for leftover in self.folder.glob("*.tmp"):
             if f".{self.attempt}." not in leftover.name:
-                shutil.rmtree(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Without its facts it is no checkpoint any more, whatever happens to the rest."""
+    (checkpoint / FACTS).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -161,9 +175,20 @@ def is_of_run(checkpoint: Path, run: Path) -> bool:
     return checkpoint.resolve().parent == (run / FOLDER).resolve()
 
 
-def remove_all(run: Path) -> None:
-    """Remove every checkpoint of a run that starts anew, whole or not; marked ones too."""
-    shutil.rmtree(run / FOLDER, ignore_errors=True)
+def remove_from(run: Path, step: int) -> None:
+    """Remove the checkpoints of a run that begins anew at `step`: they would be taken for its own.
+
+    Raises:
+        CheckpointError: one of them is marked to stay; nothing is removed then.
+    """
+    later = [path for path in checkpoints(run) if read_facts(path).step > step]
+    if kept := [path for path in later if (path / MARK).exists()]:
+        raise CheckpointError(
+            f"{kept[0]} is later than step {step}, where the run is to begin, and marked {MARK}: move it out of the "
+            "run's folder, or choose another folder"
+        )
+    for path in later:
+        _remove(path)
 
 
 def read_facts(path: Path) -> Facts:
@@ -176,7 +201,7 @@ def read_facts(path: Path) -> Facts:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a checkpoint ({FACTS} is missing)") from None
     except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / FACTS} is damaged ({error}): resume from another checkpoint") from None
+        raise CheckpointError(f"{path / FACTS} is damaged ({error}): {WAY_OUT}") from None
 
 
 def read_tensors(path: Path, facts: Facts) -> dict[str, Tensor]:
@@ -187,10 +212,10 @@ def read_tensors(path: Path, facts: Facts) -> dict[str, Tensor]:
         try:
             encoded = file.read_bytes()
             if hashlib.sha256(encoded).hexdigest() != part["sha256"]:
-                raise CheckpointError(f"{file} is damaged (sha256): resume from another checkpoint")
+                raise CheckpointError(f"{file} is damaged (sha256): {WAY_OUT}")
             tensors |= load_tensors(encoded)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file} cannot be read ({error}): resume from another checkpoint") from None
+            raise CheckpointError(f"{file} cannot be read ({error}): {WAY_OUT}") from None
     return tensors
 
 
@@ -201,18 +226,3 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         hashed.update(tensor.detach().contiguous().numpy().tobytes())
     return hashed.hexdigest()
-
-
-def _write_to_disk(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,11 +12,11 @@ from torch import OutOfMemoryError
 from sptnet.baseline import kmeans_on_pixels
 from sptnet.checkpoint import CheckpointError
 from sptnet.config import ConfigError, load_config
-from sptnet.data.manifest import DatasetError
+from sptnet.data.manifest import DatasetError, UnreachableError
 from sptnet.evaluate import EvaluationError, evaluate_run
 from sptnet.outcome import note, outcome_of
 from sptnet.report import report, report_over_seeds
-from sptnet.run_folder import RunError
+from sptnet.run_folder import OccupiedError, RunError
 from sptnet.strategy.connect import StrategyError
 from sptnet.train import train
 from sptnet.weights import BackboneError
@@ -86,11 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         everyone = isinstance(error, ConfigError | RunError | BackboneError | StrategyError)
         if isinstance(error, OutOfMemoryError):
             told = f"out of memory, raise memory.micro_batches or memory.gradient_checkpointing: {told}".splitlines()[0]
-        note("final", told)  # every rank: the first that ends may end the others before they can
         if rank == "0" or not everyone:
             named = everyone or told.startswith("rank ")
             where = f" (rank {rank})" if "RANK" in os.environ and not named else ""
-            print("\n".join(f"error{where}: {line}" for line in told.splitlines()), file=sys.stderr)
+            print("\n".join(f"error{where}: {line}" for line in told.splitlines()), file=sys.stderr, flush=True)
+        # every rank notes it: the first that ends may end the others before they can
+        note("retry" if isinstance(error, UnreachableError | OccupiedError) else "final", told)
         return BAD_CONFIG if isinstance(error, ConfigError) else FAILED
     except Exception as error:
         note(outcome_of(error), f"{type(error).__name__}: {error}")

@@ -150,7 +150,7 @@ class Config(Section):
     init: str | None = None  # sptnet: a SimGCD run, an authors' checkpoint, or null for a bare backbone
     init_num_heads: int | None = None  # of an authors' checkpoint whose heads are not 64 channels wide
     seed: int = Field(0, ge=0)
-    log_every: int = Field(10, gt=0)  # steps between two writes of metrics.jsonl, the device is synchronised then
+    log_every: int = Field(10, gt=0)  # steps between two writes of metrics.jsonl
     trackers: tuple[TrackerName, ...] | None = None  # beside metrics.jsonl; null: tensorboard where it is installed
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -200,6 +200,13 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _long_form(raw: dict[str, Any]) -> dict[str, Any]:
+    """`resume: auto` is short for `resume: {source: auto}`; in the long form files and overrides add up."""
+    if isinstance(raw.get("resume"), str):
+        return raw | {"resume": {"source": raw["resume"]}}
+    return raw
+
+
 def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: `base:` leads back to this file")
@@ -213,8 +220,8 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path}: must be a mapping of sections")
     base = raw.pop("base", None)
     if base is None:
-        return raw
-    return _merged(_read_yaml(path.parent / str(base), (*seen, path.resolve())), raw)
+        return _long_form(raw)
+    return _merged(_read_yaml(path.parent / str(base), (*seen, path.resolve())), _long_form(raw))
 
 
 def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
@@ -227,7 +234,7 @@ def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
     for part in reversed(key.split(".")):
         value = {part: value}
-    return _merged(raw, value)
+    return _merged(raw, _long_form(value))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -3,6 +3,7 @@
 Two protocols: `unlabelled`, the unlabelled training images (transductive, the papers' numbers), and `test`.
 """
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from sptnet.data.augment import normalise
 from sptnet.data.loader import eval_batches
 from sptnet.data.manifest import Kind
 from sptnet.data.store import Store
+from sptnet.durable import write_whole
 from sptnet.metrics import clustering_accuracy
 from sptnet.prompts import Prompt
 from sptnet.run_folder import METRICS, PREDICTIONS, load_model, read_config
@@ -124,12 +126,10 @@ def evaluate(
 def save_evaluation(folder: Path, method: str, results: dict[str, Any], predictions: dict[str, Predictions]) -> None:
     """Write metrics.json and predictions.npz, each whole or not at all."""
     arrays = {f"{protocol}_{k}": v for protocol, p in predictions.items() for k, v in p._asdict().items()}
-    temporary = folder / ("tmp." + PREDICTIONS)
-    np.savez_compressed(temporary, allow_pickle=False, **arrays)
-    temporary.replace(folder / PREDICTIONS)
-    temporary = folder / (METRICS + ".tmp")
-    temporary.write_text(json.dumps({"method": method, **results}, indent=1) + "\n")
-    temporary.replace(folder / METRICS)
+    compressed = io.BytesIO()
+    np.savez_compressed(compressed, allow_pickle=False, **arrays)
+    write_whole(folder / PREDICTIONS, compressed.getvalue())
+    write_whole(folder / METRICS, (json.dumps({"method": method, **results}, indent=1) + "\n").encode())
 
 
 def evaluate_run(folder: Path) -> dict[str, Any] | None:

@@ -15,6 +15,8 @@ def told_where(phase: str, step: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if type(error).__module__.startswith("sptnet."):
+            raise  # it says itself what is wrong
         reason = str(error).partition("\n")[0]
         log.error(
             "rank %d: failed in the %s phase at step %d: %s. The last checkpoint stays; if a connection was closed or "

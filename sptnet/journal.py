@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +18,7 @@ from rich.table import Table
 
 from sptnet.config import Config
 from sptnet.losses import GCDTerms
-from sptnet.run_folder import LOG, STEPS
+from sptnet.run_folder import LOG, STEPS, RunError
 from sptnet.trackers import Trackers
 
 
@@ -24,8 +26,7 @@ class Journal:
     """Written by rank 0; on other ranks it does nothing.
 
     Args:
-        config: of the run; a write every `log_every` steps. Losses stay on the device until then, so it is
-            synchronised no more often.
+        config: of the run; a write every `log_every` steps. Losses stay on the device until then.
         total_steps: length of the run.
         figures: what is told of all the steps of a write together, `images_per_s` among it; may ask the device.
         trackers: where all of it goes too.
@@ -62,16 +63,16 @@ class Journal:
             self.flush()
         if self._progress:
             self._progress.stop()
-        if self._lines:
-            self._lines.close()
+        with suppress(OSError):  # a full disk: the error that ended the run says so
+            if self._lines:
+                self._lines.close()
         self.trackers.close()
 
     def line(self, text: str) -> None:
         """One line to the terminal and the log."""
-        if self._lines:
+        if self.active:
             self.console.print(text, highlight=False, markup=False)
-            self._lines.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-            self._lines.flush()
+            self._note([text])
 
     def summary(self, title: str, facts: dict[str, object]) -> None:
         """The header of a run."""
@@ -79,8 +80,7 @@ class Journal:
         for name, value in facts.items():
             table.add_row(name, str(value))
         self.console.print(table)
-        if self._lines:
-            self._lines.writelines(f"{time.strftime('%H:%M:%S')} {name}: {value}\n" for name, value in facts.items())
+        self._note([f"{name}: {value}" for name, value in facts.items()])
 
     def step(self, record: dict[str, Any], terms: GCDTerms | None) -> None:
         """Note a step; `record` holds what is known without asking the device; terms: None if it was left out."""
@@ -89,19 +89,27 @@ class Journal:
             if len(self._pending) == self.every:
                 self.flush()
 
-    def flush(self) -> None:
-        """Write the pending steps."""
+    def flush(self, durable: bool = False) -> None:
+        """Write the pending steps; `durable`: wait until all that was written is on the disk.
+
+        Raises:
+            RunError: they cannot be written.
+        """
         if not self._pending:
+            if durable and self.active:
+                self._append([], durable)
             return
         left_out = [math.nan] * len(GCDTerms._fields)
         losses = [torch.tensor(left_out) if terms is None else torch.stack(list(terms)) for _, terms in self._pending]
         values = [[v if math.isfinite(v) else None for v in row] for row in (t.tolist() for t in losses)]
         figures = self.figures()
-        with open(self.folder / STEPS, "a") as steps:
-            for (record, _), row in zip(self._pending, values, strict=True):
-                whole = record | dict(zip(GCDTerms._fields, row, strict=True)) | figures
-                steps.write(json.dumps(whole) + "\n")
-                self.trackers.log({key: value for key, value in whole.items() if key != "step"}, record["step"])
+        records = [
+            record | dict(zip(GCDTerms._fields, row, strict=True)) | figures
+            for (record, _), row in zip(self._pending, values, strict=True)
+        ]
+        self._append(records, durable)
+        for record in records:
+            self.trackers.log({key: value for key, value in record.items() if key != "step"}, record["step"])
         last, loss = self._pending[-1][0], values[-1][0]
         self._pending.clear()
         self._show(last, loss, figures["images_per_s"])
@@ -113,17 +121,37 @@ class Journal:
             self._progress.update(self._bar, completed=done, phase=record["phase"], note=note)
         elif done % (10 * self.every) < self.every or done == self.total_steps:
             self.console.print(f"step {done}/{self.total_steps}  {record['phase']}  {note}", highlight=False)
+        self._note([f"step {done}/{self.total_steps} {record['phase']} {note}"])
+
+    def _note(self, lines: list[str]) -> None:
         if self._lines:
-            self._lines.write(f"{time.strftime('%H:%M:%S')} step {done}/{self.total_steps} {record['phase']} {note}\n")
+            with _told(self.folder / LOG):
+                self._lines.writelines(f"{time.strftime('%H:%M:%S')} {line}\n" for line in lines)
+                self._lines.flush()
+
+    def _append(self, records: list[dict[str, Any]], durable: bool = False) -> None:
+        path = self.folder / STEPS
+        with _told(path), open(path, "a") as steps:
+            steps.writelines(json.dumps(record) + "\n" for record in records)
+            if durable:
+                steps.flush()
+                os.fsync(steps.fileno())
 
     def evaluation(self, done: int, results: dict[str, Any]) -> None:
         """Note an evaluation, made when `done` steps were."""
         if not self.active:
             return
-        with open(self.folder / STEPS, "a") as steps:
-            steps.write(json.dumps({"step": done, "evaluation": results}) + "\n")
+        self._append([{"step": done, "evaluation": results}])
         for protocol, result in results.items():
             named = {f"{protocol}/{name}": result[name] for name in ("all", "old", "new", "classes_used")}
-            self.trackers.log(named, done)
+            self.trackers.log(named, done - 1)  # with the last step before it: a continued run keeps that one
             shares = "/".join(f"{result[name]:.3f}" for name in ("all", "old", "new"))
             self.line(f"step {done}: {protocol} All/Old/New {shares} ({result['samples']} images)")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}; the last checkpoint stays") from None

@@ -8,6 +8,7 @@ Where the environment variable SPTNET_OUTCOME names a folder, on a shared disk, 
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,8 @@ def note(outcome: Outcome, why: str) -> None:
     """Leave a rank's outcome, one line."""
     folder = os.environ.get("SPTNET_OUTCOME")
     if folder:
-        Path(folder, f"rank-{os.environ.get('RANK', '0')}").write_text(f"{outcome}: {' '.join(why.split())}\n")
+        with suppress(OSError):  # a full disk, perhaps the very reason
+            Path(folder, f"rank-{os.environ.get('RANK', '0')}").write_text(f"{outcome}: {' '.join(why.split())}\n")
 
 
 def outcome_of(error: Exception) -> Outcome:

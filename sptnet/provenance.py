@@ -46,9 +46,9 @@ def record_start(folder: Path, step: int, asked: Asked) -> None:
 
 def git_revision() -> str | None:
     """The commit of the code that runs, with `+changes` where the checkout has any; None outside a checkout."""
-    commit = _git("rev-parse", "HEAD")
-    if not commit:
-        return None
+    top, commit = _git("rev-parse", "--show-toplevel"), _git("rev-parse", "HEAD")
+    if not top or not commit or Path(top).resolve() != ROOT.resolve():
+        return None  # not a checkout, or installed somewhere inside another project's
     return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 

@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from filelock import FileLock
 
-from sptnet.checkpoint import CheckpointError, Facts, checkpoints, digest, read_facts, read_tensors
+from sptnet.checkpoint import CheckpointError, Facts, checkpoints, digest, is_of_run, read_facts, read_tensors
+from sptnet.collectives import rank
 from sptnet.config import Config
 from sptnet.data.manifest import Manifest
 from sptnet.model import PromptedViT
+from sptnet.run_folder import OccupiedError, RunError, lock_run
 from sptnet.steps import Learner
 
 # sections and keys of the configuration that decide the numbers; the others decide speed, place and what is told
@@ -34,20 +38,47 @@ def backbone_of(config: Config, model: PromptedViT) -> dict[str, str]:
 def where_to_continue(config: Config) -> Path | None:
     """The checkpoint that `resume` asks for; None to start anew.
 
+    Another run's checkpoint is where a run starts: once it has checkpoints of its own it continues from those.
+
     Raises:
         CheckpointError: a path that is no checkpoint.
     """
-    asked = config.resume.source
+    asked, own = config.resume.source, checkpoints(Path(config.run))
     if asked == "none":
         return None
     if asked == "auto":
-        there = checkpoints(Path(config.run))
-        return there[-1] if there else None
+        return own[-1] if own else None
     path = Path(asked)
+    if own and not is_of_run(path, Path(config.run)):
+        return own[-1]
     if there := checkpoints(path):
         return there[-1]
     read_facts(path)
     return path
+
+
+def agree_where_to_continue(config: Config) -> tuple[Path | None, FileLock | None]:
+    """Rank 0 locks the run's folder and looks, all ranks get its answer; the lock is rank 0's to release.
+
+    A folder on a shared disk may look different from another node for a while.
+
+    Raises:
+        CheckpointError, RunError: on all ranks.
+    """
+    lock, told = None, ["", ""]
+    if rank() == 0:
+        try:
+            lock = lock_run(config)
+            told = ["path", str(where_to_continue(config) or "")]
+        except (CheckpointError, RunError) as error:
+            told = [type(error).__name__, str(error)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(told)
+    kind, text = told
+    for error_class in (CheckpointError, OccupiedError, RunError):
+        if kind == error_class.__name__:
+            raise error_class(text)
+    return (Path(text) if text else None), lock
 
 
 def restore(

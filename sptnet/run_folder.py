@@ -6,27 +6,29 @@ starts.jsonl          a line per start: git revision, nodes, strategy, package v
 log.txt               plain lines of what was printed
 metrics.jsonl         one line per step: losses, learning rates, phase, images/s; one per evaluation
 model.safetensors     `model.*` and `prompt.*`, written whole or not at all, after every evaluation
-metrics.json          the last evaluation
+metrics.json          the evaluation at the end, or the last by `sptnet eval`
 predictions.npz       its uid, target and prediction of every sample, per protocol
+finished              there when the run is; written last
 """
 
 import json
-import os
 from pathlib import Path
 
 import torch
 import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sptnet.config import Config, ConfigError, load_config
+from sptnet.durable import write_whole
 from sptnet.model import PromptedViT
 from sptnet.prompts import Prompt
 
-CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, LOCK = (
+CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, LOCK, FINISHED = (
     "config.yaml", "model.safetensors", "metrics.json", "predictions.npz", "metrics.jsonl", "log.txt", "run.lock",
+    "finished",
 )  # fmt: skip
 
 
@@ -34,18 +36,27 @@ class RunError(ValueError):
     """A run folder that cannot be used as asked; the message says why."""
 
 
+class OccupiedError(RunError):
+    """A run folder that another process trains in; it may be about to end."""
+
+
 def check_unfinished(config: Config) -> None:
     """Raise RunError if the run's folder holds a finished run."""
     folder = Path(config.run)
-    if (folder / METRICS).exists() and (folder / MODEL).exists():
+    if (folder / FINISHED).exists():
         raise RunError(f"{folder} holds a finished run: remove it, or choose another folder with run=FOLDER")
+
+
+def mark_finished(folder: Path) -> None:
+    """Say that a run has taken its last step; an evaluation alone may be of an unfinished one."""
+    write_whole(folder / FINISHED, b"")
 
 
 def lock_run(config: Config) -> FileLock:
     """Make a run's folder, and keep others from training in it for as long as the lock lives.
 
     Raises:
-        RunError: another process trains there, perhaps one whose launcher was killed.
+        OccupiedError: another process trains there, perhaps one whose launcher was killed.
     """
     folder = Path(config.run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +64,9 @@ def lock_run(config: Config) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"{folder} is being trained by another process: stop it, or choose another folder") from None
+        raise OccupiedError(
+            f"{folder} is being trained by another process: stop it, or choose another folder"
+        ) from None
     return lock
 
 
@@ -65,9 +78,7 @@ def open_run(config: Config, start: int) -> None:
         steps.unlink(missing_ok=True)
     elif steps.exists():
         kept = [line for line in steps.read_text().splitlines(keepends=True) if _is_before(line, start)]
-        temporary = folder / (STEPS + ".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(steps)
+        write_whole(steps, "".join(kept).encode())
     (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
@@ -97,11 +108,7 @@ def save_model(folder: Path, model: dict[str, Tensor], prompt: Prompt | None) ->
     state = {f"model.{k}": v for k, v in model.items()}
     if prompt is not None:
         state |= {f"prompt.{k}": v for k, v in prompt.state_dict().items()}
-    temporary = folder / (MODEL + ".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, temporary)
-    with open(temporary, "rb") as written:
-        os.fsync(written.fileno())
-    temporary.replace(folder / MODEL)
+    write_whole(folder / MODEL, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
 
 
 def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> None:

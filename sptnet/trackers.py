@@ -1,6 +1,8 @@
 """Where metrics go beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow or trackio, by accelerate's trackers."""
 
-import hashlib
+import logging
+import secrets
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 from sptnet.config import Config, ConfigError
 
 PROJECT = "sptnet"
+log = logging.getLogger(__name__)
 
 
 def named_trackers(config: Config) -> tuple[str, ...]:
@@ -39,32 +42,47 @@ class Trackers:
     def __init__(self, config: Config, names: tuple[str, ...], start: int):
         self._trackers = [_tracker(name, Path(config.run), start) for name in names]
         for tracker in self._trackers:
-            tracker.start()
-            tracker.store_init_configuration(_flat(config.model_dump(mode="json")))
+            try:
+                tracker.start()
+                tracker.store_init_configuration(_flat(config.model_dump(mode="json")))
+            except Exception as error:  # trackers have no error class in common
+                raise ConfigError(f"trackers: {tracker.name} does not start: {_one_line(error)}") from error
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Numbers of one step; what is none is left out: not every tracker takes words."""
         told = {key: value for key, value in values.items() if isinstance(value, int | float)}
-        for tracker in self._trackers:
-            tracker.log(told, step=step)
+        self._each(lambda tracker: tracker.log(told, step=step))
 
     def close(self) -> None:
         """Write what is left."""
-        for tracker in self._trackers:
-            tracker.finish()
+        self._each(lambda tracker: tracker.finish())
         self._trackers = []
+
+    def _each(self, act: Callable[[GeneralTracker], object]) -> None:
+        """A tracker that fails is left out from then on: metrics.jsonl has everything, and training is worth more."""
+        for tracker in list(self._trackers):
+            try:
+                act(tracker)
+            except Exception as error:
+                log.warning("%s failed, no more is sent to it: %s", tracker.name, _one_line(error))
+                self._trackers.remove(tracker)
 
 
 def _tracker(name: str, run: Path, start: int) -> GeneralTracker:
     if name == "tensorboard":
         return TensorBoardTracker(name, run, purge_step=start)
     if name == "wandb":
-        # an id of the folder: the next start of the same run finds it again
-        same = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
-        return WandBTracker(PROJECT, name=str(run), id=same, resume="allow", dir=str(run))
+        identity = run / "wandb-id"  # in the folder: the next start of the same run finds it again
+        if not identity.exists():
+            identity.write_text(secrets.token_hex(8))
+        return WandBTracker(PROJECT, name=str(run), id=identity.read_text(), resume="allow", dir=str(run))
     if name == "trackio":
         return TrackioTracker(PROJECT, name=str(run).replace("/", "-"), resume="allow")
     return MLflowTracker(PROJECT, run_name=str(run))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:

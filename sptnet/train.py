@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock
 from torch import nn
 
 from sptnet.build import build_data, build_loss, build_model, build_schedule
-from sptnet.checkpoint import is_of_run, remove_all
+from sptnet.checkpoint import is_of_run, remove_from
 from sptnet.collectives import leave, rank, world_size
 from sptnet.config import Config, ConfigError, OptimizerConfig
 from sptnet.data.augment import normalise
@@ -33,8 +34,8 @@ from sptnet.prompts import Prompt
 from sptnet.provenance import record_start
 from sptnet.recompute import checkpoint_blocks
 from sptnet.replaced import Replaced
-from sptnet.resume import backbone_of, numbers_of, restore, where_to_continue
-from sptnet.run_folder import check_unfinished, lock_run, open_run, save_model
+from sptnet.resume import agree_where_to_continue, backbone_of, numbers_of, restore
+from sptnet.run_folder import check_unfinished, mark_finished, open_run, save_model
 from sptnet.saving import Saver
 from sptnet.schedule import Schedule
 from sptnet.signals import StopRequest
@@ -62,11 +63,7 @@ def train(config: Config) -> bool:
     with StopRequest() as stop:  # also of signals that come while everything is built: the first step is the last then
         run, header = prepare(config)
         first = rank() == 0
-        lock = lock_run(config) if first else None
-        run.learner.strategy.accelerator.wait_for_everyone()
         if first:
-            if run.continues is None or not is_of_run(run.continues, Path(config.run)):
-                remove_all(Path(config.run))  # they would be taken for this run's
             open_run(config, run.start)
         record_start(Path(config.run), run.start, run.learner.strategy.asked)
         told = Trackers(config, trackers if first else (), run.start)
@@ -76,8 +73,8 @@ def train(config: Config) -> bool:
                 journal.line(f"warning: {warning}")
             done = run_steps(run, journal, stop)
         run.learner.strategy.accelerator.wait_for_everyone()
-        if lock is not None:
-            lock.release()
+        if run.lock is not None:
+            run.lock.release()
     return done == run.schedule.total_steps
 
 
@@ -88,6 +85,7 @@ class Run:
     Attributes:
         start: the first step to be taken.
         continues: the checkpoint that it goes on from.
+        lock: rank 0's, on the run's folder.
     """
 
     config: Config
@@ -101,6 +99,7 @@ class Run:
     guard: NonFiniteGuard
     start: int
     continues: Path | None
+    lock: FileLock | None
 
     def batches(self) -> Iterator[Batch]:
         """This rank's slices of the steps to come; how long each is waited for goes into the pace."""
@@ -135,17 +134,21 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
     work = work_of_steps(model, prompt, config.data.batch_size // asked.world_size)
     peak = matmul_peak(accelerator.device, DTYPES.get(asked.precision, torch.float32))
     learner = assemble(config, accelerator, asked, model, prompt, schedule)
+    continues, lock = agree_where_to_continue(config)
     run = Run(
         config, store, order, schedule, learner,
         saver=Saver(config, learner, numbers, backbone),
         pace=Pace(config.data.batch_size, asked.world_size, accelerator.device, work, peak),
         replaced=Replaced(config.data.tolerate_bad_samples), guard=NonFiniteGuard(config),
-        start=0, continues=where_to_continue(config),
+        start=0, continues=continues, lock=lock,
     )  # fmt: skip
     if run.continues is not None:
         saved = restore(run.continues, learner, numbers, backbone, config.resume.allow)
         run.start, run.replaced.total = saved.step, int(saved.counters["bad_samples"])
         run.guard.skipped = int(saved.counters["skipped_steps"])
+    if rank() == 0:
+        own = run.continues is not None and is_of_run(run.continues, Path(config.run))
+        remove_from(Path(config.run), run.start if own else -1)
     return run, describe(config, learner, store.manifest, order, size, run.continues)
 
 
@@ -184,22 +187,24 @@ def run_steps(run: Run, journal: Journal, stop: StopRequest) -> int:
     config, total, done = run.config, run.schedule.total_steps, run.start
     run.pace.restart()
     for batch in run.batches():
-        terms = take_step(run, batch)
-        run.pace.step(run.schedule.phase(batch.step))
-        journal.step(facts_of(run, batch), terms)
         done = batch.step + 1
-        if done == total or done % (config.evaluate.every * run.schedule.steps_per_epoch) == 0:
-            journal.flush()
-            evaluate_now(run, journal, done)
-            run.pace.restart()
-        stopping = done < total and stop.on_any_rank(run.learner.strategy.device)
-        if stopping or (done % config.checkpoint.every == 0 and done < total):
-            journal.flush()  # what is told of the steps before a checkpoint is on disk when it is
-            run.saver.save(done, {"bad_samples": run.replaced.total, "skipped_steps": run.guard.skipped})
-        run.saver.poll()
+        with told_where(run.schedule.phase(batch.step), batch.step):
+            terms = take_step(run, batch)
+            run.pace.step(run.schedule.phase(batch.step))
+            journal.step(facts_of(run, batch), terms)
+            if done == total or done % (config.evaluate.every * run.schedule.steps_per_epoch) == 0:
+                journal.flush()
+                evaluate_now(run, journal, done)
+                run.pace.restart()
+            stopping = done < total and stop.on_any_rank(run.learner.strategy.device)
+            if stopping or (done % config.checkpoint.every == 0 and done < total):
+                journal.flush(durable=True)  # what is told of the steps before a checkpoint is on disk when it is
+                run.saver.save(done, {"bad_samples": run.replaced.total, "skipped_steps": run.guard.skipped})
+            run.saver.poll()
         if stopping:
             run.saver.wait()
-            journal.line(f"asked to stop after step {done} of {total}: the same command continues")
+            again = "the same command" if config.resume.source == "auto" else "the same command with resume=auto"
+            journal.line(f"asked to stop after step {done} of {total}: {again} continues")
             break
     run.saver.wait()
     return done
@@ -209,8 +214,7 @@ def take_step(run: Run, batch: Batch) -> GCDTerms | None:
     """One step on the device; its terms, or None if it was left out."""
     pieces = (batch.views, batch.targets, batch.labelled)
     views, targets, labelled = (piece.to(run.learner.strategy.device, non_blocking=True) for piece in pieces)
-    with told_where(run.schedule.phase(batch.step), batch.step):
-        return run.guard.step(run.learner, batch, normalise(views), targets, labelled)
+    return run.guard.step(run.learner, batch, normalise(views), targets, labelled)
 
 
 def facts_of(run: Run, batch: Batch) -> dict[str, Any]:
@@ -233,6 +237,7 @@ def evaluate_now(run: Run, journal: Journal, done: int) -> None:
     journal.evaluation(done, evaluated[0])
     if done == run.schedule.total_steps:
         save_evaluation(folder, config.method, *evaluated)
+        mark_finished(folder)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sptnet.checkpoint import CheckpointError, Facts, Writer, checkpoints, digest, read_facts, read_tensors
+from sptnet.checkpoint import CheckpointError, Facts, Writer, checkpoints, digest, read_facts, read_tensors, remove_from
 
 TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "optimizer.a.step": torch.tensor(7.0), "prompt.b": torch.ones(4)}
 FACTS = Facts(
@@ -54,6 +55,17 @@ def test_the_newest_and_the_marked_ones_stay(tmp_path):
     assert [read_facts(path).step for path in checkpoints(tmp_path)] == [20, 40, 50]
 
 
+def test_a_run_that_begins_anew_keeps_what_is_marked(tmp_path):
+    for step in (10, 20, 30):
+        write(tmp_path, step, ranks=1, keep=3)
+    remove_from(tmp_path, 20)
+    assert [read_facts(path).step for path in checkpoints(tmp_path)] == [10, 20]
+    (checkpoints(tmp_path)[-1] / "KEEP").touch()
+    with pytest.raises(CheckpointError, match="step-000000020 is later than step 10"):
+        remove_from(tmp_path, 10)
+    assert len(checkpoints(tmp_path)) == 2
+
+
 def test_what_a_killed_attempt_left_is_not_taken_for_a_checkpoint(tmp_path):
     partial = tmp_path / "checkpoints" / "step-000000012.killed.tmp"
     partial.mkdir(parents=True)
@@ -65,10 +77,10 @@ def test_what_a_killed_attempt_left_is_not_taken_for_a_checkpoint(tmp_path):
 
 
 def _write_for_ever(run: Path, first: int) -> None:
-    big = {"model.a": torch.arange(500_000.0)}
+    big = np.arange(500_000, dtype=np.float32)  # numpy: torch's threads do not survive a fork
     for step in range(first, 10**6):
         writer = Writer(run, 0, 1, keep=2, attempt=str(step))
-        writer.begin(Facts(**{**FACTS.__dict__, "step": step}), {name: tensor + step for name, tensor in big.items()})
+        writer.begin(Facts(**{**FACTS.__dict__, "step": step}), {"model.a": torch.from_numpy(big + np.float32(step))})
         writer.wait()
 
 
@@ -77,9 +89,11 @@ def test_killed_while_it_writes_the_newest_complete_one_loads(tmp_path):
     moments, context = random.Random(0), multiprocessing.get_context("fork")
     steps = [0]
     for _ in range(20):
-        process = context.Process(target=_write_for_ever, args=(tmp_path, steps[-1] + 1))
+        process = context.Process(target=_write_for_ever, daemon=True, args=(tmp_path, steps[-1] + 1))
         process.start()
+        end = time.monotonic() + 60
         while not checkpoints(tmp_path):
+            assert time.monotonic() < end, "no checkpoint appeared"
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.1))
         process.kill()

@@ -13,6 +13,7 @@ from sptnet.build import build_data
 from sptnet.config import ConfigError, load_config
 from sptnet.losses import GCDLoss, mean_entropy_gap
 from sptnet.metrics import clustering_accuracy
+from sptnet.outcome import note, outcome_of
 from sptnet.schedule import Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -124,6 +125,27 @@ def test_more_streams_than_shards_and_missing_shards(digits, tmp_path):
     config = load_config(CONFIGS / "quickstart_simgcd.yaml", [f"data.root={tmp_path}"])
     with pytest.raises(ValueError, match="holds no dataset"):
         build_data(config)
+
+
+def test_where_to_continue_and_what_may_differ_add_up():
+    for overrides in (["resume=there", "resume.allow=[seed]"], ["resume.allow=[seed]", "resume=there"]):
+        resume = load_config(CONFIGS / "quickstart_simgcd.yaml", overrides).resume
+        assert (resume.source, resume.allow) == ("there", ("seed",))
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(RuntimeError("peer gone"), "retry"), (OSError("network"), "retry"), (TypeError("bug"), "final"),
+     (torch.OutOfMemoryError("big"), "final")],
+)  # fmt: skip
+def test_an_outcome_is_left_where_asked(tmp_path, monkeypatch, error, outcome):
+    assert outcome_of(error) == outcome
+    monkeypatch.setenv("SPTNET_OUTCOME", str(tmp_path))
+    monkeypatch.setenv("RANK", "3")
+    note(outcome, f"two\nlines of {error}")
+    assert (tmp_path / "rank-3").read_text() == f"{outcome}: two lines of {error}\n"
+    monkeypatch.setenv("SPTNET_OUTCOME", str(tmp_path / "missing"))
+    note(outcome, "a disk that fails must not hide the error itself")
 
 
 def test_configs_inherit_and_read_numbers_as_people_write_them(tmp_path):

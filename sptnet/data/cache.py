@@ -42,10 +42,14 @@ class NodeCache:
         path = self.folder / sha256[:2] / sha256
         try:
             with self._lock(sha256[:2]):
-                if not path.exists():
-                    self._fetch(path, size, fetch)
-                os.utime(path)
-                return os.open(path, os.O_RDONLY)
+                while True:
+                    if not path.exists():
+                        self._fetch(path, size, fetch)
+                    try:
+                        os.utime(path)
+                        return os.open(path, os.O_RDONLY)
+                    except FileNotFoundError:
+                        continue  # it left meanwhile, to make room for another
         except OSError as error:
             raise DatasetError(f"the cache {self.folder} cannot be used: {error.strerror or error}") from None
 

@@ -1,5 +1,6 @@
 """Batches for one rank: torch's DataLoader over steps, so that the numbers do not depend on its workers."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sptnet.data.augment import AugmentName, eval_view, prepare, train_view
 from sptnet.data.image import DecodeError, decode
-from sptnet.data.manifest import DatasetError, Kind, Shard
+from sptnet.data.manifest import DatasetError, Kind, Shard, UnreachableError
 from sptnet.data.order import BatchOrder, Slot, rank_slice
 from sptnet.data.reader import Encoded, ShardReader
 from sptnet.data.store import Store
@@ -46,6 +47,7 @@ class _Failed(NamedTuple):
     """What a worker sends instead of a batch: an exception would arrive wrapped in a traceback of many lines."""
 
     message: str
+    unreachable: bool
 
 
 def _decoded(sample: Encoded) -> Tensor:
@@ -67,7 +69,7 @@ class _Batches(Dataset[Batch | EvalBatch | _Failed]):
         try:
             return self._batch(number)
         except DatasetError as error:
-            return _Failed(str(error))
+            return _Failed(str(error), isinstance(error, UnreachableError))
 
     def _batch(self, number: int) -> Batch | EvalBatch:
         raise NotImplementedError
@@ -116,6 +118,8 @@ class _TrainSteps(_Batches):
             try:
                 sample = reader.read(*place)
                 return sample, _decoded(sample)
+            except UnreachableError:
+                raise  # nothing is wrong with the sample
             except DatasetError as error:
                 if len(replaced) >= self.tolerated:
                     raise
@@ -170,6 +174,11 @@ def _unchanged(item: object) -> object:
     return item
 
 
+def _apart(worker: int) -> None:
+    """Leave the rank's process group: torchrun sends signals to all of it, and torch's workers die of SIGTERM."""
+    os.setpgid(0, 0)
+
+
 def _iterate(dataset: _Batches, items: Sequence[int], workers: int, rank: int) -> Iterator[Any]:
     loader = DataLoader(
         dataset,
@@ -179,6 +188,7 @@ def _iterate(dataset: _Batches, items: Sequence[int], workers: int, rank: int) -
         collate_fn=_unchanged,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=PREFETCHED if workers else None,
+        worker_init_fn=_apart,
     )
     batches = iter(loader)  # starts the workers: before any thread that fetches, since they are forked
     try:
@@ -187,7 +197,8 @@ def _iterate(dataset: _Batches, items: Sequence[int], workers: int, rank: int) -
                 dataset.store.fetch_ahead(dataset.upcoming(number + PREFETCHED * workers))
             batch = next(batches)
             if isinstance(batch, _Failed):
-                raise DatasetError(f"rank {rank}: {batch.message}")
+                kind = UnreachableError if batch.unreachable else DatasetError
+                raise kind(f"rank {rank}: {batch.message}")
             yield batch
     finally:
         dataset.store.cancel_ahead()

@@ -34,6 +34,10 @@ class DatasetError(ValueError):
     """A dataset that cannot be read as one; the message names the file."""
 
 
+class UnreachableError(DatasetError):
+    """Shards that could not be read now, and perhaps can later: a network or a disk that fails."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """One tar file and its index. bytes and sha256 are those of the tar, index_sha256 of the index."""

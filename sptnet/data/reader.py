@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.manifest import DatasetError, Shard
+from sptnet.data.manifest import DatasetError, Shard, UnreachableError
 from sptnet.data.store import Store
 
 
@@ -61,7 +61,7 @@ class ShardReader:
         try:
             image = os.pread(opened.descriptor, size, offset)
         except OSError as error:
-            raise DatasetError(f"{where}: sample {uid} cannot be read: {error.strerror}") from None
+            raise UnreachableError(f"{where}: sample {uid} cannot be read: {error.strerror}") from None
         if len(image) != size:
             raise DatasetError(f"{where} ends inside of sample {uid}: copy the shard again")
         return Encoded(uid, target, image, where)

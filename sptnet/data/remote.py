@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from sptnet.data.manifest import DatasetError
+from sptnet.data.manifest import DatasetError, UnreachableError
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second attempt, doubled for every further one
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Remote:
                     raise  # of the cache's disk, not of the remote: trying again does not mend it
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 if number == self.attempts:
-                    raise DatasetError(f"{self.where(file)} failed {number} times: {reason}") from None
+                    raise UnreachableError(f"{self.where(file)} failed {number} times: {reason}") from None
                 log.warning("%s: attempt %d of %d failed (%s)", self.where(file), number, self.attempts, reason)
                 # spread out, so that a thousand ranks do not come back in the same second
                 time.sleep(wait * (0.5 + random.random()))

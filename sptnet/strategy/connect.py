@@ -29,7 +29,8 @@ def asked_for() -> Asked:
     """Read what `accelerate launch` put into the environment.
 
     Raises:
-        StrategyError: something that this project does not run: FSDP1, fp8, ZeRO stage 0, offloading.
+        StrategyError: something that this project does not run: FSDP1, fp8, ZeRO stage 0, offloading, or
+            a hybrid of other than all processes.
     """
     environment = os.environ
     world_size = int(environment.get("WORLD_SIZE", "1"))
@@ -55,6 +56,12 @@ def asked_for() -> Asked:
         hybrid = environment.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1") != "1"
         name = "hsdp" if hybrid else "fsdp2"
         shard_size = int(environment.get("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1")) if hybrid else world_size
+        copies = int(environment.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1"))
+        if hybrid and copies * shard_size != world_size:
+            raise StrategyError(
+                f"{copies} copies of {shard_size} shards are not {world_size} processes: set dp_replicate_size and "
+                "dp_shard_size of the accelerate configuration (launch/hsdp.yaml)"
+            )
     return Asked(name, world_size, precision, shard_size)  # type: ignore[arg-type]
 
 

@@ -56,6 +56,12 @@ def until_checkpoint(process, run, step):
     raise AssertionError("no checkpoint appeared")
 
 
+def last_step(run):
+    """The step of the newest checkpoint, 0 if there is none."""
+    there = checkpoints(run)
+    return read_facts(there[-1]).step if there else 0
+
+
 def kill(process):
     """SIGKILL to launcher and workers, which torchrun gives sessions of their own."""
     everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from interrupted import finish, kill, start, steps_of, until_checkpoint
+from interrupted import finish, kill, last_step, start, steps_of, until_checkpoint
 
 from sptnet.checkpoint import checkpoints, read_facts
 
@@ -23,11 +23,6 @@ def whole(digits, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole") / "run"
     finish(run, digits, "ddp", 2, *LONG)
     return run
-
-
-def last_step(run):
-    there = checkpoints(run)
-    return read_facts(there[-1]).step if there else 0
 
 
 def test_killed_a_hundred_times_it_is_bit_for_bit_the_same(whole, digits, tmp_path):
