@@ -220,7 +220,7 @@ def test_a_job_shrinks_from_three_nodes_to_two(lab, alone, digits, tmp_path):
     lab.cluster("kill-node", "n3")
     try:
         job.until(lambda: job.show("Restarts") == "1")
-        lab.run("scontrol", "update", f"JobId={job.id}", "NumNodes=2")
+        lab.run("scontrol", "update", f"JobId={job.id}", "NumNodes=2", "NumTasks=2")
         job.finished()
     finally:
         lab.start_node("n3")
