@@ -247,7 +247,7 @@ def test_an_error_of_one_task_ends_the_job(lab, digits, tmp_path):
     shard = LocalStore(root).manifest.of_kind("labelled")[3]  # one rank meets it first
     (root / shard.file).write_bytes(bytes(shard.bytes))
     job = Job(lab, tmp_path / "runs", f"data.root={root}", *SHORT)
-    job.until(lambda: job.log.exists() and "error (rank" in job.log.read_text(), 60)
+    job.until(lambda: job.log.exists() and "error: rank 1: " in job.log.read_text(), 60)
     begun = time.monotonic()
     told = job.failed(30)
     assert time.monotonic() - begun < 30
