@@ -1,18 +1,15 @@
 """Runs that are started, killed and continued, as a user would."""
 
 import json
-import os
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
+from launching import ENVIRONMENT, ROOT, launcher
 
 from sptnet.checkpoint import checkpoints, read_facts
 
-ROOT = Path(__file__).parents[2]
 # 22 steps per epoch; phases of 4 steps and checkpoints every 3: continued in the middle of either phase
 SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "checkpoint.every=3", "log_every=2",
          "data.batch_size=64", "prompts.lr=0.2", "optimizer.lr=0.0005",
@@ -22,17 +19,13 @@ SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "
 def command(run, data, strategy, processes, *extra):
     """The command of a user; `strategy` may name a precision: "zero2 fp16"."""
     strategy, _, precision = strategy.partition(" ")
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"launch/{strategy}.yaml"]
-    launcher += ["--mixed_precision", precision or "no"]
-    launcher += ["--num_processes", str(processes)] + (["--main_process_port", "0"] if processes > 1 else [])
     train = ["-m", "sptnet.train", "configs/quickstart.yaml", f"run={run}", f"data.root={data}"]
-    return [sys.executable, *launcher, *train, *SMALL, *extra]
+    return [*launcher(strategy, processes, precision or "no"), *train, *SMALL, *extra]
 
 
 def start(*arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment,
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=ENVIRONMENT,
         start_new_session=True,
     )  # fmt: skip
 
@@ -69,6 +62,14 @@ def kill(process):
         one.kill()
     psutil.wait_procs(everyone)
     process.wait()
+
+
+def killed_at(step, run, *arguments, pause=0.0):
+    """Start a run, and kill it `pause` seconds after a checkpoint of at least this step is whole."""
+    process = start(run, *arguments)
+    until_checkpoint(process, run, step)
+    time.sleep(pause)
+    kill(process)
 
 
 def steps_of(run, total=44):

@@ -3,11 +3,10 @@
 import itertools
 import json
 import random
-import time
 
 import numpy as np
 import pytest
-from interrupted import finish, kill, last_step, start, steps_of, until_checkpoint
+from interrupted import finish, killed_at, last_step, steps_of
 
 from sptnet.checkpoint import checkpoints, read_facts
 
@@ -29,10 +28,7 @@ def whole(digits, tmp_path_factory):
 def test_killed_a_hundred_times_it_is_bit_for_bit_the_same(whole, digits, tmp_path):
     run, moments = tmp_path / "run", random.Random(0)
     for _ in range(100):
-        process = start(run, digits, "ddp", 2, *LONG)
-        until_checkpoint(process, run, last_step(run) + 1)
-        time.sleep(moments.uniform(0, 0.1))
-        kill(process)
+        killed_at(last_step(run) + 1, run, digits, "ddp", 2, *LONG, pause=moments.uniform(0, 0.1))
     assert last_step(run) < STEPS
     finish(run, digits, "ddp", 2, *LONG)
     assert np.array_equal(steps_of(run, STEPS), steps_of(whole, STEPS))
@@ -60,9 +56,7 @@ def test_continued_from_each_strategy_under_each(whole, digits, tmp_path):
     assert len(set(itertools.pairwise(walk))) == len(WORLDS) ** 2
     for place in walk:
         strategy, processes = WORLDS[place]
-        process = start(run, digits, strategy, processes, *LONG)
-        until_checkpoint(process, run, last_step(run) + 1)
-        kill(process)
+        killed_at(last_step(run) + 1, run, digits, strategy, processes, *LONG)
         written_by = read_facts(checkpoints(run)[-1]).written_by
         assert (written_by["strategy"], written_by["world_size"]) == (strategy, processes)
     done = last_step(run)
