@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,25 +13,19 @@ from torch import OutOfMemoryError
 from sptnet.baseline import kmeans_on_pixels
 from sptnet.checkpoint import CheckpointError
 from sptnet.config import ConfigError, load_config
-from sptnet.data.manifest import DatasetError, UnreachableError
+from sptnet.data.manifest import DatasetError
 from sptnet.evaluate import EvaluationError, evaluate_run
 from sptnet.outcome import note, outcome_of
 from sptnet.report import report, report_over_seeds
-from sptnet.run_folder import OccupiedError, RunError
+from sptnet.run_folder import RunError
 from sptnet.strategy.connect import StrategyError
 from sptnet.train import train
 from sptnet.weights import BackboneError
 
-USER_ERRORS = (
-    ConfigError,
-    DatasetError,
-    RunError,
-    BackboneError,
-    StrategyError,
-    EvaluationError,
-    CheckpointError,
-    FloatingPointError,
-)
+# what every rank meets alike, and what may be one rank's own
+COMMON_ERRORS = (ConfigError, RunError, BackboneError, StrategyError, FloatingPointError)
+OWN_ERRORS = (DatasetError, EvaluationError, CheckpointError, OutOfMemoryError)
+RANK_0_TELLS = 10  # seconds after which it evidently does not
 BAD_CONFIG, FAILED = 2, 1
 TO_BE_CONTINUED = os.EX_TEMPFAIL  # 75
 
@@ -81,18 +76,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         return run(arguments)
-    except (*USER_ERRORS, OutOfMemoryError) as error:
-        rank, told = os.environ.get("RANK", "0"), str(error)
-        everyone = isinstance(error, ConfigError | RunError | BackboneError | StrategyError)
+    except (*COMMON_ERRORS, *OWN_ERRORS) as error:
+        # every rank notes it: the first that ends may end the others before they can
+        told = str(error)
         if isinstance(error, OutOfMemoryError):
             told = f"out of memory, raise memory.micro_batches or memory.gradient_checkpointing: {told}".splitlines()[0]
-        if rank == "0" or not everyone:
-            named = everyone or told.startswith("rank ")
-            where = f" (rank {rank})" if "RANK" in os.environ and not named else ""
-            print("\n".join(f"error{where}: {line}" for line in told.splitlines()), file=sys.stderr, flush=True)
-        # every rank notes it: the first that ends may end the others before they can
-        note("retry" if isinstance(error, UnreachableError | OccupiedError) else "final", told)
+        note(outcome_of(error), told)
+        tell(told, common=isinstance(error, COMMON_ERRORS))
         return BAD_CONFIG if isinstance(error, ConfigError) else FAILED
     except Exception as error:
         note(outcome_of(error), f"{type(error).__name__}: {error}")
         raise
+
+
+def tell(error: str, common: bool) -> None:
+    """Print an error; one that all ranks have in common is rank 0's to tell, and the others give it the time to."""
+    rank = os.environ.get("RANK")
+    if common and rank not in (None, "0"):
+        # a launcher ends all ranks as soon as one has ended, be it before rank 0 has come so far
+        time.sleep(RANK_0_TELLS)
+    known = rank is None or (common and rank == "0") or error.startswith("rank ")
+    where = "" if known else f" (rank {rank})"
+    print("\n".join(f"error{where}: {line}" for line in error.splitlines()), file=sys.stderr, flush=True)

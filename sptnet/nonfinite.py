@@ -4,7 +4,7 @@ import logging
 
 from torch import Tensor
 
-from sptnet.collectives import rank
+from sptnet.collectives import gather_with_local_graph, rank
 from sptnet.config import Config
 from sptnet.data.loader import Batch
 from sptnet.losses import GCDTerms
@@ -31,15 +31,18 @@ class NonFiniteGuard:
         """The step's terms, or None if it was left out, on all ranks alike.
 
         Raises:
-            FloatingPointError: the run is to stop; the message names rank, phase, step and the images of this rank.
+            FloatingPointError: the run is to stop; the message, the same on every rank, names phase, step, the ranks
+                whose outputs were not finite, and their images (all images, if it was the loss or the gradient).
         """
         try:
             return learner.step(batch.step, views, targets, labelled)
         except NonFiniteStep as met:
-            where = f"on rank {', '.join(map(str, met.ranks))}" if met.ranks else "in the loss or its gradient"
+            # a launcher ends the others as soon as one rank has ended: whichever is left to tell must know all
+            uids = gather_with_local_graph(batch.uids.to(views.device))[met.ranks or slice(None)]
+            where = f"the outputs of rank {', '.join(map(str, met.ranks))}" if met.ranks else "the loss or its gradient"
             told = (
-                f"rank {rank()}: a value is not finite {where}, {met.phase} phase, step {met.step}; this rank's images "
-                f"are uid {', '.join(map(str, batch.uids.tolist()))}; nothing was changed by this step"
+                f"a value is not finite in {where}, {met.phase} phase, step {met.step}; the images are uid "
+                f"{', '.join(map(str, uids.flatten().tolist()))}; nothing was changed by this step"
             )
             if not self.skip:
                 raise FloatingPointError(f"{told}: lower the learning rate, or set on_nonfinite: skip") from None
@@ -48,5 +51,6 @@ class NonFiniteGuard:
                 raise FloatingPointError(
                     f"{told}; {self.skipped} steps were skipped, skip_limit is {self.limit}"
                 ) from None
-            log.warning("%s; skipped", told)
+            if rank() == 0:
+                log.warning("%s; skipped", told)
             return None

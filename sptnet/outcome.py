@@ -14,6 +14,9 @@ from typing import Literal
 
 from torch import OutOfMemoryError
 
+from sptnet.data.manifest import UnreachableError
+from sptnet.run_folder import OccupiedError
+
 Outcome = Literal["continue", "retry", "final"]
 
 
@@ -26,6 +29,9 @@ def note(outcome: Outcome, why: str) -> None:
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """What an exception that nobody expected makes of a run: torch's collectives and drivers raise RuntimeErrors."""
-    lost = isinstance(error, RuntimeError | OSError) and not isinstance(error, OutOfMemoryError | NotImplementedError)
-    return "retry" if lost else "final"
+    """What an exception makes of a run: torch's collectives and drivers raise RuntimeErrors, disks OSErrors."""
+    if isinstance(error, UnreachableError | OccupiedError):
+        return "retry"
+    own = type(error).__module__.startswith("sptnet.")  # a mistake that was recognised
+    final = own or isinstance(error, OutOfMemoryError | NotImplementedError)
+    return "retry" if isinstance(error, RuntimeError | OSError) and not final else "final"

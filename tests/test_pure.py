@@ -10,10 +10,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from sptnet.build import build_data
+from sptnet.checkpoint import CheckpointError
 from sptnet.config import ConfigError, load_config
+from sptnet.data.manifest import UnreachableError
 from sptnet.losses import GCDLoss, mean_entropy_gap
 from sptnet.metrics import clustering_accuracy
 from sptnet.outcome import note, outcome_of
+from sptnet.run_folder import OccupiedError
 from sptnet.schedule import Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -136,7 +139,8 @@ def test_where_to_continue_and_what_may_differ_add_up():
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [(RuntimeError("peer gone"), "retry"), (OSError("network"), "retry"), (TypeError("bug"), "final"),
-     (torch.OutOfMemoryError("big"), "final")],
+     (torch.OutOfMemoryError("big"), "final"), (CheckpointError("damaged"), "final"),
+     (UnreachableError("s3"), "retry"), (OccupiedError("trained by another process"), "retry")],
 )  # fmt: skip
 def test_an_outcome_is_left_where_asked(tmp_path, monkeypatch, error, outcome):
     assert outcome_of(error) == outcome

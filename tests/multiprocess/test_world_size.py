@@ -1,21 +1,19 @@
 """The same run under every strategy on 1 to 4 real processes over gloo, started as a user starts them."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import ENVIRONMENT, launcher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sptnet.data.store import LocalStore
 
 HERE = Path(__file__).parent
-LAUNCH = HERE.parents[1] / "launch"
 THRIFTY = ["memory.gradient_checkpointing=full", "memory.micro_batches=2"]
 # strategy, processes, loader workers, precision, overrides
 WORLDS = {
@@ -36,23 +34,11 @@ WORLDS = {
 
 
 def launch(
-    arguments: list[str], processes: int, strategy: str = "", precision: str = "no", timeout: int = 300
+    arguments: list[str], processes: int, strategy: str = "", precision: str = "no", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    config = LAUNCH / f"{strategy or ('single' if processes == 1 else 'ddp')}.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(config),
-        "--num_processes",
-        str(processes),
-    ]
-    command += ["--mixed_precision", precision]
-    if processes > 1:
-        command += ["--main_process_port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=timeout, env=environment)
+    command = launcher(strategy or ("single" if processes == 1 else "ddp"), processes, precision)
+    environment = ENVIRONMENT | environment
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=environment)
 
 
 SLOW = {
@@ -202,6 +188,17 @@ def test_a_finished_run_is_not_overwritten_and_mistakes_are_one_line(trained, di
     ran = launch([*arguments, f"run={trained}_other", "data.batch_size=40"], 3)
     assert "error: data.batch_size 40 cannot be dealt to 3 processes" in ran.stderr
     assert "Error: " not in ran.stderr.split("error: data")[0]
+
+
+def test_a_mistake_is_told_once_also_by_a_rank_0_that_comes_late(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(4)\n"
+    )
+    arguments = ["-m", "sptnet.train", "configs/quickstart.yaml", "seeed=1"]
+    ran = launch(arguments, 2, PYTHONPATH=str(tmp_path))
+    assert ran.returncode != 0
+    told = [line for line in ran.stderr.splitlines() if line.startswith("error")]
+    assert told == ["error: configs/quickstart.yaml: seeed is not a known key"]
 
 
 def test_tolerated_damage_is_counted_over_all_ranks_and_limited(digits, tmp_path):
