@@ -74,6 +74,7 @@ def kmeans_on_pixels(root: Path, folder: Path, image_size: int) -> dict[str, Any
 
     Raises:
         DatasetError: no dataset at `root`.
+        RunError: `folder` cannot be written.
     """
     store = LocalStore(root)
     manifest = store.manifest
@@ -88,6 +89,5 @@ def kmeans_on_pixels(root: Path, folder: Path, image_size: int) -> dict[str, Any
         order = np.argsort(uids)
         kept[kind] = Predictions(uids[order], truth[order], squared_distances(points, centres).argmin(1)[order])
         results[kind] = score(kept[kind], manifest.num_old)
-    folder.mkdir(parents=True, exist_ok=True)
     save_evaluation(folder, "k-means on pixels", results, kept)
     return results

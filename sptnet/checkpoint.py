@@ -20,7 +20,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,9 @@ class Writer:
             self._write_part(partial, tensors)
             if self.rank == 0:
                 parts = self._parts_of_all(partial)
-                whole = Facts(**{**asdict(facts), "parts": parts})
+                whole = replace(facts, parts=parts)
                 write_through(partial / FACTS, json.dumps(asdict(whole), indent=1).encode())
-                if final.exists():
-                    shutil.rmtree(final)
+                _remove(final)
                 partial.rename(final)
                 sync_folder(self.folder)
                 self._remove_old()
@@ -160,7 +159,7 @@ class Writer:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Without its facts it is no checkpoint any more, whatever happens to the rest."""
+    """Remove a checkpoint that may be there; without its facts it is none, whatever happens to the rest."""
     (checkpoint / FACTS).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 

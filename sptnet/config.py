@@ -3,7 +3,7 @@
 Typed and frozen; unknown keys, wrong types and impossible values are errors before anything starts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,6 +187,15 @@ class Config(Section):
                 f" = {2 * self.data.streams}"
             )
         return self
+
+
+def flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a nested mapping with their dotted keys; an empty mapping is a value."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

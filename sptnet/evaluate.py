@@ -25,7 +25,7 @@ from sptnet.data.store import Store
 from sptnet.durable import write_whole
 from sptnet.metrics import clustering_accuracy
 from sptnet.prompts import Prompt
-from sptnet.run_folder import METRICS, PREDICTIONS, load_model, read_config
+from sptnet.run_folder import METRICS, PREDICTIONS, load_model, read_config, writing
 from sptnet.strategy.base import Strategy, parameter_groups
 from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_strategy
@@ -124,12 +124,14 @@ def evaluate(
 
 
 def save_evaluation(folder: Path, method: str, results: dict[str, Any], predictions: dict[str, Predictions]) -> None:
-    """Write metrics.json and predictions.npz, each whole or not at all."""
+    """Write metrics.json and predictions.npz, each whole or not at all. Raises RunError."""
     arrays = {f"{protocol}_{k}": v for protocol, p in predictions.items() for k, v in p._asdict().items()}
     compressed = io.BytesIO()
     np.savez_compressed(compressed, allow_pickle=False, **arrays)
-    write_whole(folder / PREDICTIONS, compressed.getvalue())
-    write_whole(folder / METRICS, (json.dumps({"method": method, **results}, indent=1) + "\n").encode())
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / PREDICTIONS, compressed.getvalue())
+        write_whole(folder / METRICS, (json.dumps({"method": method, **results}, indent=1) + "\n").encode())
 
 
 def evaluate_run(folder: Path) -> dict[str, Any] | None:

@@ -5,8 +5,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from sptnet.config import Config
 from sptnet.losses import GCDTerms
-from sptnet.run_folder import LOG, STEPS, RunError
+from sptnet.run_folder import LOG, STEPS, writing
 from sptnet.trackers import Trackers
 
 
@@ -125,13 +125,13 @@ class Journal:
 
     def _note(self, lines: list[str]) -> None:
         if self._lines:
-            with _told(self.folder / LOG):
+            with writing(self.folder / LOG):
                 self._lines.writelines(f"{time.strftime('%H:%M:%S')} {line}\n" for line in lines)
                 self._lines.flush()
 
     def _append(self, records: list[dict[str, Any]], durable: bool = False) -> None:
         path = self.folder / STEPS
-        with _told(path), open(path, "a") as steps:
+        with writing(path), open(path, "a") as steps:
             steps.writelines(json.dumps(record) + "\n" for record in records)
             if durable:
                 steps.flush()
@@ -147,11 +147,3 @@ class Journal:
             self.trackers.log(named, done - 1)  # with the last step before it: a continued run keeps that one
             shares = "/".join(f"{result[name]:.3f}" for name in ("all", "old", "new"))
             self.line(f"step {done}: {protocol} All/Old/New {shares} ({result['samples']} images)")
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}; the last checkpoint stays") from None

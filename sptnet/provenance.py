@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sptnet.collectives import rank, world_size
+from sptnet.run_folder import writing
 from sptnet.strategy.connect import Asked
 
 STARTS = "starts.jsonl"
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def record_start(folder: Path, step: int, asked: Asked) -> None:
-    """Append what this start runs on; all ranks call it, rank 0 writes."""
+    """Append what this start runs on; all ranks call it, rank 0 writes. Raises RunError."""
     hosts = [os.uname().nodename]
     if dist.is_initialized():
         told: list[Any] = [None] * world_size()
@@ -40,7 +41,7 @@ def record_start(folder: Path, step: int, asked: Asked) -> None:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "command": sys.argv,
     }
-    with open(folder / STARTS, "a") as starts:
+    with writing(folder / STARTS), open(folder / STARTS, "a") as starts:
         starts.write(json.dumps(facts) + "\n")
 
 

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from sptnet.checkpoint import CheckpointError, Facts, checkpoints, digest, is_of_run, read_facts, read_tensors
 from sptnet.collectives import rank
-from sptnet.config import Config
+from sptnet.config import Config, flat
 from sptnet.data.manifest import Manifest
 from sptnet.model import PromptedViT
 from sptnet.run_folder import OccupiedError, RunError, lock_run
@@ -24,7 +24,7 @@ IRRELEVANT = ("model.weights",)  # a moved file is the same backbone: its digest
 
 def numbers_of(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Everything that decides the numbers of a run, by dotted key; another strategy or world size does not."""
-    keys = dict(_flat(config.model_dump(), ""))
+    keys = {key: list(value) if isinstance(value, tuple) else value for key, value in flat(config.model_dump())}
     chosen = {k: v for k, v in keys.items() if _below(k, DECIDING) and not _below(k, IRRELEVANT)}
     return chosen | {"data.digest": manifest.digest()}
 
@@ -140,14 +140,6 @@ def prompt_state(learner: Learner) -> dict[str, torch.Tensor]:
             if value is not None:
                 state[f"prompt_optimizer.{name}.{key}"] = value.detach().to("cpu", copy=True)
     return state
-
-
-def _flat(tree: dict[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def _below(key: str, sections: Sequence[str]) -> bool:

@@ -12,6 +12,8 @@ finished              there when the run is; written last
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -40,6 +42,15 @@ class OccupiedError(RunError):
     """A run folder that another process trains in; it may be about to end."""
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into a RunError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}; what was written before stays") from None
+
+
 def check_unfinished(config: Config) -> None:
     """Raise RunError if the run's folder holds a finished run."""
     folder = Path(config.run)
@@ -48,8 +59,9 @@ def check_unfinished(config: Config) -> None:
 
 
 def mark_finished(folder: Path) -> None:
-    """Say that a run has taken its last step; an evaluation alone may be of an unfinished one."""
-    write_whole(folder / FINISHED, b"")
+    """Say that a run has taken its last step; an evaluation alone may be of an unfinished one. Raises RunError."""
+    with writing(folder / FINISHED):
+        write_whole(folder / FINISHED, b"")
 
 
 def lock_run(config: Config) -> FileLock:
@@ -57,29 +69,33 @@ def lock_run(config: Config) -> FileLock:
 
     Raises:
         OccupiedError: another process trains there, perhaps one whose launcher was killed.
+        RunError: the folder cannot be made.
     """
     folder = Path(config.run)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise OccupiedError(
-            f"{folder} is being trained by another process: stop it, or choose another folder"
-        ) from None
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OccupiedError(
+                f"{folder} is being trained by another process: stop it, or choose another folder"
+            ) from None
     return lock
 
 
 def open_run(config: Config, start: int) -> None:
-    """Write a run's configuration; forget what was told of steps from `start` on."""
+    """Write a run's configuration; forget what was told of steps from `start` on. Raises RunError."""
     folder = Path(config.run)
     steps = folder / STEPS
-    if start == 0:
-        steps.unlink(missing_ok=True)
-    elif steps.exists():
-        kept = [line for line in steps.read_text().splitlines(keepends=True) if _is_before(line, start)]
-        write_whole(steps, "".join(kept).encode())
-    (folder / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    with writing(steps):
+        if start == 0:
+            steps.unlink(missing_ok=True)
+        elif steps.exists():
+            kept = [line for line in steps.read_text().splitlines(keepends=True) if _is_before(line, start)]
+            write_whole(steps, "".join(kept).encode())
+    with writing(folder / CONFIG):
+        write_whole(folder / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def _is_before(line: str, start: int) -> bool:
@@ -104,11 +120,12 @@ def read_config(folder: Path) -> Config:
 
 
 def save_model(folder: Path, model: dict[str, Tensor], prompt: Prompt | None) -> None:
-    """Write a model's whole state dict and a prompt, both or nothing."""
+    """Write a model's whole state dict and a prompt, both or nothing. Raises RunError."""
     state = {f"model.{k}": v for k, v in model.items()}
     if prompt is not None:
         state |= {f"prompt.{k}": v for k, v in prompt.state_dict().items()}
-    write_whole(folder / MODEL, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+    with writing(folder / MODEL):
+        write_whole(folder / MODEL, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
 
 
 def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> None:

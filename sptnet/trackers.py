@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
-from sptnet.config import Config, ConfigError
+from sptnet.config import Config, ConfigError, flat
 
 PROJECT = "sptnet"
 log = logging.getLogger(__name__)
@@ -40,13 +40,15 @@ class Trackers:
     """
 
     def __init__(self, config: Config, names: tuple[str, ...], start: int):
-        self._trackers = [_tracker(name, Path(config.run), start) for name in names]
-        for tracker in self._trackers:
+        self._trackers: list[GeneralTracker] = []
+        for name in names:
             try:
+                tracker = _tracker(name, Path(config.run), start)
                 tracker.start()
-                tracker.store_init_configuration(_flat(config.model_dump(mode="json")))
+                tracker.store_init_configuration({key: _plain(v) for key, v in flat(config.model_dump(mode="json"))})
             except Exception as error:  # trackers have no error class in common
-                raise ConfigError(f"trackers: {tracker.name} does not start: {_one_line(error)}") from error
+                raise ConfigError(f"trackers: {name} does not start: {_one_line(error)}") from error
+            self._trackers.append(tracker)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Numbers of one step; what is none is left out: not every tracker takes words."""
@@ -85,11 +87,5 @@ def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{above}{key}.")
-        else:
-            flat[above + key] = value if isinstance(value, int | float | str) else str(value)
-    return flat
+def _plain(value: object) -> object:
+    return value if isinstance(value, int | float | str) else str(value)

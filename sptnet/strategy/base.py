@@ -23,22 +23,22 @@ class Strategy(ABC):
     Attributes:
         module: the model whose parameters are trained; what the prompt phase and the evaluation call.
         asked: strategy, world size and precision, as checked.
+        _wrapped: what the model phase calls; it holds `module`, or is it.
+        _optimizer: whose parameter groups hold the learning rate.
     """
 
     module: PromptedViT
+    _wrapped: nn.Module
+    _optimizer: torch.optim.Optimizer
 
     def __init__(self, accelerator: Accelerator, asked: Asked):
         self.accelerator, self.asked = accelerator, asked
         self.device = accelerator.device
 
     @property
-    @abstractmethod
     def wrapper(self) -> str:
         """Class name of what the model phase calls."""
-
-    @abstractmethod
-    def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
-        """Outputs with a graph that leads to the trained weights."""
+        return type(self._wrapped).__name__
 
     @abstractmethod
     def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
@@ -55,9 +55,15 @@ class Strategy(ABC):
     def forget_gradients(self) -> None:
         """Drop what `backward_model` left, without a step."""
 
-    @abstractmethod
     def step_model(self, lr: float) -> None:
         """Step at learning rate `lr` with what `backward_model` left."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._apply_gradients()
+
+    @abstractmethod
+    def _apply_gradients(self) -> None:
+        """The optimizer's step."""
 
     @abstractmethod
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
@@ -89,6 +95,11 @@ class Strategy(ABC):
         """Computation in the asked precision; parameters are float32 in every one."""
         dtype = DTYPES.get(self.asked.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
+        """Outputs with a graph that leads to the trained weights."""
+        with self.autocast():
+            return cast(Outputs, self._wrapped(images, prompt, with_clean))
 
     def forward_prompt_phase(self, images: Tensor, prompt: Tensor) -> Outputs:
         """Outputs of prompted images, with a graph that leads to the prompt.
@@ -153,8 +164,6 @@ class Strategy(ABC):
 class TorchStrategy(Strategy):
     """What strategies share whose optimizer is torch's own, in this process."""
 
-    _optimizer: torch.optim.Optimizer
-
     def __init__(self, accelerator: Accelerator, asked: Asked):
         super().__init__(accelerator, asked)
         self._scaler = torch.amp.GradScaler(self.device.type, init_scale=FP16_SCALE, enabled=asked.precision == "fp16")
@@ -175,9 +184,7 @@ class TorchStrategy(Strategy):
     def forget_gradients(self) -> None:
         self._optimizer.zero_grad()
 
-    def step_model(self, lr: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+    def _apply_gradients(self) -> None:
         self._scaler.step(self._optimizer)
         self._scaler.update()
 

@@ -1,7 +1,6 @@
 """FSDP2: every block's weights sharded over the ranks, frozen ones too; or, hybrid, over the ranks of one node."""
 
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sptnet.model import Outputs, PromptedViT
+from sptnet.model import PromptedViT
 from sptnet.strategy.base import TorchStrategy
 from sptnet.strategy.connect import Asked
 
@@ -36,16 +35,8 @@ class FSDPStrategy(TorchStrategy):
         for block in model.backbone.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        self.module = model
+        self.module = self._wrapped = model
         self._optimizer = optimizer_of(model)
-
-    @property
-    def wrapper(self) -> str:
-        return type(self.module).__name__
-
-    def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
-        with self.autocast():
-            return cast(Outputs, self.module(images, prompt, with_clean))
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         self._reshard()

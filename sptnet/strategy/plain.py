@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sptnet.model import Outputs, PromptedViT
+from sptnet.model import PromptedViT
 from sptnet.strategy.base import TorchStrategy
 from sptnet.strategy.connect import Asked
 
@@ -26,14 +26,6 @@ class PlainStrategy(TorchStrategy):
         self._wrapped = accelerator.prepare(model)
         self.module = cast(PromptedViT, accelerator.unwrap_model(self._wrapped))
         self._optimizer = optimizer_of(self.module)
-
-    @property
-    def wrapper(self) -> str:
-        return type(self._wrapped).__name__
-
-    def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
-        with self.autocast():
-            return cast(Outputs, self._wrapped(images, prompt, with_clean))
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach()

@@ -32,13 +32,10 @@ class ZeroStrategy(Strategy):
         plugin = accelerator.state.deepspeed_plugin
         plugin.deepspeed_config.update(_settings(asked, images_per_rank))
         self._engine, self._optimizer = accelerator.prepare(model, optimizer_of(model))
+        self._wrapped = self._engine
         self.module = cast(PromptedViT, self._engine.module)
         if self.scaler is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": FP16_SCALE})
-
-    @property
-    def wrapper(self) -> str:
-        return type(self._engine).__name__
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -50,7 +47,7 @@ class ZeroStrategy(Strategy):
         return int(self._engine.zero_optimization_stage())
 
     def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
-        return cast(Outputs, self._engine(images, prompt, with_clean))
+        return cast(Outputs, self._engine(images, prompt, with_clean))  # the engine has its own autocast
 
     def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
         for i, loss in enumerate(losses):
@@ -67,9 +64,7 @@ class ZeroStrategy(Strategy):
             optimizer.averaged_gradients[group] = None
         optimizer.zero_grad()
 
-    def step_model(self, lr: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+    def _apply_gradients(self) -> None:
         self._engine.step()
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:

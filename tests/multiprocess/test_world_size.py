@@ -188,6 +188,9 @@ def test_a_finished_run_is_not_overwritten_and_mistakes_are_one_line(trained, di
     ran = launch([*arguments, f"run={trained}_other", "data.batch_size=40"], 3)
     assert "error: data.batch_size 40 cannot be dealt to 3 processes" in ran.stderr
     assert "Error: " not in ran.stderr.split("error: data")[0]
+    ran = launch([*arguments, "run=/dev/null/run"], 2)
+    assert "error: /dev/null/run cannot be written: Not a directory" in ran.stderr
+    assert "Traceback" not in ran.stderr.split("error: /dev")[0]
 
 
 def test_a_mistake_is_told_once_also_by_a_rank_0_that_comes_late(tmp_path):
