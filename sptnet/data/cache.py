@@ -1,22 +1,25 @@
 """Fetched files on a node: one copy for all its processes, named by content, the least recently used leave first.
 
 CACHE/ab/abcd...          a file, named by its sha256
-CACHE/ab/abcd....part     one that is being fetched
+CACHE/ab/abcd....N.part   one that is being fetched; its N bytes count from its beginning
 CACHE/locks/ab.lock       held while a file whose name begins so is fetched; CACHE/locks/room.lock while room is made
 """
 
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sptnet.data.manifest import DatasetError
 
 FETCHES = 4  # at a time and process, ahead of need
+PART = ".part"
+WAIT_FOR_ROOM = 0.1  # seconds
 Fetch = Callable[[Callable[[Path], None], Path], None]
 
 
@@ -25,7 +28,8 @@ class NodeCache:
 
     Args:
         folder: on a disk of the node.
-        limit: bytes that the files may take together; open ones that left keep their room until they are closed.
+        limit: bytes that the files may take together, those being fetched too; no file may be larger. Open ones that
+            left keep their room until they are closed.
     """
 
     def __init__(self, folder: Path, limit: int):
@@ -74,9 +78,9 @@ class NodeCache:
 
     def _fetch(self, path: Path, size: int, fetch: Fetch) -> None:
         path.parent.mkdir(exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.unlink(missing_ok=True)  # of a process that was killed: whoever fetches holds the lock
-        self._make_room(size)
+        part = path.with_name(f"{path.name}.{size}{PART}")
+        while not self._reserve(part, size):
+            time.sleep(WAIT_FOR_ROOM)
         try:
             fetch(lambda written: _check(written, path.name), part)
             with open(part, "rb") as file:
@@ -85,22 +89,42 @@ class NodeCache:
         finally:
             part.unlink(missing_ok=True)
 
-    def _make_room(self, size: int) -> None:
+    def _reserve(self, part: Path, size: int) -> bool:
+        """Make room and begin the file; False where others fetch into all there is: their files may leave later."""
         with self._lock("room"):
-            files = [entry for folder in self.folder.glob("[0-9a-f][0-9a-f]") for entry in os.scandir(folder)]
-            there = []
-            for entry in files:
-                try:
-                    there.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
-                except FileNotFoundError:
-                    continue  # renamed or removed meanwhile by another process
+            part.unlink(missing_ok=True)  # of a process that was killed: whoever fetches it holds its lock
+            there = sorted(self._files())
             used = sum(length for _, length, _ in there)
-            for _, length, name in sorted(there):
+            for _, length, path in there:
                 if used + size <= self.limit:
                     break
-                if not name.endswith(".part"):
-                    Path(name).unlink(missing_ok=True)
+                if path.suffix != PART or self._is_abandoned(path):
+                    path.unlink(missing_ok=True)
                     used -= length
+            if used + size > self.limit:
+                return False
+            part.touch()
+            return True
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Time of the last use, bytes and path of what takes room."""
+        for entry in (entry for folder in self.folder.glob("[0-9a-f][0-9a-f]") for entry in os.scandir(folder)):
+            path = Path(entry.path)
+            try:
+                told = entry.stat()
+            except FileNotFoundError:
+                continue  # renamed or removed meanwhile by another process
+            reserved = path.stem.rpartition(".")[2] if path.suffix == PART else ""
+            yield told.st_mtime, int(reserved) if reserved.isdigit() else told.st_size, path
+
+    def _is_abandoned(self, part: Path) -> bool:
+        lock = self._lock(part.parent.name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        lock.release()
+        return True  # and nobody begins it again while this process holds the room's lock
 
 
 def _check(path: Path, sha256: str) -> None:

@@ -60,7 +60,7 @@ def test_a_loss_scale_is_kept_over_an_interruption(digits, tmp_path, strategy, p
 
 def test_one_run_continued_under_every_strategy(whole, digits, tmp_path):
     run = tmp_path / "run"
-    legs = [("zero2", 2), ("fsdp2", 2), ("zero3", 2), ("single", 1), ("zero1", 2), ("hsdp", 4)]
+    legs = [("zero2", 2), ("fsdp2", 2), ("zero3", 2), ("single", 1), ("zero1", 2), ("hsdp", 4), ("ddp", 4)]
     for strategy, processes in legs:
         killed_at(last_step(run) + 1, run, digits, strategy, processes)
         written_by = read_facts(checkpoints(run)[-1]).written_by

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import ENVIRONMENT, ROOT, launcher
 
 from sptnet.data.store import LocalStore
 
-ROOT = Path(__file__).parents[2]
 CLUSTER = Path(__file__).parent / "cluster.sh"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 # 8 epochs of 11 steps, k = 20: both phases twice in the SPTNet stage. SGD, since the first steps of AdamW, which
@@ -130,16 +130,13 @@ def alone(digits, tmp_path_factory):
 
     def run(*overrides: str) -> Path:
         root = tmp_path_factory.mktemp("alone")
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/ddp.yaml"]
-        launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "sptnet.train"]
         shared = [f"data.root={digits}", *SHORT, *overrides]
         for config, more in (
             ("quickstart_simgcd", [f"run={root}/simgcd"]),
             ("quickstart", [f"run={root}/sptnet", f"init={root}/simgcd"]),
         ):
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            command = [*launch, f"configs/{config}.yaml", *shared, *more]
-            ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+            command = [*launcher("ddp", 2), "-m", "sptnet.train", f"configs/{config}.yaml", *shared, *more]
+            ran = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
             assert ran.returncode == 0, ran.stderr[-3000:]
         return root
 

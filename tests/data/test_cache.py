@@ -1,0 +1,90 @@
+"""The node's cache: many fetches at a time, by threads and processes, stay within its limit."""
+
+import hashlib
+import multiprocessing
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from sptnet.data.cache import NodeCache
+
+SIZE, LIMIT = 40_000, 100_000
+CONTENTS = {hashlib.sha256(content).hexdigest(): content for content in (bytes([i]) * SIZE for i in range(24))}
+
+
+def fetch(sha256):
+    """Writes the content in ten pieces, as a slow network brings it."""
+
+    def write(check, path):
+        with open(path, "wb") as file:
+            for begin in range(0, SIZE, SIZE // 10):
+                file.write(CONTENTS[sha256][begin : begin + SIZE // 10])
+                file.flush()
+                time.sleep(0.002)
+        check(path)
+
+    return write
+
+
+def read_all(folder):
+    cache = NodeCache(folder, LIMIT)
+
+    def read(sha256):
+        with os.fdopen(cache.open(sha256, SIZE, fetch(sha256)), "rb") as file:
+            return file.read() == CONTENTS[sha256]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(read, CONTENTS))
+
+
+def bytes_in(folder):
+    total = 0
+    for path in folder.glob("[0-9a-f][0-9a-f]/*"):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def test_many_fetches_at_a_time_stay_within_the_limit(tmp_path):
+    processes = [multiprocessing.get_context("spawn").Process(target=read_all, args=(tmp_path,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    most = 0
+    while any(process.is_alive() for process in processes):
+        most = max(most, bytes_in(tmp_path))
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert SIZE < most <= LIMIT
+
+
+def test_what_a_killed_fetch_left_gives_its_room_back(tmp_path):
+    cache, (first, second, third, *_) = NodeCache(tmp_path, LIMIT), CONTENTS
+
+    def killed(check, path):
+        os._exit(9)
+
+    begun = multiprocessing.get_context("fork").Process(target=cache.open, args=(first, SIZE, killed))
+    begun.start()
+    begun.join()
+    assert [path.name for path in tmp_path.glob("*/*.part")] == [f"{first}.{SIZE}.part"]
+    for sha256 in (second, third):
+        os.close(cache.open(sha256, SIZE, fetch(sha256)))
+    assert not list(tmp_path.glob("*/*.part"))
+    assert bytes_in(tmp_path) == 2 * SIZE
+
+
+def test_a_fetch_that_fails_leaves_nothing_and_may_be_tried_again(tmp_path):
+    cache, sha256 = NodeCache(tmp_path, LIMIT), next(iter(CONTENTS))
+
+    def failing(check, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        cache.open(sha256, SIZE, failing)
+    assert bytes_in(tmp_path) == 0
+    os.close(cache.open(sha256, SIZE, fetch(sha256)))
+    assert bytes_in(tmp_path) == SIZE
