@@ -13,7 +13,7 @@ quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/finished  ## shard digits, 
 	@$(BIN)/sptnet report $(RUN)/kmeans $(RUN)/simgcd $(RUN)/sptnet
 	@echo
 	@echo "The runs are in $(RUN)/: metrics.jsonl has every step, predictions.npz every image."
-	@echo "Next: $(BIN)/sptnet eval $(RUN)/sptnet   evaluates again, on any number of processes;"
+	@echo "Next: $(BIN)/sptnet eval $(RUN)/sptnet   evaluates again;"
 	@echo "      README.md, 'Train on your own folder', takes your images in three commands."
 
 test: .venv/dev  ## the tests, with the environment they need (about 12 minutes on 2 cores)
@@ -45,7 +45,7 @@ clean:  ## remove what the commands above made, the environment excepted
 
 .venv/run: pyproject.toml constraints.txt
 	@echo "== installing into .venv (torch is large: minutes, about 6 GB)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 

@@ -81,8 +81,8 @@ def _add_conversion(command: argparse.ArgumentParser) -> None:
     kept = command.add_mutually_exclusive_group()
     kept.add_argument("--keep", action="store_true", help="copy the image bytes untouched (the default)")
     kept.add_argument("--resize", type=positive, metavar="PIXELS", help="store images with this short side (bicubic)")
-    command.add_argument("--format", choices=list(SUFFIX), default="jpeg", help="of --resize (default: %(default)s)")
-    command.add_argument("--quality", type=quality, default=95, help="of JPEG and WebP (default: %(default)s)")
+    command.add_argument("--format", choices=list(SUFFIX), help="of --resize (default: jpeg)")
+    command.add_argument("--quality", type=quality, help="of --resize, for JPEG and WebP (default: 95)")
     command.add_argument(
         "--on-error",
         choices=["fail", "skip"],
@@ -98,14 +98,27 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(source.name, help=source.help, description=source.description)
         source.add_arguments(command)
         _add_conversion(command)
-    command = commands.add_parser("verify", help="check a dataset against its manifest", description=verify.__doc__)
+    command = commands.add_parser(
+        "verify",
+        help="check a dataset against its manifest",
+        description="Check digests, counts and indexes of every shard; each fault is a line, and the exit code is 1.",
+    )
     command.add_argument("dir", type=Path, help="a folder of shards")
     command.add_argument("--decode", action="store_true", help="decode every image too")
     command.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: cores)")
-    command = commands.add_parser("show", help="table and contact sheet of a dataset")
+    command = commands.add_parser(
+        "show",
+        help="table and contact sheet of a dataset",
+        description="Print splits, classes, shards and bytes, and write a PNG of random samples of every class.",
+    )
     command.add_argument("dir", type=Path, help="a folder of shards")
     command.add_argument("--sheet", type=Path, help=f"where the picture goes (default: DIR/{CONTACT_SHEET})")
-    command = commands.add_parser("index", help="make others' WebDataset tars readable", description=index.__doc__)
+    command = commands.add_parser(
+        "index",
+        help="make others' WebDataset tars readable",
+        description="Write indexes and a manifest for WebDataset tars (jpg, png or webp, with .cls or .json) that "
+        "another tool made; the tars stay as they are. The first --old classes, by number or else by name, are old.",
+    )
     command.add_argument("dir", type=Path, help="the folder of the tars, where indexes and manifest are written")
     command.add_argument("--train", default="train*.tar", help="which tars are for training (default: %(default)s)")
     command.add_argument("--test", default="test*.tar", help="which tars are for testing (default: %(default)s)")
@@ -117,7 +130,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _convert(arguments: argparse.Namespace, source: SourceCommand, console: Console) -> None:
-    resize = Resize(arguments.resize, arguments.format, arguments.quality) if arguments.resize else None
+    if arguments.resize is None and (arguments.format or arguments.quality):
+        raise SourceError("--format and --quality say how --resize stores images: give --resize too, or neither")
+    resize = Resize(arguments.resize, arguments.format or "jpeg", arguments.quality or 95) if arguments.resize else None
     settings = Settings(
         arguments.labelled_fraction, arguments.seed, arguments.shard_mb * 10**6, resize, arguments.on_error
     )

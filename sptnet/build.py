@@ -42,7 +42,10 @@ def build_data(config: Config) -> tuple[Store, BatchOrder]:
     )
     order = BatchOrder(labelled, unlabelled, data.batch_size, data.streams, data.window, config.seed)
     if order.steps_per_epoch == 0:
-        raise ConfigError(f"data.batch_size is {data.batch_size}, more than the training images of {data.root}")
+        raise ConfigError(
+            f"data.batch_size is {data.batch_size}, more than the {sum(labelled)} labelled and {sum(unlabelled)} "
+            f"unlabelled images of {data.root}: use a smaller multiple of 2 x data.streams = {2 * data.streams}"
+        )
     return store, order
 
 

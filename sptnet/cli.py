@@ -17,7 +17,7 @@ from sptnet.data.manifest import DatasetError
 from sptnet.evaluate import EvaluationError, evaluate_run
 from sptnet.outcome import note, outcome_of
 from sptnet.report import report, report_over_seeds
-from sptnet.run_folder import RunError
+from sptnet.run_folder import RunError, unfinished
 from sptnet.strategy.connect import StrategyError
 from sptnet.train import train
 from sptnet.weights import BackboneError
@@ -41,13 +41,24 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("config", type=Path, help="a YAML file, e.g. configs/quickstart.yaml")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
-    command = commands.add_parser("eval", help="evaluate a trained run again", description=evaluate_run.__doc__)
+    command = commands.add_parser(
+        "eval",
+        help="evaluate a run's model again",
+        description="Evaluate a run's model.safetensors in this process, and write its metrics.json. On several: "
+        "accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet.evaluate RUN",
+    )
     command.add_argument("run", type=Path, help="the run's folder")
-    command = commands.add_parser("kmeans", help="semi-supervised k-means on pixels, a baseline for small datasets")
+    command = commands.add_parser(
+        "kmeans",
+        help="semi-supervised k-means on pixels, a baseline for small datasets",
+        description="Cluster the pixels of a small dataset, the centres of old classes begun from labelled images.",
+    )
     command.add_argument("data", type=Path, help="a folder of shards")
     command.add_argument("run", type=Path, help="folder of the results")
     command.add_argument("--image-size", type=int, default=24, help="pixels (default: %(default)s)")
-    command = commands.add_parser("report", help="one table of several runs")
+    command = commands.add_parser(
+        "report", help="one table of several runs", description="Print All/Old/New of runs that were evaluated."
+    )
     command.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     command.add_argument("--over-seeds", action="store_true", help="mean and standard deviation of each method's runs")
     return top
@@ -63,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
                 return TO_BE_CONTINUED
         case "eval":
             if evaluate_run(arguments.run) is not None:
+                if told := unfinished(arguments.run):
+                    print(told, file=sys.stderr)
                 console.print(report([arguments.run]))
         case "kmeans":
             kmeans_on_pixels(arguments.data, arguments.run, arguments.image_size)

@@ -1,5 +1,6 @@
 """The header of a run: what runs where, and what it trains."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from sptnet.data.manifest import KINDS, Manifest
 from sptnet.data.order import BatchOrder
 from sptnet.model import PromptedViT
 from sptnet.prompts import Prompt
+from sptnet.schedule import Schedule
 from sptnet.steps import Learner
 
 
@@ -47,3 +49,14 @@ def describe(
         "schedule": f"{schedule.epochs} epochs = {schedule.total_steps} steps, {schedule.phase_schedule}"
         + (f", k = {schedule.k}" if learner.prompt else ""),
     }
+
+
+def warnings(config: Config, schedule: Schedule) -> Iterator[str]:
+    """Sentences on what is allowed, and rarely meant."""
+    if told := schedule.warning():
+        yield told
+    if config.init is None and config.model.weights == "none" and config.model.train_from_block != 0:
+        yield (
+            "model.weights is none, so the backbone is random, and what lies before block "
+            f"{config.model.train_from_block} stays so: model.train_from_block=0 trains all of it"
+        )

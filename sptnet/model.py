@@ -207,7 +207,8 @@ def create_model(
         try:
             vit = timm.create_model(backbone, pretrained=weights == "timm", **options)
         except (RuntimeError, TypeError, AssertionError, OSError) as error:
-            raise BackboneError(f"timm cannot build {backbone!r}: {str(error).splitlines()[0]}") from error
+            way_out = "; without a network set model.weights to a file, or none" if weights == "timm" else ""
+            raise BackboneError(f"timm cannot build {backbone!r}: {str(error).splitlines()[0]}{way_out}") from error
         _check_architecture(vit)
         if weights not in ("timm", "none"):
             load_backbone(vit, weights)

@@ -5,7 +5,8 @@ config.yaml           the configuration, complete
 starts.jsonl          a line per start: git revision, nodes, strategy, package versions; see sptnet/provenance.py
 log.txt               plain lines of what was printed
 metrics.jsonl         one line per step: losses, learning rates, phase, images/s; one per evaluation
-model.safetensors     `model.*` and `prompt.*`, written whole or not at all, after every evaluation
+model.safetensors     `model.*` and `prompt.*`, with the number of steps done; written whole or not at all, after every
+                      evaluation
 metrics.json          the evaluation at the end, or the last by `sptnet eval`
 predictions.npz       its uid, target and prediction of every sample, per protocol
 finished              there when the run is; written last
@@ -23,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from sptnet.checkpoint import checkpoints
 from sptnet.config import Config, ConfigError, load_config
 from sptnet.durable import write_whole
 from sptnet.model import PromptedViT
@@ -62,6 +64,16 @@ def mark_finished(folder: Path) -> None:
     """Say that a run has taken its last step; an evaluation alone may be of an unfinished one. Raises RunError."""
     with writing(folder / FINISHED):
         write_whole(folder / FINISHED, b"")
+
+
+def unfinished(folder: Path) -> str | None:
+    """Of a run that was not trained to its end, a sentence on how far; None of others."""
+    if not (folder / CONFIG).exists() or (folder / FINISHED).exists():
+        return None
+    with safe_open(folder / MODEL, "pt") as opened:
+        step = (opened.metadata() or {}).get("step", "unknown")
+    newest = [f", its newest checkpoint {path.name}" for path in checkpoints(folder)[-1:]]
+    return f"{folder} is not finished: its model.safetensors is of step {step}{''.join(newest)}"
 
 
 def lock_run(config: Config) -> FileLock:
@@ -119,13 +131,14 @@ def read_config(folder: Path) -> Config:
         raise RunError(f"{folder} is not a run: {error}") from None
 
 
-def save_model(folder: Path, model: dict[str, Tensor], prompt: Prompt | None) -> None:
-    """Write a model's whole state dict and a prompt, both or nothing. Raises RunError."""
+def save_model(folder: Path, model: dict[str, Tensor], prompt: Prompt | None, step: int) -> None:
+    """Write a model's whole state dict and a prompt as they are when `step` steps are done. Raises RunError."""
     state = {f"model.{k}": v for k, v in model.items()}
     if prompt is not None:
         state |= {f"prompt.{k}": v for k, v in prompt.state_dict().items()}
+    encoded = save({k: v.detach().cpu().contiguous() for k, v in state.items()}, metadata={"step": str(step)})
     with writing(folder / MODEL):
-        write_whole(folder / MODEL, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+        write_whole(folder / MODEL, encoded)
 
 
 def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> None:

@@ -85,8 +85,11 @@ class Schedule:
         if self.phase_schedule == "model_only" or self.steps_per_epoch >= 2 * self.k:
             return None
         where = f"an epoch has {self.steps_per_epoch} steps, fewer than the 2k = {2 * self.k} of one alternation"
-        if self.phase_schedule == "reference" and self.steps_per_epoch < self.k:
-            return (
-                f"{where}: with phase_schedule 'reference' the model is never trained; use 'alternating' or a smaller k"
-            )
-        return f"{where}: each epoch sees one phase more than the other"
+        if all(self.phase(step) == "prompt" for step in range(min(self.total_steps, 2 * self.k))):
+            way_out = "use a smaller schedule.k, or more epochs"
+            if self.phase_schedule == "reference":
+                way_out = (
+                    "phase_schedule 'reference' begins every epoch anew; use 'alternating' or a smaller schedule.k"
+                )
+            return f"{where}: the model is never trained; {way_out}"
+        return f"{where}: each epoch sees one phase more than the other, the whole run both alike"

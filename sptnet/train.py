@@ -24,7 +24,7 @@ from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store
 from sptnet.evaluate import evaluate, save_evaluation
 from sptnet.failures import told_where
-from sptnet.header import describe, size_of
+from sptnet.header import describe, size_of, warnings
 from sptnet.journal import Journal
 from sptnet.losses import GCDTerms
 from sptnet.model import PromptedViT
@@ -69,7 +69,7 @@ def train(config: Config) -> bool:
         told = Trackers(config, trackers if first else (), run.start)
         with Journal(config, run.schedule.total_steps, run.figures, told, active=first) as journal:
             journal.summary(f"sptnet train: {config.run}", header)
-            if warning := run.schedule.warning():
+            for warning in warnings(config, run.schedule):
                 journal.line(f"warning: {warning}")
             done = run_steps(run, journal, stop)
         run.learner.strategy.accelerator.wait_for_everyone()
@@ -233,7 +233,7 @@ def evaluate_now(run: Run, journal: Journal, done: int) -> None:
     evaluated, state = evaluate(learner.strategy, learner.prompt, config, run.store), learner.strategy.full_state()
     if evaluated is None:
         return
-    save_model(folder, state, learner.prompt)
+    save_model(folder, state, learner.prompt, done)
     journal.evaluation(done, evaluated[0])
     if done == run.schedule.total_steps:
         save_evaluation(folder, config.method, *evaluated)

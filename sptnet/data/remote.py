@@ -44,7 +44,9 @@ class Remote:
         try:
             return fsspec.filesystem(self._protocol, **self._options)
         except (ImportError, ValueError) as error:
-            raise DatasetError(f"{self.url} cannot be read: {error} (pip install 'sptnet[remote]')") from None
+            raise DatasetError(
+                f"{self.url} cannot be read: {error} (in the checkout: pip install -c constraints.txt -e '.[remote]')"
+            ) from None
 
     def read(self, file: str) -> bytes:
         """A small file's bytes; raises DatasetError."""

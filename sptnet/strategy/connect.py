@@ -105,5 +105,5 @@ def _check(asked: Asked, accelerator: Accelerator) -> None:
     if asked.strategy.startswith("zero") != (accelerator.distributed_type == DistributedType.DEEPSPEED):
         raise StrategyError(
             f"{asked.strategy} was asked for, accelerate gives {accelerator.distributed_type.value}: is deepspeed "
-            "installed (pip install 'sptnet[deepspeed]'), and ACCELERATE_USE_CPU not set?"
+            "installed (pip install -c constraints.txt -e '.[deepspeed]'), and ACCELERATE_USE_CPU not set?"
         )

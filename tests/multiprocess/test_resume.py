@@ -145,7 +145,12 @@ def test_other_numbers_are_refused_with_the_list_of_differences(whole, digits, t
 def test_an_evaluation_on_the_way_does_not_finish_a_run(whole, digits, tmp_path):
     run = tmp_path / "run"
     killed_at(24, run, digits, "single", 1, "evaluate.every=1")
-    assert subprocess.run([sys.executable, "-m", "sptnet.evaluate", run], cwd=ROOT, capture_output=True).returncode == 0
+    ran = subprocess.run([sys.executable, "-m", "sptnet.evaluate", run], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert (
+        f"{run} is not finished: its model.safetensors is of step 22, its newest checkpoint step-0000000" in ran.stderr
+    )
+    assert "(unfinished)" in ran.stdout
     assert (run / "metrics.json").exists()
     finish(run, digits, "single", 1)
     assert np.array_equal(steps_of(run), steps_of(whole["single"]))

@@ -176,3 +176,11 @@ def test_shards_are_about_as_large_as_asked(tmp_path):
     sizes = [shard.bytes for shard in read_manifest(tmp_path / "out").of_kind("unlabelled")]
     assert len(sizes) > 16
     assert all(0.7e6 < size < 1.4e6 for size in sizes)
+
+
+@pytest.mark.parametrize("option", [("--format", "png"), ("--quality", "80")])
+def test_how_to_store_is_refused_where_bytes_are_kept(photos, tmp_path, capsys, option):
+    assert main(command(photos, tmp_path / "out", *option)) == 1
+    assert capsys.readouterr().err == (
+        "error: --format and --quality say how --resize stores images: give --resize too, or neither\n"
+    )
