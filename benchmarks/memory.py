@@ -99,7 +99,7 @@ def main() -> None:
         f"checkpoint of {told['size']:.0f} MB: training waits {told['stall'] * 1e3:.0f} ms, "
         f"the rest of {told['write'] * 1e3:.0f} ms is in the background"
     )
-    Console().print(table, checkpoint, sep="\n")
+    Console(width=110).print(table, checkpoint, sep="\n")
 
 
 if __name__ == "__main__":

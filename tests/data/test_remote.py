@@ -246,7 +246,7 @@ def test_s3(digits, sound, tmp_path, monkeypatch):
 
 
 def test_a_protocol_without_its_package_is_one_line(tmp_path):
-    with pytest.raises(DatasetError, match=r"gopher://somewhere cannot be read: .*sptnet\[remote\]"):
+    with pytest.raises(DatasetError, match=r"gopher://somewhere cannot be read: .*'\.\[remote\]'"):
         data_of("gopher://somewhere", tmp_path)
 
 
