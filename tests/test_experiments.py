@@ -1,5 +1,6 @@
 """The published experiments: configurations that load and say what was published, and a script for each."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -60,3 +61,16 @@ def test_learning_rates_follow_the_batch_only_where_asked():
     assert config.lr_factor == 1
     config = load_config(ROOT / "configs" / "cub.yaml", ["data.batch_size=512", "schedule.lr_scaling=linear"])
     assert config.lr_factor == 4
+
+
+def test_the_readme_s_own_configurations_load(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    first, second = (tmp_path / name for name in ("my_simgcd.yaml", "my_sptnet.yaml"))
+    for path, block in zip((first, second), blocks, strict=True):
+        path.write_text(block)
+    first, second = load_config(first), load_config(second)
+    aircraft = load_config(ROOT / "configs" / "aircraft.yaml")
+    assert (first.method, second.method, second.init) == ("simgcd", "sptnet", first.run)
+    assert (first.optimizer.lr, first.schedule.epochs) == (0.1, 200)
+    assert (second.prompts, second.optimizer) == (aircraft.prompts, aircraft.optimizer)
