@@ -17,7 +17,7 @@ from sptnet.data.manifest import DatasetError
 from sptnet.evaluate import EvaluationError, evaluate_run
 from sptnet.outcome import note, outcome_of
 from sptnet.report import report, report_over_seeds
-from sptnet.run_folder import RunError, unfinished
+from sptnet.run_folder import RunError, how_far, is_unfinished
 from sptnet.strategy.connect import StrategyError
 from sptnet.train import train
 from sptnet.weights import BackboneError
@@ -74,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
                 return TO_BE_CONTINUED
         case "eval":
             if evaluate_run(arguments.run) is not None:
-                if told := unfinished(arguments.run):
-                    print(told, file=sys.stderr)
+                if is_unfinished(arguments.run):
+                    print(how_far(arguments.run), file=sys.stderr)
                 console.print(report([arguments.run]))
         case "kmeans":
             kmeans_on_pixels(arguments.data, arguments.run, arguments.image_size)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sptnet.run_folder import METRICS, RunError, unfinished
+from sptnet.run_folder import METRICS, RunError, is_unfinished
 
 PROTOCOL_TITLES = {"unlabelled": "unlabelled (transductive)", "test": "test set"}
 NAMES = ("all", "old", "new")
@@ -24,7 +24,7 @@ def report(folders: Sequence[Path]) -> Table:
     for folder in folders:
         metrics = _read(folder)
         cells = [_cell([metrics[protocol]]) if protocol in metrics else "-" for protocol in PROTOCOL_TITLES]
-        table.add_row(metrics["method"], f"{folder}{' (unfinished)' if unfinished(folder) else ''}", *cells)
+        table.add_row(metrics["method"], f"{folder}{' (unfinished)' if is_unfinished(folder) else ''}", *cells)
     return table
 
 

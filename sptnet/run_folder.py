@@ -66,10 +66,13 @@ def mark_finished(folder: Path) -> None:
         write_whole(folder / FINISHED, b"")
 
 
-def unfinished(folder: Path) -> str | None:
-    """Of a run that was not trained to its end, a sentence on how far; None of others."""
-    if not (folder / CONFIG).exists() or (folder / FINISHED).exists():
-        return None
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds a run that was not trained to its end."""
+    return (folder / CONFIG).exists() and not (folder / FINISHED).exists()
+
+
+def how_far(folder: Path) -> str:
+    """A sentence on the model of an unfinished run."""
     with safe_open(folder / MODEL, "pt") as opened:
         step = (opened.metadata() or {}).get("step", "unknown")
     newest = [f", its newest checkpoint {path.name}" for path in checkpoints(folder)[-1:]]

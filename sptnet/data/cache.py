@@ -85,7 +85,8 @@ class NodeCache:
             fetch(lambda written: _check(written, path.name), part)
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
-            part.replace(path)
+            with self._lock("room"):  # whoever counts sees it under one of its names
+                part.replace(path)
         finally:
             part.unlink(missing_ok=True)
 
@@ -113,7 +114,7 @@ class NodeCache:
             try:
                 told = entry.stat()
             except FileNotFoundError:
-                continue  # renamed or removed meanwhile by another process
+                continue  # a fetch that failed meanwhile
             reserved = path.stem.rpartition(".")[2] if path.suffix == PART else ""
             yield told.st_mtime, int(reserved) if reserved.isdigit() else told.st_size, path
 
