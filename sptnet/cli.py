@@ -25,7 +25,7 @@ from sptnet.weights import BackboneError
 # what every rank meets alike, and what may be one rank's own
 COMMON_ERRORS = (ConfigError, RunError, BackboneError, StrategyError, FloatingPointError)
 OWN_ERRORS = (DatasetError, EvaluationError, CheckpointError, OutOfMemoryError)
-RANK_0_TELLS = 10  # seconds after which it evidently does not
+RANK_0_TELLS = 10  # seconds; later a rank of every node tells, rank 0 may have met no error
 BAD_CONFIG, FAILED = 2, 1
 TO_BE_CONTINUED = os.EX_TEMPFAIL  # 75
 
@@ -108,6 +108,8 @@ def tell(error: str, common: bool) -> None:
     if common and rank not in (None, "0"):
         # a launcher ends all ranks as soon as one has ended, be it before rank 0 has come so far
         time.sleep(RANK_0_TELLS)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return
     known = rank is None or (common and rank == "0") or error.startswith("rank ")
     where = "" if known else f" (rank {rank})"
     print("\n".join(f"error{where}: {line}" for line in error.splitlines()), file=sys.stderr, flush=True)

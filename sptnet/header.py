@@ -51,12 +51,12 @@ def describe(
     }
 
 
-def warnings(config: Config, schedule: Schedule) -> Iterator[str]:
-    """Sentences on what is allowed, and rarely meant."""
+def warnings(config: Config, schedule: Schedule, train_from_block: int) -> Iterator[str]:
+    """Sentences on what is allowed, and rarely meant; `train_from_block` as the model counts it, from 0."""
     if told := schedule.warning():
         yield told
-    if config.init is None and config.model.weights == "none" and config.model.train_from_block != 0:
+    if config.init is None and config.model.weights == "none" and train_from_block != 0:
         yield (
-            "model.weights is none, so the backbone is random, and what lies before block "
-            f"{config.model.train_from_block} stays so: model.train_from_block=0 trains all of it"
+            f"model.weights is none, so the backbone is random, and what lies before block {train_from_block} stays "
+            "so: model.train_from_block=0 trains all of it"
         )

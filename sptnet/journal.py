@@ -44,7 +44,8 @@ class Journal:
         self.figures, self.trackers = figures, trackers
         self.console = Console(stderr=True, quiet=not active)
         self._pending: list[tuple[dict[str, Any], GCDTerms | None]] = []
-        self._lines = open(self.folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
+        with writing(self.folder / LOG):
+            self._lines = open(self.folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
         self._progress = Progress(
             TextColumn("{task.fields[phase]:>6}"), BarColumn(), TextColumn("step {task.completed}/{task.total}"),
             TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self.console,

@@ -4,9 +4,10 @@ Where the environment variable SPTNET_OUTCOME names a folder, on a shared disk, 
 
     continue: asked to stop      a checkpoint is written
     retry: WHY                   something was lost that may be there next time: a peer, the network, a disk
-    final: WHY                   trying again changes nothing: a mistake in the configuration or data, or a bug
+    final: WHY                   trying again changes nothing: a mistake in the configuration or data, a full disk, or a bug
 """
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Literal
 from torch import OutOfMemoryError
 
 from sptnet.data.manifest import UnreachableError
-from sptnet.run_folder import OccupiedError
+from sptnet.run_folder import OccupiedError, RunError
 
+# what a disk says that somebody must see to: it is full, or may not be written
+STAYING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
 Outcome = Literal["continue", "retry", "final"]
 
 
@@ -30,7 +33,8 @@ def note(outcome: Outcome, why: str) -> None:
 
 def outcome_of(error: Exception) -> Outcome:
     """What an exception makes of a run: torch's collectives and drivers raise RuntimeErrors, disks OSErrors."""
-    if isinstance(error, UnreachableError | OccupiedError):
+    disk = error.__cause__ if isinstance(error, RunError) else None
+    if isinstance(error, UnreachableError | OccupiedError) or (isinstance(disk, OSError) and disk.errno not in STAYING):
         return "retry"
     own = type(error).__module__.startswith("sptnet.")  # a mistake that was recognised
     final = own or isinstance(error, OutOfMemoryError | NotImplementedError)

@@ -50,7 +50,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}; what was written before stays") from None
+        raise RunError(f"{path} cannot be written: {error.strerror}; what was written before stays") from error
 
 
 def check_unfinished(config: Config) -> None:

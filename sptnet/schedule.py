@@ -92,4 +92,4 @@ class Schedule:
                     "phase_schedule 'reference' begins every epoch anew; use 'alternating' or a smaller schedule.k"
                 )
             return f"{where}: the model is never trained; {way_out}"
-        return f"{where}: each epoch sees one phase more than the other, the whole run both alike"
+        return f"{where}: each epoch sees one phase more than the other"

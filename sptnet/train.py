@@ -69,7 +69,7 @@ def train(config: Config) -> bool:
         told = Trackers(config, trackers if first else (), run.start)
         with Journal(config, run.schedule.total_steps, run.figures, told, active=first) as journal:
             journal.summary(f"sptnet train: {config.run}", header)
-            for warning in warnings(config, run.schedule):
+            for warning in warnings(config, run.schedule, run.learner.strategy.module.train_from_block):
                 journal.line(f"warning: {warning}")
             done = run_steps(run, journal, stop)
         run.learner.strategy.accelerator.wait_for_everyone()

@@ -1,6 +1,8 @@
 """Losses, metrics, schedule and configuration: their edges."""
 
+import errno
 import math
+import os
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from sptnet.data.manifest import UnreachableError
 from sptnet.losses import GCDLoss, mean_entropy_gap
 from sptnet.metrics import clustering_accuracy
 from sptnet.outcome import note, outcome_of
-from sptnet.run_folder import OccupiedError
+from sptnet.run_folder import OccupiedError, RunError, writing
 from sptnet.schedule import Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -137,10 +139,19 @@ def test_where_to_continue_and_what_may_differ_add_up():
         assert (resume.source, resume.allow) == ("there", ("seed",))
 
 
+def unwritable(number):
+    try:
+        with writing(Path("model.safetensors")):
+            raise OSError(number, os.strerror(number))
+    except RunError as error:
+        return error
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [(RuntimeError("peer gone"), "retry"), (OSError("network"), "retry"), (TypeError("bug"), "final"),
      (torch.OutOfMemoryError("big"), "final"), (CheckpointError("damaged"), "final"),
+     (RunError("no folder"), "final"), (unwritable(errno.ESTALE), "retry"), (unwritable(errno.ENOSPC), "final"),
      (UnreachableError("s3"), "retry"), (OccupiedError("trained by another process"), "retry")],
 )  # fmt: skip
 def test_an_outcome_is_left_where_asked(tmp_path, monkeypatch, error, outcome):

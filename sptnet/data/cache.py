@@ -99,7 +99,7 @@ class NodeCache:
             for _, length, path in there:
                 if used + size <= self.limit:
                     break
-                if path.suffix != PART or self._is_abandoned(path):
+                if path.suffix != PART or path.parent == part.parent or self._is_abandoned(path):
                     path.unlink(missing_ok=True)
                     used -= length
             if used + size > self.limit:
@@ -119,6 +119,7 @@ class NodeCache:
             yield told.st_mtime, int(reserved) if reserved.isdigit() else told.st_size, path
 
     def _is_abandoned(self, part: Path) -> bool:
+        """Whether nobody fetches into a file; asked of the folders whose lock this fetch does not hold itself."""
         lock = self._lock(part.parent.name)
         try:
             lock.acquire(timeout=0)
