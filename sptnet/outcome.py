@@ -4,7 +4,7 @@ Where the environment variable SPTNET_OUTCOME names a folder, on a shared disk, 
 
     continue: asked to stop      a checkpoint is written
     retry: WHY                   something was lost that may be there next time: a peer, the network, a disk
-    final: WHY                   trying again changes nothing: a mistake in the configuration or data, a full disk, or a bug
+    final: WHY                   trying again changes nothing: a mistake in configuration or data, a full disk, a bug
 """
 
 import errno
