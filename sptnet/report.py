@@ -24,7 +24,7 @@ def report(folders: Sequence[Path]) -> Table:
     for folder in folders:
         metrics = _read(folder)
         cells = [_cell([metrics[protocol]]) if protocol in metrics else "-" for protocol in PROTOCOL_TITLES]
-        table.add_row(metrics["method"], f"{folder}{' (unfinished)' if is_unfinished(folder) else ''}", *cells)
+        table.add_row(metrics["method"], f"{'unfinished: ' if is_unfinished(folder) else ''}{folder}", *cells)
     return table
 
 
