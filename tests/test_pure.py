@@ -93,6 +93,7 @@ def test_phases():
     assert [reference.phase(s)[0] for s in range(14)] == list("ppmmmpp" * 2)
     assert "never trained" in (Schedule(10, 2, "reference", k=3).warning() or "")
     assert "never trained" in (Schedule(3, 3, k=20).warning() or "")
+    assert "one alternation" in (Schedule(10, 7, k=4).warning() or "")
     assert "sees one phase more" in (Schedule(10, 7, k=4).warning() or "")
     assert alternating.warning() is None
     assert Schedule(3, 5, "model_only").phase(2) == "model"
