@@ -96,14 +96,17 @@ class NodeCache:
             part.unlink(missing_ok=True)  # of a process that was killed: whoever fetches it holds its lock
             there = sorted(self._files())
             used = sum(length for _, length, _ in there)
+            leaving = []
             for _, length, path in there:
                 if used + size <= self.limit:
                     break
                 if path.suffix != PART or path.parent == part.parent or self._is_abandoned(path):
-                    path.unlink(missing_ok=True)
+                    leaving.append(path)
                     used -= length
             if used + size > self.limit:
                 return False
+            for path in leaving:
+                path.unlink(missing_ok=True)
             part.touch()
             return True
 
