@@ -64,8 +64,8 @@ $(RUN)/kmeans/metrics.json: data/digits/manifest.json
 
 $(RUN)/simgcd/finished: data/digits/manifest.json
 	@echo "== stage 1: SimGCD on $(PROCESSES) processes"
-	$(LAUNCH) -m sptnet.train configs/quickstart_simgcd.yaml
+	$(LAUNCH) -m sptnet train configs/quickstart_simgcd.yaml
 
 $(RUN)/sptnet/finished: $(RUN)/simgcd/finished
 	@echo "== stage 2: SPTNet on $(PROCESSES) processes"
-	$(LAUNCH) -m sptnet.train configs/quickstart.yaml
+	$(LAUNCH) -m sptnet train configs/quickstart.yaml

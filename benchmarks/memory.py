@@ -18,15 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from sptnet import GCDLoss, create_model, create_prompt
-from sptnet.checkpoint import Facts, Writer
 from sptnet.config import Every
-from sptnet.recompute import checkpoint_blocks
-from sptnet.resume import prompt_state
-from sptnet.schedule import Schedule
+from sptnet.method.schedule import Schedule
+from sptnet.run.checkpoint import Facts
+from sptnet.run.resume import prompt_state
+from sptnet.run.saving import Writer
 from sptnet.steps import Learner
 from sptnet.strategy.base import parameter_groups
 from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_strategy
+from sptnet.strategy.recompute import checkpoint_blocks
 
 SETTINGS: list[tuple[str, int]] = [("none", 1), ("every 3", 1), ("full", 1), ("none", 2), ("full", 2)]
 
@@ -35,9 +36,9 @@ def learner_of(checkpointing: str, micro_batches: int, batch: int) -> Learner:
     model = create_model("vit_base_patch16_224", 100, 100, weights="none")
     prompt = create_prompt("all", 224, 16, 1, 30, torch.Generator().manual_seed(0))
     checkpoint_blocks(model, Every(every=3) if checkpointing == "every 3" else checkpointing)
-    accelerator, asked = connect(600)
+    accelerator, launch = connect(600)
     strategy = create_strategy(
-        accelerator, asked, model, lambda m: torch.optim.SGD(parameter_groups(m, 5e-4), lr=0.01, momentum=0.9), batch
+        accelerator, launch, model, lambda m: torch.optim.SGD(parameter_groups(m, 5e-4), lr=0.01, momentum=0.9), batch
     )
     prompt.to(strategy.device)
     schedule = Schedule(epochs=10, steps_per_epoch=100, k=20, prompt_lr=1.0, model_lr=0.01)

@@ -19,7 +19,7 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 
 from sptnet import GCDLoss, create_model, create_prompt
-from sptnet.pace import matmul_peak, work_of_steps
+from sptnet.run.throughput import matmul_peak, work_of_steps
 
 CLASSES = (50, 50)
 

@@ -13,7 +13,7 @@
 #   batch shell     this file; its trap passes USR1 to srun, notes it, and waits on
 #   srun            passes it to the task of every node
 #   torchrun        the task, inside accelerate launch; passes it to its workers (PET_SIGNALS_TO_HANDLE) and waits
-#   sptnet.train    finishes its step on all ranks, writes a checkpoint, exits with 75
+#   sptnet train    finishes its step on all ranks, writes a checkpoint, exits with 75
 #   batch shell     reads what the ranks noted ($SPTNET_OUTCOME), and requeues the job, which continues where it stood
 # Where Slurm itself ends the job (a node is gone, scancel, preemption without a signal), it decides what comes next.
 set -uo pipefail
@@ -141,12 +141,12 @@ on_node() {  # CONFIG [section.key=value ...]
   # shards behind a URL are kept on the node's own disk; what the user says comes later, and wins
   set -- "$1" "data.remote.cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sptnet-${USER:-$(id -un)}" "${@:2}"
   if [ "$total" -eq 1 ]; then  # no launcher: it would not pass USR1 on
-    ACCELERATE_MIXED_PRECISION=$PRECISION exec "$BIN/python" -m sptnet.train "$@"
+    ACCELERATE_MIXED_PRECISION=$PRECISION exec "$BIN/python" -m sptnet train "$@"
   fi
   exec "$BIN/accelerate" launch --config_file "launch/$STRATEGY.yaml" --mixed_precision "$PRECISION" \
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$total" --machine_rank "$SLURM_NODEID" \
     --main_process_ip "$address" --main_process_port "$port" \
-    -m sptnet.train "$@"
+    -m sptnet train "$@"
 }
 
 case ${1:-} in

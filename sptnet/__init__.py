@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sptnet.losses import GCDLoss as GCDLoss
-    from sptnet.metrics import clustering_accuracy as clustering_accuracy
-    from sptnet.model import PromptedViT as PromptedViT
-    from sptnet.model import create_model as create_model
-    from sptnet.prompts import create_prompt as create_prompt
-    from sptnet.reference import load_reference as load_reference
+    from sptnet.method.losses import GCDLoss as GCDLoss
+    from sptnet.method.metrics import clustering_accuracy as clustering_accuracy
+    from sptnet.method.model import PromptedViT as PromptedViT
+    from sptnet.method.model import create_model as create_model
+    from sptnet.method.prompts import create_prompt as create_prompt
+    from sptnet.method.reference import load_reference as load_reference
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "GCDLoss": "sptnet.losses",
-    "PromptedViT": "sptnet.model",
-    "clustering_accuracy": "sptnet.metrics",
-    "create_model": "sptnet.model",
-    "create_prompt": "sptnet.prompts",
-    "load_reference": "sptnet.reference",
+    "GCDLoss": "sptnet.method.losses",
+    "PromptedViT": "sptnet.method.model",
+    "clustering_accuracy": "sptnet.method.metrics",
+    "create_model": "sptnet.method.model",
+    "create_prompt": "sptnet.method.prompts",
+    "load_reference": "sptnet.method.reference",
 }
 __all__ = sorted(_HOMES)
 

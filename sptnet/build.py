@@ -8,12 +8,12 @@ from sptnet.config import Config, ConfigError
 from sptnet.data.manifest import Manifest
 from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store, open_store
-from sptnet.losses import GCDLoss
-from sptnet.model import PromptedViT, create_model
-from sptnet.prompts import Prompt, create_prompt
-from sptnet.reference import load_reference
-from sptnet.run_folder import has_model, load_model
-from sptnet.schedule import Schedule
+from sptnet.method.losses import GCDLoss
+from sptnet.method.model import PromptedViT, create_model
+from sptnet.method.prompts import Prompt, create_prompt
+from sptnet.method.reference import load_reference
+from sptnet.method.schedule import Schedule
+from sptnet.run.folder import has_model, load_model
 
 
 def build_store(config: Config) -> Store:

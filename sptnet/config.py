@@ -11,14 +11,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sptnet.data.augment import AugmentName
-from sptnet.prompts import PromptKind
-from sptnet.schedule import LrShape
+from sptnet.errors import SptnetError
+from sptnet.method.prompts import PromptKind
+from sptnet.method.schedule import LrShape
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
-class ConfigError(ValueError):
+class ConfigError(SptnetError, ValueError):
     """A configuration that cannot be run; one line per mistake, naming file and key."""
+
+    on_all_ranks = True
+    exit_code = 2
 
 
 class Section(BaseModel):
@@ -84,7 +88,7 @@ class OptimizerConfig(Section):
 
 
 class LossConfig(Section):
-    """The GCD objective; see sptnet/losses.py."""
+    """The GCD objective; see sptnet/method/losses.py."""
 
     sup_weight: float = Field(0.35, ge=0, le=1)
     memax_weight: float = Field(1.0, ge=0)
@@ -115,7 +119,7 @@ class EvaluateConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state of a run is saved; see sptnet/checkpoint.py."""
+    """When the state of a run is saved; see sptnet/run/checkpoint.py."""
 
     every: int = Field(500, gt=0)  # steps; also when a run is asked to stop
     keep: int = Field(2, gt=0)  # the newest ones; those with a file KEEP in them stay too

@@ -5,7 +5,6 @@ Two protocols: `unlabelled`, the unlabelled training images (transductive, the p
 
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,24 +15,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sptnet.build import build_model, build_store
-from sptnet.collectives import gather_rows, leave, rank, world_size
 from sptnet.config import Config
 from sptnet.data.augment import normalise
 from sptnet.data.loader import eval_batches
 from sptnet.data.manifest import Kind
 from sptnet.data.store import Store
-from sptnet.durable import write_whole
-from sptnet.metrics import clustering_accuracy
-from sptnet.prompts import Prompt
-from sptnet.run_folder import METRICS, PREDICTIONS, load_model, read_config, writing
+from sptnet.errors import SptnetError
+from sptnet.method.metrics import clustering_accuracy
+from sptnet.method.prompts import Prompt
+from sptnet.run.durable import write_whole
+from sptnet.run.folder import METRICS, PREDICTIONS, load_model, read_config, writing
 from sptnet.strategy.base import Strategy, parameter_groups
+from sptnet.strategy.collectives import gather_rows, rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_strategy
 
 PROTOCOLS: tuple[Kind, Kind] = ("unlabelled", "test")
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(SptnetError, RuntimeError):
     """Predictions that are not one of every sample; no number is given."""
 
 
@@ -141,11 +141,11 @@ def evaluate_run(folder: Path) -> dict[str, Any] | None:
         RunError, DatasetError, EvaluationError: nothing to evaluate, or damage.
     """
     config = read_config(folder)
-    accelerator, asked = connect(config.collective_timeout_s)
+    accelerator, launch = connect(config.collective_timeout_s)
     store = build_store(config)
     model, prompt = build_model(config, store.manifest, pretrained=False)
     load_model(folder, model, prompt)
-    strategy = create_strategy(accelerator, asked, model, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1)
+    strategy = create_strategy(accelerator, launch, model, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1)
     if prompt is not None:
         prompt.to(accelerator.device)
     evaluated = evaluate(strategy, prompt, config, store)
@@ -155,9 +155,3 @@ def evaluate_run(folder: Path) -> dict[str, Any] | None:
         return None
     save_evaluation(folder, config.method, *evaluated)
     return evaluated[0]
-
-
-if __name__ == "__main__":
-    from sptnet.cli import main
-
-    leave(main(["eval", *sys.argv[1:]]))

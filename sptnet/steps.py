@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sptnet.collectives import gather_views, gather_with_local_graph, world_size
-from sptnet.losses import GCDLoss, GCDTerms
-from sptnet.model import Outputs
-from sptnet.prompts import Prompt
-from sptnet.schedule import Schedule
+from sptnet.method.losses import GCDLoss, GCDTerms
+from sptnet.method.model import Outputs
+from sptnet.method.prompts import Prompt
+from sptnet.method.schedule import Schedule
 from sptnet.strategy.base import Strategy
+from sptnet.strategy.collectives import gather_views, gather_with_local_graph, world_size
 
 Forward = Callable[[Tensor], Outputs]  # [V, b, 3, H, W] -> outputs of 2b images, view-major
 PROJECTIONS, LOGITS = 1, 2  # fields of Outputs

@@ -1,9 +1,8 @@
 """The training loop: SPTNet's two alternating phases, or SimGCD's single one.
 
-`accelerate launch --config_file launch/ddp.yaml -m sptnet.train CONFIG [section.key=value ...]`
+`accelerate launch --config_file launch/ddp.yaml -m sptnet train CONFIG [section.key=value ...]`
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,35 +14,33 @@ from filelock import FileLock
 from torch import nn
 
 from sptnet.build import build_data, build_loss, build_model, build_schedule
-from sptnet.checkpoint import is_of_run, remove_from
-from sptnet.collectives import leave, rank, world_size
 from sptnet.config import Config, ConfigError, OptimizerConfig
 from sptnet.data.augment import normalise
 from sptnet.data.loader import Batch, train_batches
 from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store
 from sptnet.evaluate import evaluate, save_evaluation
-from sptnet.failures import told_where
-from sptnet.header import describe, size_of, warnings
-from sptnet.journal import Journal
-from sptnet.losses import GCDTerms
-from sptnet.model import PromptedViT
-from sptnet.nonfinite import NonFiniteGuard
-from sptnet.pace import Pace, matmul_peak, work_of_steps
-from sptnet.prompts import Prompt
-from sptnet.provenance import record_start
-from sptnet.recompute import checkpoint_blocks
-from sptnet.replaced import Replaced
-from sptnet.resume import agree_where_to_continue, backbone_of, numbers_of, restore
-from sptnet.run_folder import check_unfinished, mark_finished, open_run, save_model
-from sptnet.saving import Saver
-from sptnet.schedule import Schedule
-from sptnet.signals import StopRequest
+from sptnet.method.losses import GCDTerms
+from sptnet.method.model import PromptedViT
+from sptnet.method.prompts import Prompt
+from sptnet.method.schedule import Schedule
+from sptnet.run.checkpoint import is_of_run, remove_from
+from sptnet.run.folder import check_unfinished, mark_finished, open_run, save_model
+from sptnet.run.metrics_log import MetricsLog
+from sptnet.run.outcome import log_failed_step
+from sptnet.run.provenance import describe, record_start, size_of, warnings
+from sptnet.run.resume import agree_where_to_continue, backbone_of, numbers_of, restore
+from sptnet.run.saving import Saver
+from sptnet.run.signals import StopRequest
+from sptnet.run.throughput import Throughput, matmul_peak, work_of_steps
+from sptnet.run.tolerance import NonFiniteGuard, ReplacedSamples
+from sptnet.run.trackers import Trackers, named_trackers
 from sptnet.steps import Learner
 from sptnet.strategy.base import DTYPES, parameter_groups
-from sptnet.strategy.connect import Asked, connect
+from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.connect import LaunchSettings, connect
 from sptnet.strategy.create import create_strategy
-from sptnet.trackers import Trackers, named_trackers
+from sptnet.strategy.recompute import checkpoint_blocks
 
 
 def train(config: Config) -> bool:
@@ -56,7 +53,7 @@ def train(config: Config) -> bool:
 
     Raises:
         ConfigError, DatasetError, BackboneError, RunError, StrategyError, CheckpointError: before the first step.
-        DatasetError, EvaluationError, CheckpointError, FloatingPointError: on the way; the last checkpoint stays.
+        DatasetError, EvaluationError, CheckpointError, NonFiniteError: on the way; the last checkpoint stays.
     """
     check_unfinished(config)
     trackers = named_trackers(config)
@@ -65,13 +62,13 @@ def train(config: Config) -> bool:
         first = rank() == 0
         if first:
             open_run(config, run.start)
-        record_start(Path(config.run), run.start, run.learner.strategy.asked)
+        record_start(Path(config.run), run.start, run.learner.strategy.launch)
         told = Trackers(config, trackers if first else (), run.start)
-        with Journal(config, run.schedule.total_steps, run.figures, told, active=first) as journal:
-            journal.summary(f"sptnet train: {config.run}", header)
+        with MetricsLog(config, run.schedule.total_steps, run.figures, told, active=first) as log:
+            log.summary(f"sptnet train: {config.run}", header)
             for warning in warnings(config, run.schedule, run.learner.strategy.module.train_from_block):
-                journal.line(f"warning: {warning}")
-            done = run_steps(run, journal, stop)
+                log.line(f"warning: {warning}")
+            done = run_steps(run, log, stop)
         run.learner.strategy.accelerator.wait_for_everyone()
         if run.lock is not None:
             run.lock.release()
@@ -94,15 +91,15 @@ class Run:
     schedule: Schedule
     learner: Learner
     saver: Saver
-    pace: Pace
-    replaced: Replaced
+    throughput: Throughput
+    replaced: ReplacedSamples
     guard: NonFiniteGuard
     start: int
     continues: Path | None
     lock: FileLock | None
 
     def batches(self) -> Iterator[Batch]:
-        """This rank's slices of the steps to come; how long each is waited for goes into the pace."""
+        """This rank's slices of the steps to come; how long each is waited for goes into the throughput."""
         config = self.config
         batches = train_batches(
             self.store, self.order, augment=config.data.augment, image_size=config.model.image_size, seed=config.seed,
@@ -110,12 +107,12 @@ class Run:
             workers=config.data.workers, rank=rank(), world_size=world_size(),
             tolerated=config.data.tolerate_bad_samples,
         )  # fmt: skip
-        return self.pace.waiting(batches)
+        return self.throughput.waiting(batches)
 
     def figures(self) -> dict[str, float]:
         """What the metrics tell of the steps since they were last written."""
-        figures = self.pace.interval() | {"classes_used": self.learner.classes_used()}
-        if stall := self.saver.told_stall():
+        figures = self.throughput.interval() | {"classes_used": self.learner.classes_used()}
+        if stall := self.saver.pop_stall_seconds():
             figures["checkpoint_stall_s"] = round(stall, 4)
         return figures
 
@@ -125,21 +122,21 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
     store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)
     model, prompt = build_model(config, store.manifest)
-    accelerator, asked = connect(config.collective_timeout_s)
-    if config.data.batch_size % asked.world_size:
-        raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be dealt to {asked.world_size} processes")
+    accelerator, launch = connect(config.collective_timeout_s)
+    if config.data.batch_size % launch.world_size:
+        raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be dealt to {launch.world_size} processes")
     # all this is of the whole model: a strategy may take it apart
     numbers, backbone = numbers_of(config, store.manifest), backbone_of(config, model)
     size = size_of(model, prompt)
-    work = work_of_steps(model, prompt, config.data.batch_size // asked.world_size)
-    peak = matmul_peak(accelerator.device, DTYPES.get(asked.precision, torch.float32))
-    learner = assemble(config, accelerator, asked, model, prompt, schedule)
+    work = work_of_steps(model, prompt, config.data.batch_size // launch.world_size)
+    peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
+    learner = assemble(config, accelerator, launch, model, prompt, schedule)
     continues, lock = agree_where_to_continue(config)
     run = Run(
         config, store, order, schedule, learner,
         saver=Saver(config, learner, numbers, backbone),
-        pace=Pace(config.data.batch_size, asked.world_size, accelerator.device, work, peak),
-        replaced=Replaced(config.data.tolerate_bad_samples), guard=NonFiniteGuard(config),
+        throughput=Throughput(config.data.batch_size, launch.world_size, accelerator.device, work, peak),
+        replaced=ReplacedSamples(config.data.tolerate_bad_samples), guard=NonFiniteGuard(config),
         start=0, continues=continues, lock=lock,
     )  # fmt: skip
     if run.continues is not None:
@@ -155,16 +152,16 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
 def assemble(
     config: Config,
     accelerator: Accelerator,
-    asked: Asked,
+    launch: LaunchSettings,
     model: PromptedViT,
     prompt: Prompt | None,
     schedule: Schedule,
 ) -> Learner:
     """Put model, prompt, their optimizers, the strategy and the loss together."""
     checkpoint_blocks(model, config.memory.gradient_checkpointing)
-    images_per_rank = config.data.batch_size // asked.world_size
+    images_per_rank = config.data.batch_size // launch.world_size
     strategy = create_strategy(
-        accelerator, asked, model, lambda m: build_optimizer(config.optimizer, m), images_per_rank
+        accelerator, launch, model, lambda m: build_optimizer(config.optimizer, m), images_per_rank
     )  # fmt: skip
     prompt_optimizer = None
     if prompt is not None:
@@ -182,29 +179,29 @@ def build_optimizer(spec: OptimizerConfig, model: nn.Module) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=spec.lr)
 
 
-def run_steps(run: Run, journal: Journal, stop: StopRequest) -> int:
+def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> int:
     """Take the steps that are left, or those until asked to stop; returns how many are done, from the run's first."""
     config, total, done = run.config, run.schedule.total_steps, run.start
-    run.pace.restart()
+    run.throughput.restart()
     for batch in run.batches():
         done = batch.step + 1
-        with told_where(run.schedule.phase(batch.step), batch.step):
+        with log_failed_step(run.schedule.phase(batch.step), batch.step):
             terms = take_step(run, batch)
-            run.pace.step(run.schedule.phase(batch.step))
-            journal.step(facts_of(run, batch), terms)
+            run.throughput.step(run.schedule.phase(batch.step))
+            log.step(facts_of(run, batch), terms)
             if done == total or done % (config.evaluate.every * run.schedule.steps_per_epoch) == 0:
-                journal.flush()
-                evaluate_now(run, journal, done)
-                run.pace.restart()
+                log.flush()
+                evaluate_now(run, log, done)
+                run.throughput.restart()
             stopping = done < total and stop.on_any_rank(run.learner.strategy.device)
             if stopping or (done % config.checkpoint.every == 0 and done < total):
-                journal.flush(durable=True)  # what is told of the steps before a checkpoint is on disk when it is
+                log.flush(durable=True)  # what is told of the steps before a checkpoint is on disk when it is
                 run.saver.save(done, {"bad_samples": run.replaced.total, "skipped_steps": run.guard.skipped})
             run.saver.poll()
         if stopping:
             run.saver.wait()
             again = "the same command" if config.resume.source == "auto" else "the same command with resume=auto"
-            journal.line(f"asked to stop after step {done} of {total}: {again} continues")
+            log.line(f"asked to stop after step {done} of {total}: {again} continues")
             break
     run.saver.wait()
     return done
@@ -227,20 +224,14 @@ def facts_of(run: Run, batch: Batch) -> dict[str, Any]:
     return facts | rates | run.replaced.in_step(batch) | run.guard.told()
 
 
-def evaluate_now(run: Run, journal: Journal, done: int) -> None:
+def evaluate_now(run: Run, log: MetricsLog, done: int) -> None:
     """Evaluate, and save the model with its results; all ranks call it."""
     config, learner, folder = run.config, run.learner, Path(run.config.run)
     evaluated, state = evaluate(learner.strategy, learner.prompt, config, run.store), learner.strategy.full_state()
     if evaluated is None:
         return
     save_model(folder, state, learner.prompt, done)
-    journal.evaluation(done, evaluated[0])
+    log.evaluation(done, evaluated[0])
     if done == run.schedule.total_steps:
         save_evaluation(folder, config.method, *evaluated)
         mark_finished(folder)
-
-
-if __name__ == "__main__":
-    from sptnet.cli import main
-
-    leave(main(["train", *sys.argv[1:]]))

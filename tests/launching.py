@@ -9,7 +9,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def launcher(strategy, processes, precision="no"):
-    """The command up to `-m sptnet.train`."""
+    """The command up to `-m sptnet train`."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"{ROOT}/launch/{strategy}.yaml"]
     command += ["--num_processes", str(processes), "--mixed_precision", precision]
     return command + (["--main_process_port", "0"] if processes > 1 else [])

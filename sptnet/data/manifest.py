@@ -22,6 +22,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from sptnet.errors import Outcome, SptnetError
+
 SCHEMA = "sptnet-shards/2"
 MANIFEST = "manifest.json"
 Kind = Literal["labelled", "unlabelled", "test"]
@@ -30,12 +32,14 @@ INDEX_DTYPE = np.dtype([("uid", "<i8"), ("target", "<i8"), ("offset", "<i8"), ("
 INDEX_HEADER = 4096  # bytes; more than numpy's header of such an array can have
 
 
-class DatasetError(ValueError):
+class DatasetError(SptnetError, ValueError):
     """A dataset that cannot be read as one; the message names the file."""
 
 
 class UnreachableError(DatasetError):
     """Shards that could not be read now, and perhaps can later: a network or a disk that fails."""
+
+    outcome: Outcome = "retry"
 
 
 @dataclass(frozen=True)

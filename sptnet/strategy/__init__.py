@@ -1,1 +1,11 @@
-"""How a run is spread over processes."""
+"""How a run is spread over processes: one process, DDP, FSDP2 or DeepSpeed ZeRO, behind one interface.
+
+    connect       joins the processes, and checks that one got what was asked for
+    create        the strategy that was asked for
+    base          what the training loop needs of one; `plain` (single, DDP), `fsdp` and `zero` are the three kinds
+    collectives   the gathers of objective and evaluation
+    recompute     gradient checkpointing
+
+May import `config`, `method` and `errors`. The prompts stay outside: they are the same on every
+rank. Begin with `base.py`.
+"""

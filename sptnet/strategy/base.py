@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from sptnet.model import Outputs, PromptedViT
-from sptnet.strategy.connect import Asked
+from sptnet.method.model import Outputs, PromptedViT
+from sptnet.strategy.connect import LaunchSettings
 
 FP16_SCALE = 1024.0  # torch begins at 65,536, and leaves out steps until it has come down
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,7 +22,7 @@ class Strategy(ABC):
 
     Attributes:
         module: the model whose parameters are trained; what the prompt phase and the evaluation call.
-        asked: strategy, world size and precision, as checked.
+        launch: strategy, world size and precision, as checked.
         _wrapped: what the model phase calls; it holds `module`, or is it.
         _optimizer: whose parameter groups hold the learning rate.
     """
@@ -31,8 +31,8 @@ class Strategy(ABC):
     _wrapped: nn.Module
     _optimizer: torch.optim.Optimizer
 
-    def __init__(self, accelerator: Accelerator, asked: Asked):
-        self.accelerator, self.asked = accelerator, asked
+    def __init__(self, accelerator: Accelerator, launch: LaunchSettings):
+        self.accelerator, self.launch = accelerator, launch
         self.device = accelerator.device
 
     @property
@@ -89,11 +89,11 @@ class Strategy(ABC):
     @property
     def prompt_loss_scale(self) -> float:
         """Factor on the loss of the prompt phase: fp16 would lose small gradients on their way to the pixels."""
-        return FP16_SCALE if self.asked.precision == "fp16" else 1.0
+        return FP16_SCALE if self.launch.precision == "fp16" else 1.0
 
     def autocast(self) -> torch.autocast:
         """Computation in the asked precision; parameters are float32 in every one."""
-        dtype = DTYPES.get(self.asked.precision)
+        dtype = DTYPES.get(self.launch.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
@@ -118,7 +118,7 @@ class Strategy(ABC):
 
     def sum_over_ranks(self, tensors: list[Tensor]) -> list[Tensor]:
         """Add up small tensors over the ranks, in one collective."""
-        if self.asked.world_size == 1:
+        if self.launch.world_size == 1:
             return tensors
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
@@ -164,9 +164,9 @@ class Strategy(ABC):
 class TorchStrategy(Strategy):
     """What strategies share whose optimizer is torch's own, in this process."""
 
-    def __init__(self, accelerator: Accelerator, asked: Asked):
-        super().__init__(accelerator, asked)
-        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=FP16_SCALE, enabled=asked.precision == "fp16")
+    def __init__(self, accelerator: Accelerator, launch: LaunchSettings):
+        super().__init__(accelerator, launch)
+        self._scaler = torch.amp.GradScaler(self.device.type, init_scale=FP16_SCALE, enabled=launch.precision == "fp16")
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -175,7 +175,7 @@ class TorchStrategy(Strategy):
     def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
         self._optimizer.zero_grad()
         for loss in losses:
-            self._scaler.scale(loss() * self.asked.world_size).backward()
+            self._scaler.scale(loss() * self.launch.world_size).backward()
         if self._scaler.is_enabled():
             return []
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]

@@ -8,15 +8,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
+from sptnet.errors import SptnetError
+
 Precision = Literal["no", "bf16", "fp16"]
 StrategyName = Literal["single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
 
 
-class StrategyError(RuntimeError):
+class StrategyError(SptnetError, RuntimeError):
     """Another strategy, world size or precision than was asked for."""
 
+    on_all_ranks = True
 
-class Asked(NamedTuple):
+
+class LaunchSettings(NamedTuple):
     """What the accelerate configuration asks for; `shard_size`: ranks that share one copy of the weights (hsdp)."""
 
     strategy: StrategyName
@@ -25,7 +29,7 @@ class Asked(NamedTuple):
     shard_size: int
 
 
-def asked_for() -> Asked:
+def launch_settings() -> LaunchSettings:
     """Read what `accelerate launch` put into the environment.
 
     Raises:
@@ -62,10 +66,10 @@ def asked_for() -> Asked:
                 f"{copies} copies of {shard_size} shards are not {world_size} processes: set dp_replicate_size and "
                 "dp_shard_size of the accelerate configuration (launch/hsdp.yaml)"
             )
-    return Asked(name, world_size, precision, shard_size)  # type: ignore[arg-type]
+    return LaunchSettings(name, world_size, precision, shard_size)  # type: ignore[arg-type]
 
 
-def connect(timeout_s: float) -> tuple[Accelerator, Asked]:
+def connect(timeout_s: float) -> tuple[Accelerator, LaunchSettings]:
     """Start accelerate, over NCCL on GPUs, over gloo without them.
 
     Args:
@@ -75,8 +79,8 @@ def connect(timeout_s: float) -> tuple[Accelerator, Asked]:
         StrategyError: what was asked for and what accelerate gave differ. Accelerate falls back silently: on a machine
             without GPUs a CPU flag makes it forget DeepSpeed, and no CPU flag makes N processes N unconnected runs.
     """
-    asked, on_gpu = asked_for(), torch.cuda.is_available()
-    zero = asked.strategy.startswith("zero")
+    launch, on_gpu = launch_settings(), torch.cuda.is_available()
+    zero = launch.strategy.startswith("zero")
     if zero and not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
     if not on_gpu:
@@ -90,20 +94,20 @@ def connect(timeout_s: float) -> tuple[Accelerator, Asked]:
         cpu=not on_gpu and not zero,
         # precision is the strategies' own affair: accelerate would turn the parameters to bf16 under DeepSpeed
         mixed_precision="no",
-        kwargs_handlers=[group] if asked.world_size > 1 or zero else None,
+        kwargs_handlers=[group] if launch.world_size > 1 or zero else None,
     )
-    _check(asked, accelerator)
-    return accelerator, asked
+    _check(launch, accelerator)
+    return accelerator, launch
 
 
-def _check(asked: Asked, accelerator: Accelerator) -> None:
+def _check(launch: LaunchSettings, accelerator: Accelerator) -> None:
     got = accelerator.num_processes
-    if asked.world_size != got:
+    if launch.world_size != got:
         raise StrategyError(
-            f"{asked.world_size} processes were asked for, accelerate connected {got}: start with accelerate launch"
+            f"{launch.world_size} processes were asked for, accelerate connected {got}: start with accelerate launch"
         )
-    if asked.strategy.startswith("zero") != (accelerator.distributed_type == DistributedType.DEEPSPEED):
+    if launch.strategy.startswith("zero") != (accelerator.distributed_type == DistributedType.DEEPSPEED):
         raise StrategyError(
-            f"{asked.strategy} was asked for, accelerate gives {accelerator.distributed_type.value}: is deepspeed "
+            f"{launch.strategy} was asked for, accelerate gives {accelerator.distributed_type.value}: is deepspeed "
             "installed (pip install -c constraints.txt -e '.[deepspeed]'), and ACCELERATE_USE_CPU not set?"
         )

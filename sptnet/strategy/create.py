@@ -6,9 +6,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sptnet.model import PromptedViT
+from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import Strategy
-from sptnet.strategy.connect import Asked, StrategyError
+from sptnet.strategy.connect import LaunchSettings, StrategyError
 from sptnet.strategy.fsdp import FSDPStrategy
 from sptnet.strategy.plain import PlainStrategy
 from sptnet.strategy.zero import ZeroStrategy
@@ -20,7 +20,7 @@ WRAPPERS = {"single": "PromptedViT", "ddp": "DistributedDataParallel", "fsdp2": 
 
 def create_strategy(
     accelerator: Accelerator,
-    asked: Asked,
+    launch: LaunchSettings,
     model: PromptedViT,
     optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     images_per_rank: int,
@@ -35,15 +35,15 @@ def create_strategy(
         StrategyError: what was asked for and what one got differ.
     """
     strategy: Strategy
-    if asked.strategy.startswith("zero"):
-        strategy = ZeroStrategy(accelerator, asked, model, optimizer_of, images_per_rank)
-        if (got := f"zero{strategy.stage}") != asked.strategy:
-            raise StrategyError(f"{asked.strategy} was asked for, DeepSpeed runs {got}")
-    elif asked.strategy in ("fsdp2", "hsdp"):
-        strategy = FSDPStrategy(accelerator, asked, model, optimizer_of)
+    if launch.strategy.startswith("zero"):
+        strategy = ZeroStrategy(accelerator, launch, model, optimizer_of, images_per_rank)
+        if (got := f"zero{strategy.stage}") != launch.strategy:
+            raise StrategyError(f"{launch.strategy} was asked for, DeepSpeed runs {got}")
+    elif launch.strategy in ("fsdp2", "hsdp"):
+        strategy = FSDPStrategy(accelerator, launch, model, optimizer_of)
     else:
-        strategy = PlainStrategy(accelerator, asked, model, optimizer_of)
-    if strategy.wrapper != WRAPPERS[asked.strategy]:
-        wanted = WRAPPERS[asked.strategy]
-        raise StrategyError(f"{asked.strategy} was asked for, which makes a {wanted}, not a {strategy.wrapper}")
+        strategy = PlainStrategy(accelerator, launch, model, optimizer_of)
+    if strategy.wrapper != WRAPPERS[launch.strategy]:
+        wanted = WRAPPERS[launch.strategy]
+        raise StrategyError(f"{launch.strategy} was asked for, which makes a {wanted}, not a {strategy.wrapper}")
     return strategy

@@ -9,9 +9,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sptnet.model import PromptedViT
+from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import TorchStrategy
-from sptnet.strategy.connect import Asked
+from sptnet.strategy.connect import LaunchSettings
 
 
 class FSDPStrategy(TorchStrategy):
@@ -25,12 +25,12 @@ class FSDPStrategy(TorchStrategy):
     def __init__(
         self,
         accelerator: Accelerator,
-        asked: Asked,
+        launch: LaunchSettings,
         model: PromptedViT,
         optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     ):
-        super().__init__(accelerator, asked)
-        mesh = _mesh(self.device.type, asked)
+        super().__init__(accelerator, launch)
+        mesh = _mesh(self.device.type, launch)
         model.to(self.device)
         for block in model.backbone.blocks:
             fully_shard(block, mesh=mesh)
@@ -71,11 +71,11 @@ class FSDPStrategy(TorchStrategy):
         }
 
 
-def _mesh(device: str, asked: Asked) -> DeviceMesh:
-    if asked.strategy == "fsdp2":
-        return init_device_mesh(device, (asked.world_size,))
-    copies = asked.world_size // asked.shard_size
-    return init_device_mesh(device, (copies, asked.shard_size), mesh_dim_names=("replicate", "shard"))
+def _mesh(device: str, launch: LaunchSettings) -> DeviceMesh:
+    if launch.strategy == "fsdp2":
+        return init_device_mesh(device, (launch.world_size,))
+    copies = launch.world_size // launch.shard_size
+    return init_device_mesh(device, (copies, launch.shard_size), mesh_dim_names=("replicate", "shard"))
 
 
 def _full(tensor: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sptnet.model import PromptedViT
+from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import TorchStrategy
-from sptnet.strategy.connect import Asked
+from sptnet.strategy.connect import LaunchSettings
 
 
 class PlainStrategy(TorchStrategy):
@@ -18,11 +18,11 @@ class PlainStrategy(TorchStrategy):
     def __init__(
         self,
         accelerator: Accelerator,
-        asked: Asked,
+        launch: LaunchSettings,
         model: PromptedViT,
         optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     ):
-        super().__init__(accelerator, asked)
+        super().__init__(accelerator, launch)
         self._wrapped = accelerator.prepare(model)
         self.module = cast(PromptedViT, accelerator.unwrap_model(self._wrapped))
         self._optimizer = optimizer_of(self.module)

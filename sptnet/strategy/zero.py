@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sptnet.model import Outputs, PromptedViT
+from sptnet.method.model import Outputs, PromptedViT
 from sptnet.strategy.base import FP16_SCALE, Strategy
-from sptnet.strategy.connect import Asked
+from sptnet.strategy.connect import LaunchSettings
 
 
 class ZeroStrategy(Strategy):
@@ -23,14 +23,14 @@ class ZeroStrategy(Strategy):
     def __init__(
         self,
         accelerator: Accelerator,
-        asked: Asked,
+        launch: LaunchSettings,
         model: PromptedViT,
         optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
         images_per_rank: int,
     ):
-        super().__init__(accelerator, asked)
+        super().__init__(accelerator, launch)
         plugin = accelerator.state.deepspeed_plugin
-        plugin.deepspeed_config.update(_settings(asked, images_per_rank))
+        plugin.deepspeed_config.update(_settings(launch, images_per_rank))
         self._engine, self._optimizer = accelerator.prepare(model, optimizer_of(model))
         self._wrapped = self._engine
         self.module = cast(PromptedViT, self._engine.module)
@@ -52,8 +52,8 @@ class ZeroStrategy(Strategy):
     def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
         for i, loss in enumerate(losses):
             self._engine.set_gradient_accumulation_boundary(i == len(losses) - 1)
-            self._engine.backward(loss() * self.asked.world_size)
-        if self.asked.precision == "fp16":
+            self._engine.backward(loss() * self.launch.world_size)
+        if self.launch.precision == "fp16":
             return []  # scaled, and looked at by DeepSpeed's own loss scaler
         shards = self._engine.optimizer.averaged_gradients.values()
         return [gradient for shard in shards if shard is not None for gradient in shard if gradient is not None]
@@ -149,12 +149,12 @@ def _is_count(value: object) -> bool:
     return isinstance(value, Tensor) and value.ndim == 0
 
 
-def _settings(asked: Asked, images_per_rank: int) -> dict[str, Any]:
+def _settings(launch: LaunchSettings, images_per_rank: int) -> dict[str, Any]:
     """DeepSpeed's configuration beside what the accelerate configuration says, all of it explicit."""
-    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(asked.precision)
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(launch.precision)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": images_per_rank,
-        "train_batch_size": images_per_rank * asked.world_size,
+        "train_batch_size": images_per_rank * launch.world_size,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,  # SGD, and AdamW as torch has it

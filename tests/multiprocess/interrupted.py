@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 from launching import ENVIRONMENT, ROOT, launcher
 
-from sptnet.checkpoint import checkpoints, read_facts
+from sptnet.run.checkpoint import checkpoints, read_facts
 
 # 22 steps per epoch; phases of 4 steps and checkpoints every 3: continued in the middle of either phase
 SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "checkpoint.every=3", "log_every=2",
@@ -19,7 +19,7 @@ SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "
 def command(run, data, strategy, processes, *extra):
     """The command of a user; `strategy` may name a precision: "zero2 fp16"."""
     strategy, _, precision = strategy.partition(" ")
-    train = ["-m", "sptnet.train", "configs/quickstart.yaml", f"run={run}", f"data.root={data}"]
+    train = ["-m", "sptnet", "train", "configs/quickstart.yaml", f"run={run}", f"data.root={data}"]
     return [*launcher(strategy, processes, precision or "no"), *train, *SMALL, *extra]
 
 

@@ -16,7 +16,7 @@ from interrupted import command, finish, kill, killed_at, last_step, start, step
 from launching import ENVIRONMENT, ROOT
 from safetensors.torch import load_file
 
-from sptnet.checkpoint import checkpoints, read_facts
+from sptnet.run.checkpoint import checkpoints, read_facts
 
 SLOW = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def test_a_run_of_every_strategy_ends_with_the_whole_model(digits, tmp_path, str
 def test_asked_to_stop_it_leaves_a_checkpoint_and_says_so(whole, digits, tmp_path, number):
     run = tmp_path / "run"
     launched = command(run, digits, "single", 1)
-    plain = [sys.executable, *launched[launched.index("sptnet.train") - 1 :]]  # the exit code is the process's own
+    plain = [sys.executable, *launched[launched.index("sptnet") - 1 :]]  # the exit code is the process's own
     process = subprocess.Popen(plain, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     until_checkpoint(process, run, 3)
     process.send_signal(number)
@@ -145,7 +145,7 @@ def test_other_numbers_are_refused_with_the_list_of_differences(whole, digits, t
 def test_an_evaluation_on_the_way_does_not_finish_a_run(whole, digits, tmp_path):
     run = tmp_path / "run"
     killed_at(24, run, digits, "single", 1, "evaluate.every=1")
-    ran = subprocess.run([sys.executable, "-m", "sptnet.evaluate", run], cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, "-m", "sptnet", "eval", run], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0
     assert (
         f"{run} is not finished: its model.safetensors is of step 22, its newest checkpoint step-0000000" in ran.stderr
@@ -191,7 +191,7 @@ def test_started_anew_it_forgets_its_checkpoints(whole, digits, tmp_path):
 def rank_of(process, rank):
     """The process of a rank, of a run that `start` started."""
     below = psutil.Process(process.pid).children(recursive=True)
-    return next(p for p in below if "sptnet.train" in p.cmdline() and p.environ().get("RANK") == str(rank))
+    return next(p for p in below if "sptnet" in p.cmdline() and p.environ().get("RANK") == str(rank))
 
 
 def test_a_rank_that_dies_ends_the_others_and_is_named(digits, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from interrupted import finish, killed_at, last_step, steps_of
 
-from sptnet.checkpoint import checkpoints, read_facts
+from sptnet.run.checkpoint import checkpoints, read_facts
 
 pytestmark = pytest.mark.soak
 LONG = ["schedule.epochs=32", "evaluate.every=32", "checkpoint.every=1", "optimizer.name=sgd", "optimizer.lr=0.001",

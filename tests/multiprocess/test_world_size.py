@@ -125,7 +125,7 @@ def test_lost_and_doubled_samples_are_caught(told, world):
 def trained(digits, tmp_path_factory):
     """A short SPTNet run on two processes, through the command that users call."""
     folder = tmp_path_factory.mktemp("run") / "sptnet"
-    arguments = ["-m", "sptnet.train", "configs/quickstart.yaml", f"run={folder}", f"data.root={digits}"]
+    arguments = ["-m", "sptnet", "train", "configs/quickstart.yaml", f"run={folder}", f"data.root={digits}"]
     arguments += ["init=null", "schedule.epochs=2", "schedule.k=5", "evaluate.every=1", "checkpoint.every=12"]
     ran = launch(arguments, 2)
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -164,7 +164,7 @@ def test_tensorboard_is_told_the_same(trained):
 def test_eval_gives_the_identical_result_on_any_number_of_processes(trained, strategy, processes):
     metrics, predictions = json.loads((trained / "metrics.json").read_text()), np.load(trained / "predictions.npz")
     before = {name: predictions[name] for name in predictions.files}
-    ran = launch(["-m", "sptnet.evaluate", str(trained)], processes, strategy)
+    ran = launch(["-m", "sptnet", "eval", str(trained)], processes, strategy)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert json.loads((trained / "metrics.json").read_text()) == metrics
     after = np.load(trained / "predictions.npz")
@@ -175,7 +175,8 @@ def test_eval_gives_the_identical_result_on_any_number_of_processes(trained, str
 def test_a_finished_run_is_not_overwritten_and_mistakes_are_one_line(trained, digits):
     arguments = [
         "-m",
-        "sptnet.train",
+        "sptnet",
+        "train",
         "configs/quickstart.yaml",
         f"run={trained}",
         f"data.root={digits}",
@@ -197,7 +198,7 @@ def test_a_mistake_is_told_once_also_by_a_rank_0_that_comes_late(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(4)\n"
     )
-    arguments = ["-m", "sptnet.train", "configs/quickstart.yaml", "seeed=1"]
+    arguments = ["-m", "sptnet", "train", "configs/quickstart.yaml", "seeed=1"]
     ran = launch(arguments, 2, PYTHONPATH=str(tmp_path))
     assert ran.returncode != 0
     told = [line for line in ran.stderr.splitlines() if line.startswith("error")]
@@ -212,7 +213,7 @@ def test_tolerated_damage_is_counted_over_all_ranks_and_limited(digits, tmp_path
         with open(root / shard.file, "r+b") as tar:
             tar.seek(offset)
             tar.write(bytes(size))
-    arguments = ["-m", "sptnet.train", "configs/quickstart_simgcd.yaml", f"data.root={root}"]
+    arguments = ["-m", "sptnet", "train", "configs/quickstart_simgcd.yaml", f"data.root={root}"]
     arguments += ["schedule.epochs=2", "evaluate.every=2"]
     ran = launch([*arguments, f"run={tmp_path / 'run'}", "data.tolerate_bad_samples=100"], 2)
     assert ran.returncode == 0, ran.stderr[-3000:]

@@ -13,13 +13,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from sptnet.build import build_data, build_model, build_schedule
-from sptnet.collectives import gather_rows, gather_views, leave, rank, world_size
 from sptnet.config import load_config
 from sptnet.data.augment import normalise
 from sptnet.data.loader import train_batches
 from sptnet.evaluate import evaluate, exactly_once, expected_uids, predict
-from sptnet.resume import prompt_state
+from sptnet.run.resume import prompt_state
 from sptnet.steps import NonFiniteStep
+from sptnet.strategy.collectives import exit_process, gather_rows, gather_views, rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.train import assemble
 
@@ -37,11 +37,11 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
     store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)
     model, prompt = build_model(config, store.manifest)
-    accelerator, asked = connect(config.collective_timeout_s)
-    learner = assemble(config, accelerator, asked, model, prompt, schedule)
-    assert (asked.strategy, asked.world_size, world_size(), accelerator.num_processes) == (strategy, size, size, size)
+    accelerator, launch = connect(config.collective_timeout_s)
+    learner = assemble(config, accelerator, launch, model, prompt, schedule)
+    assert (launch.strategy, launch.world_size, world_size(), accelerator.num_processes) == (strategy, size, size, size)
     assert_wrapped(learner.strategy, strategy)
-    assert asked.precision == precision
+    assert launch.precision == precision
 
     batches = train_batches(
         store, order, augment=config.data.augment, image_size=24, seed=0,
@@ -69,7 +69,7 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
             "predictions": {k: [v.tolist() for v in p] for k, p in predictions.items()},
         }  # fmt: skip
         out.write_text(json.dumps(told))
-    leave(0)
+    exit_process(0)
 
 
 def assert_wrapped(strategy, name) -> None:

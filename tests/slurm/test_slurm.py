@@ -135,7 +135,7 @@ def alone(digits, tmp_path_factory):
             ("quickstart_simgcd", [f"run={root}/simgcd"]),
             ("quickstart", [f"run={root}/sptnet", f"init={root}/simgcd"]),
         ):
-            command = [*launcher("ddp", 2), "-m", "sptnet.train", f"configs/{config}.yaml", *shared, *more]
+            command = [*launcher("ddp", 2), "-m", "sptnet", "train", f"configs/{config}.yaml", *shared, *more]
             ran = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
             assert ran.returncode == 0, ran.stderr[-3000:]
         return root

@@ -5,17 +5,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from sptnet.losses import GCDLoss
-from sptnet.metrics import clustering_accuracy
-from sptnet.model import DINOHead
-from sptnet.prompts import create_prompt
-from sptnet.reference import FRAME_SIDES, _frame_image, load_reference
-from sptnet.schedule import Schedule
+from sptnet.method.losses import GCDLoss
+from sptnet.method.metrics import clustering_accuracy
+from sptnet.method.model import DINOHead
+from sptnet.method.prompts import create_prompt
+from sptnet.method.reference import FRAME_SIDES, _frame_image, load_reference
+from sptnet.method.schedule import Schedule
+from sptnet.method.weights import BackboneError
 from sptnet.steps import Learner
 from sptnet.strategy.base import parameter_groups
-from sptnet.strategy.connect import asked_for
+from sptnet.strategy.connect import launch_settings
 from sptnet.strategy.plain import PlainStrategy
-from sptnet.weights import BackboneError
 
 
 @pytest.mark.parametrize("epoch", [0, 5, 30])
@@ -114,7 +114,7 @@ def test_a_whole_alternating_run(reference, tmp_path):
         model_lr=0.05, final_factor=0.1, teacher_warmup_epochs=2,
     )  # fmt: skip
     strategy = PlainStrategy(
-        Accelerator(cpu=True), asked_for(), model,
+        Accelerator(cpu=True), launch_settings(), model,
         lambda m: torch.optim.SGD(parameter_groups(m, 5e-4), lr=0.05, momentum=0.9),
     )  # fmt: skip
     prompt_optimizer = torch.optim.SGD(prompt.parameters(), lr=1.0, momentum=0.9)

@@ -1,27 +1,16 @@
-"""Losses, metrics, schedule and configuration: their edges."""
+"""Losses, accuracy and schedule: their edges."""
 
-import errno
 import math
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sptnet.build import build_data
-from sptnet.checkpoint import CheckpointError
-from sptnet.config import ConfigError, load_config
-from sptnet.data.manifest import UnreachableError
-from sptnet.losses import GCDLoss, mean_entropy_gap
-from sptnet.metrics import clustering_accuracy
-from sptnet.outcome import note, outcome_of
-from sptnet.run_folder import OccupiedError, RunError, writing
-from sptnet.schedule import Schedule
-
-CONFIGS = Path(__file__).parents[1] / "configs"
+from sptnet.method.losses import GCDLoss, mean_entropy_gap
+from sptnet.method.metrics import clustering_accuracy
+from sptnet.method.schedule import Schedule
 
 
 def test_a_batch_without_labels_has_a_finite_loss_and_gradient():
@@ -105,70 +94,3 @@ def test_teacher_temperature():
     assert [schedule.teacher_temperature_at(2 * epoch) for epoch in range(7)] == pytest.approx(expected)
     assert Schedule(2, 2, teacher_warmup_epochs=30).teacher_temperature_at(3) > 0.06  # shorter than its warm-up
     assert Schedule(2, 2, teacher_warmup_epochs=0).teacher_temperature_at(0) == 0.04
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("data.batch_sise=64", "data.batch_sise is not a known key"),
-        ("data.batch_size=many", "data.batch_size is 'many', it should be a valid integer"),
-        ("data.batch_size=100", "data.batch_size 100 is not a multiple of 2 x data.streams = 8"),
-        ("schedule.epochs=0", "schedule.epochs is 0"),
-        ("method=sptnot", "method is 'sptnot'"),
-        ("data", "must read section.key=value"),
-    ],
-)
-def test_config_mistakes_are_one_clear_line(override, words):
-    with pytest.raises(ConfigError) as caught:
-        load_config(CONFIGS / "quickstart_simgcd.yaml", [override])
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_more_streams_than_shards_and_missing_shards(digits, tmp_path):
-    config = load_config(CONFIGS / "quickstart_simgcd.yaml", [f"data.root={digits}", "data.streams=32"])
-    with pytest.raises(ConfigError, match="16 labelled shards: use at most 16"):
-        build_data(config)
-    config = load_config(CONFIGS / "quickstart_simgcd.yaml", [f"data.root={tmp_path}"])
-    with pytest.raises(ValueError, match="holds no dataset"):
-        build_data(config)
-
-
-def test_where_to_continue_and_what_may_differ_add_up():
-    for overrides in (["resume=there", "resume.allow=[seed]"], ["resume.allow=[seed]", "resume=there"]):
-        resume = load_config(CONFIGS / "quickstart_simgcd.yaml", overrides).resume
-        assert (resume.source, resume.allow) == ("there", ("seed",))
-
-
-def unwritable(number):
-    try:
-        with writing(Path("model.safetensors")):
-            raise OSError(number, os.strerror(number))
-    except RunError as error:
-        return error
-
-
-@pytest.mark.parametrize(
-    ("error", "outcome"),
-    [(RuntimeError("peer gone"), "retry"), (OSError("network"), "retry"), (TypeError("bug"), "final"),
-     (torch.OutOfMemoryError("big"), "final"), (CheckpointError("damaged"), "final"),
-     (RunError("no folder"), "final"), (unwritable(errno.ESTALE), "retry"), (unwritable(errno.ENOSPC), "final"),
-     (UnreachableError("s3"), "retry"), (OccupiedError("trained by another process"), "retry")],
-)  # fmt: skip
-def test_an_outcome_is_left_where_asked(tmp_path, monkeypatch, error, outcome):
-    assert outcome_of(error) == outcome
-    monkeypatch.setenv("SPTNET_OUTCOME", str(tmp_path))
-    monkeypatch.setenv("RANK", "3")
-    note(outcome, f"two\nlines of {error}")
-    assert (tmp_path / "rank-3").read_text() == f"{outcome}: two lines of {error}\n"
-    monkeypatch.setenv("SPTNET_OUTCOME", str(tmp_path / "missing"))
-    note(outcome, "a disk that fails must not hide the error itself")
-
-
-def test_configs_inherit_and_read_numbers_as_people_write_them(tmp_path):
-    (tmp_path / "top.yaml").write_text(f"base: {CONFIGS / 'quickstart_simgcd.yaml'}\noptimizer: {{lr: 1e-3}}\n")
-    config = load_config(tmp_path / "top.yaml", ["seed=3"])
-    assert (config.optimizer.lr, config.optimizer.name, config.seed) == (1e-3, "adamw", 3)
-    (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
-    with pytest.raises(ConfigError, match="leads back"):
-        load_config(tmp_path / "loop.yaml")

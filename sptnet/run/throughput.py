@@ -9,14 +9,14 @@ from typing import TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sptnet.model import PromptedViT
-from sptnet.prompts import Prompt
+from sptnet.method.model import PromptedViT
+from sptnet.method.prompts import Prompt
 
 T = TypeVar("T")
 MEASURED_FOR = 0.2  # seconds; a matrix product reaches its speed after milliseconds
 
 
-class Pace:
+class Throughput:
     """Times the steps between two writes of the metrics; never asks the device for anything.
 
     Args:

@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock
 
-from sptnet.checkpoint import CheckpointError, Facts, checkpoints, digest, is_of_run, read_facts, read_tensors
-from sptnet.collectives import rank
 from sptnet.config import Config, flat
 from sptnet.data.manifest import Manifest
-from sptnet.model import PromptedViT
-from sptnet.run_folder import OccupiedError, RunError, lock_run
+from sptnet.method.model import PromptedViT
+from sptnet.run.checkpoint import CheckpointError, Facts, checkpoints, digest, is_of_run, read_facts, read_tensors
+from sptnet.run.folder import OccupiedError, RunError, lock_run
 from sptnet.steps import Learner
+from sptnet.strategy.collectives import rank
 
 # sections and keys of the configuration that decide the numbers; the others decide speed, place and what is told
 DECIDING = ("method", "seed", "data.batch_size", "data.streams", "data.window", "data.augment",

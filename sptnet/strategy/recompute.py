@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sptnet.config import Every
-from sptnet.model import PromptedViT
+from sptnet.method.model import PromptedViT
 
 
 def checkpoint_blocks(model: PromptedViT, spec: str | Every) -> None:

@@ -2,19 +2,22 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from sptnet.run_folder import METRICS, RunError, is_unfinished
+from sptnet.run.folder import METRICS, RunError, is_unfinished
 
 PROTOCOL_TITLES = {"unlabelled": "unlabelled (transductive)", "test": "test set"}
 NAMES = ("all", "old", "new")
+WIDTH_OF_A_LOG = 110  # columns
 
 
-def report(folders: Sequence[Path]) -> Table:
+def table_of_runs(folders: Sequence[Path]) -> Table:
     """All/Old/New of every run, under both protocols, in per cent.
 
     Raises:
@@ -28,7 +31,7 @@ def report(folders: Sequence[Path]) -> Table:
     return table
 
 
-def report_over_seeds(folders: Sequence[Path]) -> Table:
+def table_over_seeds(folders: Sequence[Path]) -> Table:
     """The mean of each method's runs, and their standard deviation (n - 1) where there are two or more, in per cent.
 
     Raises:
@@ -46,6 +49,11 @@ def report_over_seeds(folders: Sequence[Path]) -> Table:
             cells.append(_cell(results) if results else "-")
         table.add_row(method, str(len(runs)), *cells)
     return table
+
+
+def print_table(table: Table) -> None:
+    """To stdout, in a log at a width that cuts nothing off."""
+    Console(width=None if sys.stdout.isatty() else WIDTH_OF_A_LOG).print(table)
 
 
 def _table(second: str) -> Table:

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sptnet.weights import BackboneError, load_backbone
+from sptnet.method.weights import BackboneError, load_backbone
 
 
 class Outputs(NamedTuple):

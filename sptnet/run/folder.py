@@ -1,8 +1,8 @@
 """A run's folder: what is in it, how it is written and read.
 
-checkpoints/          to continue from; see sptnet/checkpoint.py
+checkpoints/          to continue from; see sptnet/run/checkpoint.py
 config.yaml           the configuration, complete
-starts.jsonl          a line per start: git revision, nodes, strategy, package versions; see sptnet/provenance.py
+starts.jsonl          a line per start: git revision, nodes, strategy, package versions; see sptnet/run/provenance.py
 log.txt               plain lines of what was printed
 metrics.jsonl         one line per step: losses, learning rates, phase, images/s; one per evaluation
 model.safetensors     `model.*` and `prompt.*`, with the number of steps done; written whole or not at all, after every
@@ -24,11 +24,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sptnet.checkpoint import checkpoints
 from sptnet.config import Config, ConfigError, load_config
-from sptnet.durable import write_whole
-from sptnet.model import PromptedViT
-from sptnet.prompts import Prompt
+from sptnet.errors import Outcome, SptnetError
+from sptnet.method.model import PromptedViT
+from sptnet.method.prompts import Prompt
+from sptnet.run.checkpoint import checkpoints
+from sptnet.run.durable import write_whole
+from sptnet.run.outcome import STAYING
 
 CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, LOCK, FINISHED = (
     "config.yaml", "model.safetensors", "metrics.json", "predictions.npz", "metrics.jsonl", "log.txt", "run.lock",
@@ -36,12 +38,16 @@ CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, LOCK, FINISHED = (
 )  # fmt: skip
 
 
-class RunError(ValueError):
+class RunError(SptnetError, ValueError):
     """A run folder that cannot be used as asked; the message says why."""
+
+    on_all_ranks = True
 
 
 class OccupiedError(RunError):
     """A run folder that another process trains in; it may be about to end."""
+
+    outcome: Outcome = "retry"
 
 
 @contextmanager
@@ -50,7 +56,9 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}; what was written before stays") from error
+        told = RunError(f"{path} cannot be written: {error.strerror}; what was written before stays")
+        told.outcome = "final" if error.errno in STAYING else "retry"
+        raise told from error
 
 
 def check_unfinished(config: Config) -> None:

@@ -10,13 +10,17 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from sptnet.errors import SptnetError
+
 WRAPPERS = ("model", "state_dict", "teacher")  # teacher: DINO's full training checkpoints
 PREFIXES = ("module.", "backbone.")
 NOT_BACKBONE = ("head.", "fc.", "mask_token", "dino_head", "ibot_head")
 
 
-class BackboneError(ValueError):
+class BackboneError(SptnetError, ValueError):
     """A backbone or a weight file that cannot be used; the message says why."""
+
+    on_all_ranks = True
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -17,12 +17,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sptnet.config import Config
-from sptnet.losses import GCDTerms
-from sptnet.run_folder import LOG, STEPS, writing
-from sptnet.trackers import Trackers
+from sptnet.method.losses import GCDTerms
+from sptnet.run.folder import LOG, STEPS, writing
+from sptnet.run.trackers import Trackers
 
 
-class Journal:
+class MetricsLog:
     """Written by rank 0; on other ranks it does nothing.
 
     Args:
@@ -51,7 +51,7 @@ class Journal:
             TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self.console,
         ) if active and sys.stderr.isatty() else None  # fmt: skip
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricsLog":
         if self._progress:
             self._progress.start()
             self._bar = self._progress.add_task("train", total=self.total_steps, phase="", note="")

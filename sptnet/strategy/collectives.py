@@ -62,7 +62,7 @@ def gather_rows(rows: Tensor, block: int = 4096) -> Tensor | None:
     return torch.cat(gathered) if gathered else rows.cpu()
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """End this process with an exit code.
 
     Where there is a process group the interpreter is not finalised: gloo's threads may then still hold what is being

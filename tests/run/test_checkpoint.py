@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from sptnet.checkpoint import CheckpointError, Facts, Writer, checkpoints, digest, read_facts, read_tensors, remove_from
+from sptnet.run.checkpoint import (
+    CheckpointError,
+    Facts,
+    checkpoints,
+    digest,
+    read_facts,
+    read_tensors,
+    remove_from,
+)
+from sptnet.run.saving import Writer
 
 TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "optimizer.a.step": torch.tensor(7.0), "prompt.b": torch.ones(4)}
 FACTS = Facts(

@@ -1,0 +1,29 @@
+"""Train a run, or continue it.
+
+In this process; on several: accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet train CONFIG
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+TO_BE_CONTINUED = os.EX_TEMPFAIL  # 75
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, help="a YAML file, e.g. configs/quickstart.yaml")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train; returns the exit code, 75 for a run that was asked to stop."""
+    from sptnet.config import load_config
+    from sptnet.run.outcome import record_outcome
+
+    config = load_config(arguments.config, arguments.overrides)
+    from sptnet.train import train
+
+    if train(config):
+        return 0
+    record_outcome("continue", "asked to stop")
+    return TO_BE_CONTINUED

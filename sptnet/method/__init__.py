@@ -1,0 +1,14 @@
+"""The paper, as functions and modules of one process: what is learned, what is minimised, how it is scored.
+
+    prompts     the pixels that SPTNet learns and adds to every image
+    model       a ViT that takes them, with SimGCD's head
+    losses      the objective of both methods
+    schedule    which phase a step is of, learning rates, the teacher's temperature
+    metrics     clustering accuracy over old and new classes
+    kmeans      semi-supervised k-means, the baseline
+    weights     backbones from files
+    reference   checkpoints of the papers' authors
+
+Knows no processes and no dataset, and imports nothing of `sptnet` but `errors`. Begin with `prompts.py`; the two steps
+that put these together are in `sptnet/steps.py`.
+"""

@@ -1,0 +1,175 @@
+"""Checkpoints are written in the background, whole or not at all; what training waits for is gathering the state."""
+
+import hashlib
+import json
+import secrets
+import shutil
+import threading
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from sptnet.config import Config
+from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, checkpoints, remove
+from sptnet.run.durable import sync_folder, write_through
+from sptnet.run.resume import prompt_state
+from sptnet.steps import Learner
+from sptnet.strategy.collectives import rank, world_size
+
+OTHERS_WAIT = 600  # seconds that rank 0 waits for the parts of the others
+
+
+class Saver:
+    """Checkpoints of one run: gathers the state, which training waits for, and hands it to a background writer.
+
+    Args:
+        numbers, backbone: what every checkpoint of this run says of itself; see sptnet/run/resume.py.
+    """
+
+    def __init__(self, config: Config, learner: Learner, numbers: dict[str, Any], backbone: dict[str, str]):
+        self.learner, self.numbers, self.backbone, self.full = learner, numbers, backbone, config.checkpoint.full
+        self._stall = 0.0
+        token = [secrets.token_hex(4)]
+        if dist.is_initialized():
+            dist.broadcast_object_list(token)
+        self._writer = Writer(Path(config.run), rank(), world_size(), config.checkpoint.keep, token[0])
+
+    def save(self, step: int, counters: dict[str, float]) -> None:
+        """Begin a checkpoint of the state before `step`; all ranks call it.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        start = time.perf_counter()
+        self._writer.wait()
+        strategy, mine = self.learner.strategy, lambda i: i % world_size() == rank()
+        tensors = strategy.trained_state(mine)
+        if self.full:
+            frozen = {n: p for n, p in strategy.module.named_parameters() if not p.requires_grad}
+            for i, (name, parameter) in enumerate(frozen.items()):
+                whole = strategy.full_parameter(parameter)
+                if mine(i):
+                    tensors[f"model.{name}"] = whole.to("cpu", copy=True)
+        if rank() == 0:
+            tensors |= prompt_state(self.learner)
+        launch = strategy.launch
+        written_by = {"strategy": launch.strategy, "world_size": launch.world_size, "precision": launch.precision}
+        if strategy.scaler is not None:
+            scaling = strategy.scaler.state_dict()
+            counters = counters | {"loss_scale": scaling["scale"], "steps_at_scale": scaling["_growth_tracker"]}
+        self._writer.begin(Facts(step, self.numbers, self.backbone, written_by, counters), tensors)
+        self._stall += time.perf_counter() - start
+
+    def pop_stall_seconds(self) -> float:
+        """Seconds that training waited for checkpoints since the last call."""
+        stall, self._stall = self._stall, 0.0
+        return stall
+
+    def poll(self) -> None:
+        """Raise CheckpointError if a checkpoint could not be written."""
+        self._writer.poll()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk; raises CheckpointError if it could not be written."""
+        self._writer.wait()
+
+
+class Writer:
+    """Writes a run's checkpoints, one at a time, in a thread; every rank has one.
+
+    Args:
+        run: the run's folder.
+        rank, world_size: of this process.
+        keep: how many of the newest stay; marked ones stay too.
+        attempt: the same on every rank and another in every start of the run, so that what a killed one left unfinished
+            is not taken for a part of this one's.
+    """
+
+    def __init__(self, run: Path, rank: int, world_size: int, keep: int, attempt: str):
+        self.folder, self.rank, self.world_size, self.keep = run / FOLDER, rank, world_size, keep
+        self.attempt = attempt
+        self._thread: threading.Thread | None = None
+        self._error: str | None = None
+
+    def begin(self, facts: Facts, tensors: dict[str, Tensor]) -> None:
+        """Start to write this rank's tensors, which are on the CPU and nobody else's.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(facts, tensors), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def poll(self) -> None:
+        """Raise the error of a write that failed, if one did."""
+        if self._error is not None:
+            raise CheckpointError(self._error)
+
+    def wait(self) -> None:
+        """Wait for what is being written; raises CheckpointError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.poll()
+
+    def _write(self, facts: Facts, tensors: dict[str, Tensor]) -> None:
+        final = self.folder / f"step-{facts.step:09d}"
+        partial = final.with_name(f"{final.name}.{self.attempt}.tmp")
+        try:
+            if self.rank == 0:
+                self._remove_leftovers()
+            partial.mkdir(parents=True, exist_ok=True)
+            self._write_part(partial, tensors)
+            if self.rank == 0:
+                parts = self._parts_of_all(partial)
+                whole = replace(facts, parts=parts)
+                write_through(partial / FACTS, json.dumps(asdict(whole), indent=1).encode())
+                remove(final)
+                partial.rename(final)
+                sync_folder(self.folder)
+                self._remove_old()
+        except Exception as error:  # whatever ends this thread must end the run
+            previous = checkpoints(self.folder.parent)
+            stays = f"{previous[-1]} is intact" if previous else "there is none before it"
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            self._error = f"{final} cannot be written on rank {self.rank}: {why}; {stays}"
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _write_part(self, partial: Path, tensors: dict[str, Tensor]) -> None:
+        encoded = save_tensors(tensors)
+        part = partial / f"part-{self.rank:05d}.safetensors"
+        write_through(part, encoded)
+        told = {"file": part.name, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
+        # its name appears when the part is on disk: that is what rank 0 waits for
+        announced = partial / f"part-{self.rank:05d}.json"
+        write_through(announced.with_suffix(".new"), json.dumps(told).encode())
+        announced.with_suffix(".new").rename(announced)
+
+    def _parts_of_all(self, partial: Path) -> list[dict[str, Any]]:
+        names = [partial / f"part-{rank:05d}.json" for rank in range(self.world_size)]
+        end = time.monotonic() + OTHERS_WAIT
+        while missing := [name for name in names if not name.exists()]:
+            if time.monotonic() > end:
+                raise OSError(f"{missing[0].stem} of another rank did not appear: is the folder on a shared disk?")
+            time.sleep(0.02)
+        parts = [json.loads(name.read_text()) for name in names]
+        for name in names:
+            name.unlink()
+        return parts
+
+    def _remove_old(self) -> None:
+        for old in checkpoints(self.folder.parent)[: -self.keep]:
+            if not (old / MARK).exists():
+                remove(old)
+
+    def _remove_leftovers(self) -> None:
+        """What earlier starts of the run did not finish."""
+        for leftover in self.folder.glob("*.tmp"):
+            if f".{self.attempt}." not in leftover.name:
+                shutil.rmtree(leftover, ignore_errors=True)

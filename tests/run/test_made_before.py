@@ -1,0 +1,47 @@
+"""Shards, runs and checkpoints of earlier versions are read, and mean what they meant."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from sptnet.cli import main
+
+ARCHIVE = Path(__file__).parent / "before" / "before-the-wings.tar.xz"
+
+
+@pytest.fixture
+def before(tmp_path, monkeypatch):
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["total"] for line in lines if "total" in line]
+
+
+@pytest.mark.parametrize("name", ["simgcd", "sptnet"])
+def test_a_finished_run_evaluates_as_it_did(before, name):
+    metrics = json.loads((before / name / "metrics.json").read_text())
+    predictions = dict(np.load(before / name / "predictions.npz"))
+    (before / name / "metrics.json").unlink()
+    assert main(["eval", name]) == 0
+    assert json.loads((before / name / "metrics.json").read_text()) == metrics
+    again = np.load(before / name / "predictions.npz")
+    for key, values in predictions.items():
+        assert np.array_equal(again[key], values), key
+
+
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(before):
+    config = yaml.safe_load((before / "interrupted" / "config.yaml").read_text())
+    (before / "again.yaml").write_text(yaml.safe_dump(config | {"run": "interrupted"}))
+    assert main(["train", "again.yaml"]) == 0
+    # another processor rounds differently
+    np.testing.assert_allclose(losses(before / "interrupted"), losses(before / "sptnet"), rtol=1e-4)
+    assert "continues from interrupted/checkpoints/step-000000005" in (before / "interrupted" / "log.txt").read_text()

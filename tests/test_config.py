@@ -1,0 +1,52 @@
+"""Configuration: what it inherits, and one line for each mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from sptnet.build import build_data
+from sptnet.config import ConfigError, load_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.batch_sise=64", "data.batch_sise is not a known key"),
+        ("data.batch_size=many", "data.batch_size is 'many', it should be a valid integer"),
+        ("data.batch_size=100", "data.batch_size 100 is not a multiple of 2 x data.streams = 8"),
+        ("schedule.epochs=0", "schedule.epochs is 0"),
+        ("method=sptnot", "method is 'sptnot'"),
+        ("data", "must read section.key=value"),
+    ],
+)
+def test_config_mistakes_are_one_clear_line(override, words):
+    with pytest.raises(ConfigError) as caught:
+        load_config(CONFIGS / "quickstart_simgcd.yaml", [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_streams_than_shards_and_missing_shards(digits, tmp_path):
+    config = load_config(CONFIGS / "quickstart_simgcd.yaml", [f"data.root={digits}", "data.streams=32"])
+    with pytest.raises(ConfigError, match="16 labelled shards: use at most 16"):
+        build_data(config)
+    config = load_config(CONFIGS / "quickstart_simgcd.yaml", [f"data.root={tmp_path}"])
+    with pytest.raises(ValueError, match="holds no dataset"):
+        build_data(config)
+
+
+def test_where_to_continue_and_what_may_differ_add_up():
+    for overrides in (["resume=there", "resume.allow=[seed]"], ["resume.allow=[seed]", "resume=there"]):
+        resume = load_config(CONFIGS / "quickstart_simgcd.yaml", overrides).resume
+        assert (resume.source, resume.allow) == ("there", ("seed",))
+
+
+def test_configs_inherit_and_read_numbers_as_people_write_them(tmp_path):
+    (tmp_path / "top.yaml").write_text(f"base: {CONFIGS / 'quickstart_simgcd.yaml'}\noptimizer: {{lr: 1e-3}}\n")
+    config = load_config(tmp_path / "top.yaml", ["seed=3"])
+    assert (config.optimizer.lr, config.optimizer.name, config.seed) == (1e-3, "adamw", 3)
+    (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
+    with pytest.raises(ConfigError, match="leads back"):
+        load_config(tmp_path / "loop.yaml")
