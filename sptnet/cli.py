@@ -7,12 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sptnet.commands import evaluate, kmeans, report, train
+from sptnet.commands import config, evaluate, kmeans, report, train
 from sptnet.errors import SptnetError
-from sptnet.run.outcome import outcome_of, record_outcome
+from sptnet.run.outcome import explain, outcome_of, record_outcome
 
+INTERRUPTED = 130  # as a shell says of SIGINT
 RANK_0_TELLS = 10  # seconds; later a rank of every node tells, rank 0 may have met no error
-COMMANDS = {"train": train, "eval": evaluate, "kmeans": kmeans, "report": report}
+COMMANDS = {"train": train, "eval": evaluate, "kmeans": kmeans, "report": report, "config": config}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,22 +32,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
         return code
     except SptnetError as error:
         # every rank records it: the first that ends may end the others before they can
         record_outcome(outcome_of(error), str(error))
         tell(str(error), error.on_all_ranks)
         return error.exit_code
-    except Exception as error:
-        record_outcome(outcome_of(error), f"{type(error).__name__}: {error}")
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; to name its class is to import torch
-            raise
-        tell(f"out of memory, raise memory.micro_batches or memory.gradient_checkpointing: {first_line(error)}", False)
+    except KeyboardInterrupt:
+        tell("interrupted", on_all_ranks=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        tell("whoever read the output has closed it", on_all_ranks=True)
         return SptnetError.exit_code
-
-
-def first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    except Exception as error:
+        explained = explain(error)
+        record_outcome(outcome_of(error), explained[0] if explained else f"{type(error).__name__}: {error}")
+        if explained is None:
+            raise
+        tell(explained[0], on_all_ranks=False)
+        return SptnetError.exit_code
 
 
 def tell(error: str, on_all_ranks: bool) -> None:
@@ -64,6 +70,10 @@ def tell(error: str, on_all_ranks: bool) -> None:
 
 def entry() -> NoReturn:
     """What `sptnet` and `python -m sptnet` call."""
+    if sys.stdout is None:  # closed by whoever started it
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     code = main()
     if "torch" in sys.modules:  # there may be a process group, which must not be torn down by the interpreter
         from sptnet.strategy.collectives import exit_process

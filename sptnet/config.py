@@ -1,14 +1,24 @@
-"""The configuration of a run: a YAML file, what it inherits by `base:`, and `section.key=value` overrides.
+"""The keys of a configuration: types, ranges, defaults and help; `sptnet config` prints them.
 
-Typed and frozen; unknown keys, wrong types and impossible values are errors before anything starts.
+Typed and frozen: unknown keys, wrong types and impossible values are errors before anything starts. How files, what
+they inherit and overrides become one configuration is in config_file.py.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from sptnet.data.augment import AugmentName
 from sptnet.errors import SptnetError
@@ -16,6 +26,9 @@ from sptnet.method.prompts import PromptKind
 from sptnet.method.schedule import LrShape
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+MANY = 2**31 - 1  # of steps, epochs, images: more is a slip of the keyboard
+LARGEST_SEED = 2**63 - 1  # keys of random numbers are 64 bits wide
+MONTH = 30 * 86_400.0  # seconds
 
 
 class ConfigError(SptnetError, ValueError):
@@ -25,137 +38,258 @@ class ConfigError(SptnetError, ValueError):
     exit_code = 2
 
 
+def _path(text: str) -> str:
+    if not text or "\0" in text:
+        raise PydanticCustomError("path", "Input should be a path, which is not empty and has no NUL in it")
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+PathText = Annotated[str, AfterValidator(_path)]
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation not in (bool, bool | None):
+            raise PydanticCustomError(
+                "bool", "Input should be something else than true or false, which yes, no, on and off mean too"
+            )
+        return value
 
 
 class RemoteConfig(Section):
     """Shards behind a URL: how they are fetched, and where a node keeps them."""
 
-    cache: str = "~/.cache/sptnet"  # on a disk of the node; shared by its processes
-    cache_gb: float = Field(200.0, gt=0)  # 10^9 bytes; the least recently used shards leave first
-    attempts: int = Field(5, gt=0)  # per file
-    timeout_s: float = Field(60.0, gt=0)  # without a byte (http and s3)
-    options: dict[str, Any] = {}  # of the fsspec filesystem, e.g. {anon: true}; keys and secrets belong elsewhere
+    cache: PathText = "~/.cache/sptnet"
+    """Folder on a disk of the node; shared by its processes."""
+    cache_gb: float = Field(200.0, gt=0, le=1e9)
+    """Its size in 10^9 bytes; the least recently used shards leave first."""
+    attempts: int = Field(5, gt=0, le=1000)
+    """How often a file is tried."""
+    timeout_s: float = Field(60.0, gt=0, le=86_400)
+    """Seconds that a fetch may go without a byte (http and s3)."""
+    options: dict[str, Any] = {}
+    """Further arguments of the fsspec filesystem, e.g. {anon: true}; keys and secrets belong elsewhere."""
 
 
 class DataConfig(Section):
     """Which shards, and how they become batches."""
 
-    root: str  # a folder made by shards/make_shards.py, or an fsspec URL of one (s3://, gs://, https://)
+    root: PathText
+    """A folder made by shards/make_shards.py, or an fsspec URL of one (s3://, gs://, https://)."""
     remote: RemoteConfig = RemoteConfig()
-    batch_size: int = Field(128, gt=0)  # images of the global batch, half of them labelled
-    streams: int = Field(4, gt=0)  # canonical streams; part of the data order, unlike the number of processes
-    window: int = Field(4, gt=0)  # shards of a stream that are shuffled together; part of the data order
+    batch_size: int = Field(128, gt=0, le=2**24)
+    """Images of the global batch, half of them labelled."""
+    streams: int = Field(4, gt=0, le=2**20)
+    """Canonical streams; part of the data order, unlike the number of processes."""
+    window: int = Field(4, gt=0, le=2**20)
+    """Shards of a stream that are shuffled together; part of the data order."""
     augment: AugmentName = "crop_flip"
-    workers: int = Field(4, ge=0)  # loader processes per rank; changes speed only
-    tolerate_bad_samples: int = Field(0, ge=0)  # damaged samples that a run replaces by the next of their stream
+    """Of the training views: crop_flip (photographs), affine (digits: never mirrored)."""
+    workers: int = Field(4, ge=0, le=1024)
+    """Loader processes per rank; changes speed only."""
+    tolerate_bad_samples: int = Field(0, ge=0, le=MANY)
+    """Damaged samples that a run replaces by the next of their stream."""
+
+
+class BackboneOptions(Section):
+    """What of a ViT may differ from what its name says.
+
+    The other options of timm decide what the head reads, or draw random numbers that no key decides.
+    """
+
+    patch_size: int = Field(16, gt=0, le=512)
+    embed_dim: int = Field(768, gt=0, le=16_384)
+    depth: int = Field(12, gt=0, le=256)
+    num_heads: int = Field(12, gt=0, le=1024)
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    proj_bias: bool = True
+    init_values: float | None = Field(None, gt=0, le=1e3)
+    class_token: bool = True
+    no_embed_class: bool = False
+    reg_tokens: int = Field(0, ge=0, le=256)
+    pre_norm: bool = False
+
+
+def _backbone_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that are given, checked; the name of the backbone decides the others."""
+    try:
+        return BackboneOptions.model_validate(options).model_dump(include=set(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, wrong = first["loc"][0], str(first["input"])[:40]
+        if first["type"] == "extra_forbidden":
+            told = f"Input should hold {', '.join(BackboneOptions.model_fields)} only, not {key}"
+        else:
+            told = f"Input should have another {key} than {wrong}: {first['msg'].removeprefix('Input should be ')}"
+        raise PydanticCustomError("backbone_options", "{told}", {"told": told}) from None
 
 
 class ModelConfig(Section):
     """The backbone and what of it is trained."""
 
-    backbone: str = "vit_base_patch16_224.dino"
-    backbone_options: dict[str, Any] = {}  # further arguments of the timm model
-    weights: str = "timm"  # timm (its hub), none, or a .safetensors or .pth file
-    image_size: int = Field(224, gt=0)
-    train_from_block: int = -1  # first trained block, negative from the end; 0 trains the whole backbone
-    head_hidden: int = Field(2048, gt=0)
-    head_bottleneck: int = Field(256, gt=0)
+    backbone: str = Field("vit_base_patch16_224.dino", pattern=r"^[\w.\-/:]+$", max_length=200)
+    """Name of a timm ViT."""
+    backbone_options: Annotated[dict[str, Any], AfterValidator(_backbone_options)] = {}
+    """Sizes of a ViT that is not as its name says, e.g. {patch_size: 8, embed_dim: 192, depth: 6, num_heads: 3}."""
+    weights: PathText = "timm"
+    """The pretrained weights: timm (its hub), none, or a .safetensors or .pth file."""
+    image_size: int = Field(224, gt=0, le=4096)
+    """Pixels; a multiple of the patch size."""
+    train_from_block: int = Field(-1, ge=-1000, le=1000)
+    """First trained block, negative from the end; 0 trains the whole backbone."""
+    head_hidden: int = Field(2048, gt=0, le=2**17)
+    """Width of the projection head."""
+    head_bottleneck: int = Field(256, gt=0, le=2**17)
+    """Width of the projections that the contrastive losses compare."""
 
 
 class PromptConfig(Section):
     """The spatial prompts and their optimizer (SGD)."""
 
     kind: PromptKind = "all"
-    border: int = Field(1, gt=0)  # pixels inside every patch
-    frame: int = Field(30, gt=0)  # pixels around the image
+    """Where they are: spatial (a border in every patch), shared (one for all patches), global (a frame), all (both)."""
+    border: int = Field(1, gt=0, le=4096)
+    """Width in pixels, inside every patch."""
+    frame: int = Field(30, gt=0, le=4096)
+    """Width in pixels, around the image."""
     lr: float = Field(1.0, ge=0)
+    """Learning rate after the warm-up; a cosine leads it to 0."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    warmup_steps: int = Field(1000, ge=0)
+    """Of SGD."""
+    warmup_steps: int = Field(1000, ge=0, le=MANY)
+    """Steps in which the learning rate rises from 0."""
 
 
 class OptimizerConfig(Section):
     """The optimizer of blocks and head."""
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """Stochastic gradient descent with momentum, or AdamW."""
     lr: float = Field(0.1, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)  # of sgd
-    weight_decay: float = Field(5e-5, ge=0)  # none on biases and one-dimensional parameters
+    """Learning rate at its highest."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of sgd."""
+    weight_decay: float = Field(5e-5, ge=0, le=1e3)
+    """Not applied to biases and one-dimensional parameters."""
     shape: LrShape = "cosine_epoch"
-    final_factor: float = Field(1e-3, ge=0, le=1)  # the learning rate at the end, as a share of lr
-    warmup_fraction: float = Field(0.3, ge=0, lt=1)  # of one_cycle
+    """Of the learning rate: cosine_epoch (a value per epoch), one_cycle (warm-up, then a cosine per step)."""
+    final_factor: float = Field(1e-3, ge=0, le=1)
+    """The learning rate at the end, as a share of lr."""
+    warmup_fraction: float = Field(0.3, ge=0, lt=1)
+    """Share of the run in which one_cycle rises."""
 
 
 class LossConfig(Section):
     """The GCD objective; see sptnet/method/losses.py."""
 
     sup_weight: float = Field(0.35, ge=0, le=1)
-    memax_weight: float = Field(1.0, ge=0)
-    student_temperature: float = Field(0.1, gt=0)
-    info_nce_temperature: float = Field(1.0, gt=0)
-    sup_con_temperature: float = Field(0.07, gt=0)
-    teacher_temperature: float = Field(0.04, gt=0)
-    teacher_warmup_temperature: float = Field(0.07, gt=0)
-    teacher_warmup_epochs: int = Field(10, ge=0)
-    scope: Literal["global", "local"] = "global"  # local: SimGCD's losses, which see one rank only
+    """Of the supervised terms; the unsupervised ones have the rest."""
+    memax_weight: float = Field(1.0, ge=0, le=1e6)
+    """Of the mean-entropy maximisation (xi), which keeps classes in use."""
+    student_temperature: float = Field(0.1, ge=1e-4, le=1e4)
+    """Of the logits that are trained."""
+    info_nce_temperature: float = Field(1.0, ge=1e-4, le=1e4)
+    """Of the contrastive loss between two views."""
+    sup_con_temperature: float = Field(0.07, ge=1e-4, le=1e4)
+    """Of the supervised contrastive loss."""
+    teacher_temperature: float = Field(0.04, ge=1e-4, le=1e4)
+    """Of the logits that are the target, after their warm-up."""
+    teacher_warmup_temperature: float = Field(0.07, ge=1e-4, le=1e4)
+    """Of the logits that are the target, at the first epoch."""
+    teacher_warmup_epochs: int = Field(10, ge=0, le=MANY)
+    """Epochs from the one to the other."""
+    scope: Literal["global", "local"] = "global"
+    """Of which images: global, the whole batch; local, one rank's, as SimGCD computes them."""
 
 
 class ScheduleConfig(Section):
     """How long, and how the phases alternate."""
 
-    epochs: int = Field(200, gt=0)
-    k: int = Field(20, gt=0)  # steps per phase
+    epochs: int = Field(200, gt=0, le=MANY)
+    """Passes over as many images as there are."""
+    k: int = Field(20, gt=0, le=MANY)
+    """Steps per phase (sptnet)."""
     phase_schedule: Literal["alternating", "reference"] = "alternating"
-    lr_scaling: Literal["none", "linear"] = "none"  # linear: both learning rates grow with data.batch_size ...
-    lr_reference_batch: int = Field(128, gt=0)  # ... and are as written at this one
+    """Alternating: k and k steps over the whole run; reference: begun anew in every epoch, as published."""
+    lr_scaling: Literal["none", "linear"] = "none"
+    """None, or linear: both learning rates grow with data.batch_size ..."""
+    lr_reference_batch: int = Field(128, gt=0, le=2**24)
+    """... and are as written at this one."""
 
 
 class EvaluateConfig(Section):
     """When and how accuracy is measured."""
 
-    every: int = Field(10, gt=0)  # epochs; the end of the run is always evaluated
-    batch_size: int = Field(256, gt=0)  # images per forward pass
+    every: int = Field(10, gt=0, le=MANY)
+    """Epochs; the end of the run is always evaluated."""
+    batch_size: int = Field(256, gt=0, le=2**20)
+    """Images per forward pass."""
 
 
 class CheckpointConfig(Section):
     """When the state of a run is saved; see sptnet/run/checkpoint.py."""
 
-    every: int = Field(500, gt=0)  # steps; also when a run is asked to stop
-    keep: int = Field(2, gt=0)  # the newest ones; those with a file KEEP in them stay too
-    full: bool = False  # with the frozen backbone, which is otherwise named by source and digest
+    every: int = Field(500, gt=0, le=MANY)
+    """Steps; also when a run is asked to stop."""
+    keep: int = Field(2, gt=0, le=MANY)
+    """How many of the newest stay; those with a file KEEP in them stay too."""
+    full: bool = False
+    """With the frozen backbone, which is otherwise named by source and digest."""
 
 
 class ResumeConfig(Section):
     """Where a run continues. In a file or an override, `resume: auto` is short for `resume: {source: auto}`."""
 
-    source: str = "auto"  # auto: the newest of the run's folder, or start; none: start, remove them; or a path
-    allow: tuple[str, ...] = ()  # dotted keys, or sections, that may differ from the checkpoint's
+    source: PathText = "auto"
+    """auto: the newest of the run's folder, or start; none: start, remove them; or a path."""
+    allow: tuple[str, ...] = ()
+    """Dotted keys, or sections, that may differ from the checkpoint's."""
 
 
 class Every(Section):
     """Every n-th block."""
 
-    every: int = Field(gt=0)
+    every: int = Field(gt=0, le=1000)
+    """n."""
 
 
 class MemoryConfig(Section):
     """Memory against time; changes no number beyond float rounding."""
 
-    gradient_checkpointing: Literal["none", "full"] | Every = "none"  # or {every: n}: every n-th block
-    micro_batches: int = Field(1, gt=0)  # pieces of a rank's slice: the loss stays that of the whole batch
+    gradient_checkpointing: Literal["none", "full"] | Every = "none"
+    """Blocks whose activations are computed again: none, full (all), or {every: n} (every n-th)."""
+    micro_batches: int = Field(1, gt=0, le=2**20)
+    """Pieces of a rank's slice: the loss stays that of the whole batch."""
 
 
 class Config(Section):
     """One run."""
 
     method: Literal["simgcd", "sptnet"]
-    run: str  # folder of the results
-    init: str | None = None  # sptnet: a SimGCD run, an authors' checkpoint, or null for a bare backbone
-    init_num_heads: int | None = None  # of an authors' checkpoint whose heads are not 64 channels wide
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(10, gt=0)  # steps between two writes of metrics.jsonl
-    trackers: tuple[TrackerName, ...] | None = None  # beside metrics.jsonl; null: tensorboard where it is installed
+    """SimGCD, or SPTNet, which begins from a SimGCD run."""
+    run: PathText
+    """Folder of the results."""
+    init: PathText | None = None
+    """For sptnet: a SimGCD run, whose model it takes, an authors' checkpoint, or null for a bare backbone."""
+    init_num_heads: int | None = Field(None, gt=0, le=1024)
+    """Of an authors' checkpoint whose heads are not 64 channels wide."""
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    """Of weights, prompts, data order and augmentations."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: GPUs, and an error where there should be some and none can be used; cpu: the CPU all the same."""
+    log_every: int = Field(10, gt=0, le=MANY)
+    """Steps between two writes of metrics.jsonl."""
+    trackers: tuple[TrackerName, ...] | None = None
+    """Where metrics go beside metrics.jsonl; null: tensorboard where it is installed."""
     data: DataConfig
     model: ModelConfig = ModelConfig()
     prompts: PromptConfig = PromptConfig()
@@ -163,9 +297,12 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-    collective_timeout_s: float = Field(600.0, gt=0)  # after which a collective counts as hung
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is not finite; skip leaves the step out
-    skip_limit: int = Field(10, ge=0)  # steps that a run may leave out before it stops
+    collective_timeout_s: float = Field(600.0, ge=1, le=MONTH)
+    """Seconds after which a collective counts as hung."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is not finite does: stop the run, or skip the step."""
+    skip_limit: int = Field(10, ge=0, le=MANY)
+    """Steps that a run may leave out before it stops."""
     memory: MemoryConfig = MemoryConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
@@ -185,6 +322,10 @@ class Config(Section):
     def _fits(self) -> "Config":
         if self.method == "simgcd" and self.init is not None:
             raise ValueError("init is for method sptnet; a simgcd run takes its weights from model.weights")
+        usual = {"prompts": PromptConfig(), "init_num_heads": None}
+        strange = [key for key, value in usual.items() if getattr(self, key) != value]
+        if self.method == "simgcd" and strange:
+            raise ValueError(f"{strange[0]} is for method sptnet, and the method is simgcd: leave it out")
         if self.data.batch_size % (2 * self.data.streams):
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} is not a multiple of 2 x data.streams"
@@ -200,84 +341,3 @@ def flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
-
-
-def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        below = merged.get(key)
-        # backbone_options are one value: a file that names another model does not inherit half of them
-        if isinstance(below, dict) and isinstance(value, dict) and key != "backbone_options":
-            value = _merged(below, value)
-        merged[key] = value
-    return merged
-
-
-def _long_form(raw: dict[str, Any]) -> dict[str, Any]:
-    """`resume: auto` is short for `resume: {source: auto}`; in the long form files and overrides add up."""
-    if isinstance(raw.get("resume"), str):
-        return raw | {"resume": {"source": raw["resume"]}}
-    return raw
-
-
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: `base:` leads back to this file")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must be a mapping of sections")
-    base = raw.pop("base", None)
-    if base is None:
-        return _long_form(raw)
-    return _merged(_read_yaml(path.parent / str(base), (*seen, path.resolve())), _long_form(raw))
-
-
-def _override(raw: dict[str, Any], override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} must read section.key=value")
-    try:
-        value: Any = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return _merged(raw, _long_form(value))
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration.
-
-    Args:
-        path: a YAML file; `base: other.yaml`, beside it, is what it inherits from.
-        overrides: `section.key=value`, applied last, the value being YAML.
-
-    Raises:
-        ConfigError: one line per mistake.
-    """
-    raw = _read_yaml(Path(path))
-    for override in overrides:
-        raw = _override(raw, override)
-    try:
-        return Config.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {_sentence(dict(e))}" for e in error.errors())) from None
-
-
-def _sentence(error: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    match error["type"]:
-        case "extra_forbidden":
-            return f"{key} is not a known key"
-        case "missing":
-            return f"{key} is missing"
-        case "value_error":
-            return str(error["ctx"]["error"])
-        case _:
-            message = error["msg"].removeprefix("Input should be ")
-            return f"{key} is {error['input']!r}, it should be {message}"

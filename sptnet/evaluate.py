@@ -141,7 +141,7 @@ def evaluate_run(folder: Path) -> dict[str, Any] | None:
         RunError, DatasetError, EvaluationError: nothing to evaluate, or damage.
     """
     config = read_config(folder)
-    accelerator, launch = connect(config.collective_timeout_s)
+    accelerator, launch = connect(config.collective_timeout_s, config.device)
     store = build_store(config)
     model, prompt = build_model(config, store.manifest, pretrained=False)
     load_model(folder, model, prompt)

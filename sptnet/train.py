@@ -27,7 +27,7 @@ from sptnet.method.schedule import Schedule
 from sptnet.run.checkpoint import is_of_run, remove_from
 from sptnet.run.folder import check_unfinished, mark_finished, open_run, save_model
 from sptnet.run.metrics_log import MetricsLog
-from sptnet.run.outcome import log_failed_step
+from sptnet.run.outcome import naming_step
 from sptnet.run.provenance import describe, record_start, size_of, warnings
 from sptnet.run.resume import agree_where_to_continue, backbone_of, numbers_of, restore
 from sptnet.run.saving import Saver
@@ -122,7 +122,7 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
     store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)
     model, prompt = build_model(config, store.manifest)
-    accelerator, launch = connect(config.collective_timeout_s)
+    accelerator, launch = connect(config.collective_timeout_s, config.device)
     if config.data.batch_size % launch.world_size:
         raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be dealt to {launch.world_size} processes")
     # all this is of the whole model: a strategy may take it apart
@@ -185,7 +185,7 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> int:
     run.throughput.restart()
     for batch in run.batches():
         done = batch.step + 1
-        with log_failed_step(run.schedule.phase(batch.step), batch.step):
+        with naming_step(run.schedule.phase(batch.step), batch.step):
             terms = take_step(run, batch)
             run.throughput.step(run.schedule.phase(batch.step))
             log.step(facts_of(run, batch), terms)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from sptnet.build import build_data
-from sptnet.config import ConfigError, load_config
+from sptnet.config import ConfigError
+from sptnet.config_file import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

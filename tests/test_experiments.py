@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sptnet.config import load_config
+from sptnet.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 # prompt lr, model lr, me-max weight, prompts, SimGCD's me-max weight; SPTNet (ICLR 2024) and SimGCD (ICCV 2023).

@@ -17,7 +17,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code, 75 for a run that was asked to stop."""
-    from sptnet.config import load_config
+    from sptnet.config_file import load_config
     from sptnet.run.outcome import record_outcome
 
     config = load_config(arguments.config, arguments.overrides)

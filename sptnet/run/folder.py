@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sptnet.config import Config, ConfigError, load_config
+from sptnet.config import Config, ConfigError
+from sptnet.config_file import load_config
 from sptnet.errors import Outcome, SptnetError
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt

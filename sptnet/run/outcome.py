@@ -32,26 +32,67 @@ def record_outcome(outcome: Outcome, why: str) -> None:
             Path(folder, f"rank-{os.environ.get('RANK', '0')}").write_text(f"{outcome}: {' '.join(why.split())}\n")
 
 
+# what torch and the system say in exceptions of no class of their own: words, what is told, and the outcome
+KNOWN: tuple[tuple[tuple[str, ...], str, Outcome], ...] = (
+    (("OutOfMemoryError", "can't allocate memory", "MemoryError"),
+     "out of memory, raise memory.micro_batches or memory.gradient_checkpointing", "final"),
+    (("unable to allocate shared memory", "unable to write to file </torch_", "Bus error"),
+     "the shared memory of this machine (/dev/shm) is full: enlarge it, or set data.workers=0", "final"),
+    (("DistBackendError", "DistNetworkError", "DistStoreError", "Connection closed by peer", "Connection reset by peer",
+      "gloo/transport", "Timed out waiting", "NCCL error", "Broken pipe", "wait timeout"),
+     "another rank is gone or hangs (the launcher's summary names the first that ended)", "retry"),
+    (("AcceleratorError", "CUDA error", "cuDNN error", "CUDA driver"), "the GPU failed", "retry"),
+    (("EADDRINUSE", "address already in use", "Address already in use"),
+     "the port of the process group is in use: choose another by --main_process_port", "retry"),
+)  # fmt: skip
+
+
+def explain(error: Exception) -> tuple[str, Outcome] | None:
+    """What an exception of torch or the system means, as a sentence, and its outcome; None for a bug of ours."""
+    reason = " ".join(str(error).partition("\n")[0].split())
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}", "final" if error.errno in STAYING else "retry"
+    if not isinstance(error, RuntimeError | MemoryError | OSError):
+        return None
+    said = f"{type(error).__name__}: {error}"
+    for words, told, outcome in KNOWN:
+        if any(word in said for word in words):
+            return f"{told}: {reason}" if reason else told, outcome
+    return None
+
+
 def outcome_of(error: Exception) -> Outcome:
     """What an exception makes of a run: torch's collectives and drivers raise RuntimeErrors, disks OSErrors."""
     if isinstance(error, SptnetError):
         return error.outcome
-    final = isinstance(error, NotImplementedError) or type(error).__name__ == "OutOfMemoryError"  # torch's
-    return "retry" if isinstance(error, RuntimeError | OSError) and not final else "final"
+    if (explained := explain(error)) is not None:
+        return explained[1]
+    return (
+        "retry" if isinstance(error, RuntimeError | OSError) and not isinstance(error, NotImplementedError) else "final"
+    )
+
+
+class StepError(SptnetError, RuntimeError):
+    """A step that a rank could not take, for a reason outside of this code."""
 
 
 @contextmanager
-def log_failed_step(phase: str, step: int) -> Iterator[None]:
-    """Say on which rank, in which phase and at which step a RuntimeError came; torch's collectives raise no other."""
+def naming_step(phase: str, step: int) -> Iterator[None]:
+    """Say of what ends a step on which rank, in which phase and at which step it did.
+
+    Raises:
+        StepError: for what torch and the system raise; a bug of ours keeps its traceback, below a line in the log.
+    """
     try:
         yield
     except RuntimeError as error:
         if isinstance(error, SptnetError):
             raise  # it says itself what is wrong
-        reason = str(error).partition("\n")[0]
-        log.error(
-            "rank %d: failed in the %s phase at step %d: %s. The last checkpoint stays; if a connection was closed or "
-            "timed out, another rank is gone or hangs: the launcher's summary names the first that ended",
-            int(os.environ.get("RANK", "0")), phase, step, reason,
-        )  # fmt: skip
-        raise
+        where = f"rank {os.environ.get('RANK', '0')}: failed in the {phase} phase at step {step}"
+        if (explained := explain(error)) is None:
+            log.error("%s: %s. The last checkpoint stays", where, str(error).partition("\n")[0])
+            raise
+        told = StepError(f"{where}: {explained[0]}. The last checkpoint stays")
+        told.outcome = explained[1]
+        raise told from error

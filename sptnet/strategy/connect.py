@@ -2,11 +2,14 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from sptnet.errors import SptnetError
 
@@ -34,14 +37,15 @@ def launch_settings() -> LaunchSettings:
 
     Raises:
         StrategyError: something that this project does not run: FSDP1, fp8, ZeRO stage 0, offloading, or
-            a hybrid of other than all processes.
+            a hybrid of other than all processes; or an environment that no launcher made.
     """
     environment = os.environ
-    world_size = int(environment.get("WORLD_SIZE", "1"))
+    world_size = _world_size()
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16", "fp16"):
         raise StrategyError(f"mixed_precision is {precision}: use no, bf16 or fp16")
-    name: str = "ddp" if world_size > 1 else "single"
+    # a launcher's process is wrapped by DDP even if it is the only one, as on a machine with one GPU
+    name: str = "ddp" if "LOCAL_RANK" in environment else "single"
     shard_size = world_size
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
         stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
@@ -57,11 +61,10 @@ def launch_settings() -> LaunchSettings:
     elif environment.get("ACCELERATE_USE_FSDP", "false") == "true":
         if environment.get("FSDP_VERSION", "1") != "2":
             raise StrategyError("FSDP version 1 is not run here: set fsdp_version: 2, as launch/fsdp2.yaml does")
-        hybrid = environment.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1") != "1"
-        name = "hsdp" if hybrid else "fsdp2"
-        shard_size = int(environment.get("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1")) if hybrid else world_size
-        copies = int(environment.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1"))
-        if hybrid and copies * shard_size != world_size:
+        copies = _positive("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1")
+        name = "hsdp" if copies != 1 else "fsdp2"
+        shard_size = _positive("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1") if copies != 1 else world_size
+        if copies * shard_size != world_size and copies != 1:
             raise StrategyError(
                 f"{copies} copies of {shard_size} shards are not {world_size} processes: set dp_replicate_size and "
                 "dp_shard_size of the accelerate configuration (launch/hsdp.yaml)"
@@ -69,35 +72,121 @@ def launch_settings() -> LaunchSettings:
     return LaunchSettings(name, world_size, precision, shard_size)  # type: ignore[arg-type]
 
 
-def connect(timeout_s: float) -> tuple[Accelerator, LaunchSettings]:
+def _world_size() -> int:
+    size = _positive("WORLD_SIZE", "1")
+    if size > 1 and not {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise StrategyError(
+            f"WORLD_SIZE is {size}, but a launcher's other variables (RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) are "
+            "not all set: start with accelerate launch, or unset WORLD_SIZE"
+        )
+    # accelerate's launcher for one process sets these two, and no rank, when it is asked for more
+    if "RANK" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
+        raise StrategyError(
+            "accelerate launch was asked for several processes by a configuration that starts one "
+            "(launch/single.yaml): use launch/ddp.yaml, or --num_processes 1"
+        )
+    return size
+
+
+def _positive(name: str, default: str) -> int:
+    text = os.environ.get(name, default)
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise StrategyError(f"the environment's {name} is {text!r}, which is no number of processes")
+    return int(text)
+
+
+def gpus_said() -> str | None:
+    """What says that this process should find a GPU, for a message; None where nothing does.
+
+    A driver that does not load leaves torch without one, and a job would train on the CPU until its time limit.
+    """
+    environment = os.environ
+    if environment.get("CUDA_VISIBLE_DEVICES", "x").strip() in ("", "-1", "NoDevFiles"):
+        return None  # hidden by name
+    for name in ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"):
+        if environment.get(name, "").strip() not in ("", "0" if name == "SLURM_GPUS_ON_NODE" else ""):
+            return f"{name}={environment[name]}"
+    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    return str(devices[0]) if devices else None
+
+
+def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
+    """Whether all ranks compute on GPUs; all ranks call it, before NCCL or gloo is chosen.
+
+    By counters in the launcher's store: a rank that takes part with the other backend would hang them all.
+
+    Raises:
+        StrategyError: on every rank, where one has no GPU and should, or where some have one and others not.
+    """
+    found = not on_cpu and torch.cuda.is_available()
+    said = None if on_cpu or found else gpus_said()
+    where = f"{os.uname().nodename} ({said})" if said else os.uname().nodename
+    with_gpu, without, missing = int(found), "" if found else where, where if said else ""
+    size = 1
+    if "LOCAL_RANK" in os.environ:
+        store, _, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        store = PrefixStore(f"sptnet-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if not found:
+            store.set("missing" if said else "without", where)
+            store.add("missing-count" if said else "without-count", 1)
+        store.add("with-gpu", with_gpu)
+        if store.add("arrived", 1) == size:
+            store.set("all", "here")
+        store.wait(["all"], timedelta(seconds=timeout_s))
+        with_gpu = store.add("with-gpu", 0)
+        missing = store.get("missing").decode() if store.add("missing-count", 0) else ""
+        without = store.get("without").decode() if store.add("without-count", 0) else ""
+    if missing:
+        raise StrategyError(
+            f"there should be a GPU on {missing}, and torch finds none: look at nvidia-smi there, or set device=cpu to "
+            "compute on the CPU all the same"
+        )
+    if 0 < with_gpu < size:
+        raise StrategyError(
+            f"{with_gpu} of {size} processes have a GPU, and {without} has none: all must have one, or device=cpu"
+        )
+    return found
+
+
+def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[Accelerator, LaunchSettings]:
     """Start accelerate, over NCCL on GPUs, over gloo without them.
 
     Args:
         timeout_s: after which a collective counts as hung; on GPUs the flight recorder then writes what each rank did.
+        device: cpu computes on the CPU although there are GPUs, or should be.
 
     Raises:
         StrategyError: what was asked for and what accelerate gave differ. Accelerate falls back silently: on a machine
             without GPUs a CPU flag makes it forget DeepSpeed, and no CPU flag makes N processes N unconnected runs.
     """
-    launch, on_gpu = launch_settings(), torch.cuda.is_available()
+    launch = launch_settings()
+    on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    on_gpu = _agree_on_device(on_cpu, timeout_s)
     zero = launch.strategy.startswith("zero")
     if zero and not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
     if not on_gpu:
         # accelerate knows hybrid sharding on GPUs only; FSDPStrategy makes its own mesh
         os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", None)
-    else:
-        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
-        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     group = InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
     accelerator = Accelerator(
         cpu=not on_gpu and not zero,
         # precision is the strategies' own affair: accelerate would turn the parameters to bf16 under DeepSpeed
         mixed_precision="no",
-        kwargs_handlers=[group] if launch.world_size > 1 or zero else None,
+        kwargs_handlers=[group] if "LOCAL_RANK" in os.environ or zero else None,
     )
     _check(launch, accelerator)
     return accelerator, launch
+
+
+def record_collectives(folder: Path) -> None:
+    """Let NCCL's flight recorder keep what each rank was doing, and write it below `folder` when a collective hangs.
+
+    The names that torch 2.14 reads; it calls TORCH_NCCL_TRACE_BUFFER_SIZE deprecated. What the user has set stays.
+    """
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(folder / "flight-recorder-rank-"))
 
 
 def _check(launch: LaunchSettings, accelerator: Accelerator) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sptnet.build import build_data
-from sptnet.config import load_config
+from sptnet.config_file import load_config
 from sptnet.data import remote
 from sptnet.data.loader import eval_batches, train_batches
 from sptnet.data.manifest import DatasetError

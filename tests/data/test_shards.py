@@ -14,7 +14,7 @@ from shards import imagefolder
 from shards.make_shards import main as make_shards
 from shards.protocol import labelled_positions
 from sptnet.build import build_data
-from sptnet.config import load_config
+from sptnet.config_file import load_config
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.loader import train_batches
 from sptnet.data.manifest import KINDS, DatasetError, read_manifest

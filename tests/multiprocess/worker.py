@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from sptnet.build import build_data, build_model, build_schedule
-from sptnet.config import load_config
+from sptnet.config_file import load_config
 from sptnet.data.augment import normalise
 from sptnet.data.loader import train_batches
 from sptnet.evaluate import evaluate, exactly_once, expected_uids, predict

@@ -1,0 +1,50 @@
+"""All keys of a configuration, or what a configuration comes to.
+
+Without a file: every key with its default and what it is. With one: the complete configuration that files, what they
+inherit and overrides come to; nothing is started.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, nargs="?", help="a YAML file")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
+    command.add_argument("--schema", action="store_true", help="a JSON schema, which editors check and complete by")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print keys, schema or configuration."""
+    import json
+
+    import yaml
+
+    from sptnet.config import Config
+    from sptnet.config_file import load_config
+
+    if arguments.schema:
+        print(json.dumps(Config.model_json_schema(), indent=1))
+    elif arguments.config is None:
+        print_keys()
+    else:
+        config = load_config(arguments.config, arguments.overrides)
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+    return 0
+
+
+def print_keys() -> None:
+    """A line per key, a paragraph per section."""
+    from pydantic_core import PydanticUndefined
+
+    from sptnet.config_file import keys_of
+
+    section = ""
+    for name, field in keys_of():
+        above = name.rpartition(".")[0]
+        if above != section:
+            print()
+            section = above
+        default = field.get_default(call_default_factory=True)
+        told = "(must be given)" if default is PydanticUndefined else "null" if default is None else str(default)
+        print(f"{name} = {told}  # {field.description or ''}".rstrip())
