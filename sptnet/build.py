@@ -13,7 +13,7 @@ from sptnet.method.model import PromptedViT, create_model
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.method.reference import load_reference
 from sptnet.method.schedule import Schedule
-from sptnet.run.folder import has_model, load_model
+from sptnet.run.model_file import has_model, load_model
 
 
 def build_store(config: Config) -> Store:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from filelock import FileLock
 from torch import nn
 
 from sptnet.build import build_data, build_loss, build_model, build_schedule
@@ -25,8 +24,10 @@ from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
 from sptnet.run.checkpoint import is_of_run, remove_from
-from sptnet.run.folder import check_unfinished, mark_finished, open_run, save_model
+from sptnet.run.folder import check_unfinished, mark_finished, open_run
+from sptnet.run.lock import RunLock
 from sptnet.run.metrics_log import MetricsLog
+from sptnet.run.model_file import ModelFacts, save_model
 from sptnet.run.outcome import naming_step
 from sptnet.run.provenance import describe, record_start, size_of, warnings
 from sptnet.run.resume import agree_where_to_continue, backbone_of, numbers_of, restore
@@ -96,7 +97,7 @@ class Run:
     guard: NonFiniteGuard
     start: int
     continues: Path | None
-    lock: FileLock | None
+    lock: RunLock | None
 
     def batches(self) -> Iterator[Batch]:
         """This rank's slices of the steps to come; how long each is waited for goes into the throughput."""

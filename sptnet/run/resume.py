@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 
 from sptnet.config import Config, flat
 from sptnet.data.manifest import Manifest
 from sptnet.method.model import PromptedViT
 from sptnet.run.checkpoint import CheckpointError, Facts, checkpoints, digest, is_of_run, read_facts, read_tensors
-from sptnet.run.folder import OccupiedError, RunError, lock_run
+from sptnet.run.folder import OccupiedError, RunError
+from sptnet.run.lock import RunLock
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank
 
@@ -57,7 +57,7 @@ def where_to_continue(config: Config) -> Path | None:
     return path
 
 
-def agree_where_to_continue(config: Config) -> tuple[Path | None, FileLock | None]:
+def agree_where_to_continue(config: Config) -> tuple[Path | None, RunLock | None]:
     """Rank 0 locks the run's folder and looks, all ranks get its answer; the lock is rank 0's to release.
 
     A folder on a shared disk may look different from another node for a while.
@@ -68,7 +68,7 @@ def agree_where_to_continue(config: Config) -> tuple[Path | None, FileLock | Non
     lock, told = None, ["", ""]
     if rank() == 0:
         try:
-            lock = lock_run(config)
+            lock = RunLock(Path(config.run))
             told = ["path", str(where_to_continue(config) or "")]
         except (CheckpointError, RunError) as error:
             told = [type(error).__name__, str(error)]

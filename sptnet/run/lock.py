@@ -1,0 +1,120 @@
+"""One process at a time trains in a run's folder: a lock of the filesystem, or, where it has none, a lease.
+
+`flock` is gone when its process is, on this node or another; tried on ext4, overlay and tmpfs. A filesystem without it
+(some Lustre mounts, some FUSE ones) gets a lease instead: `run.lease` names job, host and process and is written again
+every ten seconds. A lease that stands still for half a minute, or is of an earlier start of the same Slurm job, belongs
+to nobody any more and is taken over.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sptnet.run.durable import write_whole
+from sptnet.run.folder import OccupiedError, writing
+
+LOCK, LEASE = "run.lock", "run.lease"
+WAY_OUT = "stop it, or choose another folder"
+BEAT, PATIENCE = 10.0, 30.0  # seconds
+NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+class RunLock:
+    """Makes a run's folder, and keeps others from training in it until `release`.
+
+    Raises:
+        OccupiedError: another process trains there, perhaps one whose launcher was killed.
+        RunError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self._lease = folder, folder / LEASE
+        self._descriptor: int | None = None
+        self._stop = threading.Event()
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
+                    raise OccupiedError(f"{folder} is being trained by another process: {WAY_OUT}") from None
+                if error.errno not in NO_FLOCK:
+                    raise
+                self._take_lease()
+            else:
+                self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let others train there."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        elif not self._stop.is_set():
+            self._stop.set()
+            self._beating.join()
+            with suppress(OSError):
+                self._lease.unlink()
+
+    def _take_lease(self) -> None:
+        self._mine = {
+            "job": os.environ.get("SLURM_JOB_ID"), "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
+            "host": os.uname().nodename, "process": os.getpid(), "token": secrets.token_hex(8),
+        }  # fmt: skip
+        end = time.monotonic() + PATIENCE
+        seen = self._read()
+        while seen is not None and not self._is_of_earlier_start(seen):
+            time.sleep(min(1.0, PATIENCE / 10))
+            now = self._read()
+            if now is not None and now != seen:
+                raise OccupiedError(
+                    f"{self.folder} is being trained by process {now.get('process')} on {now.get('host')}: {WAY_OUT}"
+                )
+            if now is None or time.monotonic() > end:
+                break
+        # of several that come at once one removes the old lease, and one creates the new one
+        with suppress(FileNotFoundError):
+            stale = self._lease.with_name(f"{LEASE}.{self._mine['token']}")
+            self._lease.rename(stale)
+            stale.unlink()
+        try:
+            os.close(os.open(self._lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            raise OccupiedError(f"{self.folder} is being trained by another process: {WAY_OUT}") from None
+        self._write(0)
+        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._beating.start()
+
+    def _is_of_earlier_start(self, lease: dict[str, object]) -> bool:
+        return self._mine["job"] is not None and lease.get("job") == self._mine["job"]
+
+    def _read(self) -> dict[str, object] | None:
+        try:
+            found = json.loads(self._lease.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}  # being created
+        return found if isinstance(found, dict) else {}
+
+    def _write(self, beat: int) -> None:
+        write_whole(self._lease, json.dumps(self._mine | {"beat": beat}).encode())
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._stop.wait(BEAT):
+            beat += 1
+            with suppress(OSError):  # a disk that fails for a moment; the next beat may find it
+                held = self._read()
+                if held and held.get("token") != self._mine["token"]:
+                    print(f"error: {self.folder} was taken over by {held.get('host')}", file=sys.stderr, flush=True)
+                    os._exit(1)  # nothing more may be written there
+                self._write(beat)
