@@ -32,6 +32,6 @@ def kmeans_on_pixels(root: Path, folder: Path, image_size: int) -> dict[str, Any
     for kind, (points, truth, uids) in splits.items():
         order = np.argsort(uids)
         kept[kind] = Predictions(uids[order], truth[order], squared_distances(points, centres).argmin(1)[order])
-        results[kind] = score(kept[kind], manifest.num_old)
+        results[kind] = score(kept[kind], manifest.num_old, len(manifest.classes))
     save_evaluation(folder, "k-means on pixels", results, kept)
     return results

@@ -5,6 +5,8 @@ Two protocols: `unlabelled`, the unlabelled training images (transductive, the p
 
 import io
 import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,9 @@ from sptnet.errors import SptnetError
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.prompts import Prompt
 from sptnet.run.durable import write_whole
-from sptnet.run.folder import METRICS, PREDICTIONS, load_model, read_config, writing
+from sptnet.run.folder import METRICS, PREDICTIONS, RunError, read_config, writing
+from sptnet.run.model_file import load_model
+from sptnet.run.progress import Progress
 from sptnet.strategy.base import Strategy, parameter_groups
 from sptnet.strategy.collectives import gather_rows, rank, world_size
 from sptnet.strategy.connect import connect
@@ -70,55 +74,87 @@ def exactly_once(gathered: NDArray[np.int64], expected: NDArray[np.int64]) -> Pr
     return Predictions(rows[:, 0], rows[:, 1], rows[:, 2])
 
 
-def predict(strategy: Strategy, prompt: Tensor | None, config: Config, store: Store, kind: Kind) -> Tensor:
-    """This rank's share of a split's predictions: int64 [n, 3] of (uid, target, prediction), on the device."""
+def predict(
+    strategy: Strategy,
+    prompt: Tensor | None,
+    config: Config,
+    store: Store,
+    kind: Kind,
+    each_round: Callable[[int], None] = lambda images: None,
+) -> Tensor:
+    """This rank's share of a split's predictions: int64 [n, 3] of (uid, target, prediction), on the device.
+
+    Args:
+        each_round: called on every rank equally often, with the images that all ranks together have taken; it may
+            raise, if it does so on all ranks at once.
+    """
     device = strategy.device
     rows = [torch.zeros(0, 3, dtype=torch.int64, device=device)]
     batches = eval_batches(
         store, kind, batch_size=config.evaluate.batch_size, augment=config.data.augment,
         image_size=config.model.image_size, workers=config.data.workers, rank=rank(), world_size=world_size(),
     )  # fmt: skip
-    taken = 0
-    for batch in batches:
-        outputs = strategy.forward_evaluation(normalise(batch.images.to(device, non_blocking=True)), prompt)
-        told = torch.stack([batch.uids, batch.targets], dim=1).to(device, non_blocking=True)
-        rows.append(torch.cat([told, outputs.logits.argmax(1, keepdim=True)], dim=1))
-        taken += 1
-    # where weights are sharded a forward pass is a collective: a rank with fewer batches goes along with the others
-    total = -(-store.manifest.samples(kind) // config.evaluate.batch_size)
-    for _ in range(taken, -(-total // world_size())):
-        strategy.forward_evaluation(torch.zeros(1, 3, *2 * [config.model.image_size], device=device), prompt)
+    samples, size = store.manifest.samples(kind), config.evaluate.batch_size
+    rounds = -(-(-(-samples // size)) // world_size())
+    for number in range(rounds):
+        batch = next(batches, None)
+        if batch is None:
+            # where weights are sharded a forward pass is a collective: a rank with fewer batches goes along
+            strategy.forward_evaluation(torch.zeros(1, 3, *2 * [config.model.image_size], device=device), prompt)
+        else:
+            outputs = strategy.forward_evaluation(normalise(batch.images.to(device, non_blocking=True)), prompt)
+            told = torch.stack([batch.uids, batch.targets], dim=1).to(device, non_blocking=True)
+            rows.append(torch.cat([told, outputs.logits.argmax(1, keepdim=True)], dim=1))
+        each_round(min((number + 1) * size * world_size(), samples))
     return torch.cat(rows)
 
 
-def score(predictions: Predictions, num_old: int) -> dict[str, Any]:
-    """All/Old/New per instance, the same balanced over classes, how many images, and how many classes they are in."""
+def score(predictions: Predictions, num_old: int, num_classes: int) -> dict[str, Any]:
+    """All/Old/New per instance, the same balanced over classes, how many images, and the classes they are in.
+
+    `effective_classes` is exp of the entropy of the cluster sizes: as many as equally large ones would be.
+    """
     _, targets, predicted = predictions
     balanced = clustering_accuracy(targets, predicted, num_old, balanced=True)._asdict()
-    counts = {"samples": len(targets), "classes_used": len(np.unique(predicted))}
+    shares = np.bincount(predicted)[np.unique(predicted)] / len(predicted)
+    counts = {
+        "samples": len(targets),
+        "classes": num_classes,
+        "classes_used": len(shares),
+        "effective_classes": round(float(np.exp(-(shares * np.log(shares)).sum())), 2),
+    }
     return clustering_accuracy(targets, predicted, num_old)._asdict() | {"balanced": balanced} | counts
 
 
 def evaluate(
-    strategy: Strategy, prompt: Prompt | None, config: Config, store: Store
+    strategy: Strategy,
+    prompt: Prompt | None,
+    config: Config,
+    store: Store,
+    each_round: Callable[[Kind, int], None] = lambda kind, images: None,
 ) -> tuple[dict[str, Any], dict[str, Predictions]] | None:
     """Evaluate under both protocols; all ranks call it, rank 0 gets (results, predictions), the others None.
+
+    Args:
+        each_round: as for `predict`, with the protocol.
 
     Raises:
         EvaluationError: a sample was lost or counted twice.
     """
     results: dict[str, Any] = {}
     kept: dict[str, Predictions] = {}
+    manifest = store.manifest
     strategy.module.eval()
     with torch.no_grad():
         image = None if prompt is None else prompt()
     for protocol in PROTOCOLS:
-        if store.manifest.samples(protocol) == 0:
+        if manifest.samples(protocol) == 0:
             continue
-        gathered = gather_rows(predict(strategy, image, config, store, protocol))
+        mine = predict(strategy, image, config, store, protocol, partial(each_round, protocol))
+        gathered = gather_rows(mine)
         if gathered is not None:
             kept[protocol] = exactly_once(gathered.cpu().numpy(), expected_uids(store, protocol))
-            results[protocol] = score(kept[protocol], store.manifest.num_old)
+            results[protocol] = score(kept[protocol], manifest.num_old, len(manifest.classes))
     strategy.module.train()
     return (results, kept) if rank() == 0 else None
 
@@ -134,24 +170,32 @@ def save_evaluation(folder: Path, method: str, results: dict[str, Any], predicti
         write_whole(folder / METRICS, (json.dumps({"method": method, **results}, indent=1) + "\n").encode())
 
 
-def evaluate_run(folder: Path) -> dict[str, Any] | None:
-    """Evaluate a trained run again, on as many processes as this is called by, and write its metrics.json.
+def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any], dict[str, Any]] | None:
+    """Evaluate a trained run again, on as many processes as this is called by, in the precision it was trained in.
+
+    Args:
+        overrides: `section.key=value` of what decides no number, e.g. `data.root`.
+
+    Returns:
+        (configuration, results, predictions) on rank 0, to be shown and saved; None on the others.
 
     Raises:
         RunError, DatasetError, EvaluationError: nothing to evaluate, or damage.
     """
-    config = read_config(folder)
+    config = read_config(folder, overrides)
     accelerator, launch = connect(config.collective_timeout_s, config.device)
     store = build_store(config)
     model, prompt = build_model(config, store.manifest, pretrained=False)
-    load_model(folder, model, prompt)
+    facts = load_model(folder, model, prompt)
+    if facts.classes is not None and facts.classes != tuple(store.manifest.classes):
+        raise RunError(f"{config.data.root} has other classes than {folder} was trained with: give its own data.root")
+    if facts.precision is not None:
+        launch = launch._replace(precision=facts.precision)
     strategy = create_strategy(accelerator, launch, model, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1)
     if prompt is not None:
         prompt.to(accelerator.device)
-    evaluated = evaluate(strategy, prompt, config, store)
+    with Progress(f"evaluate {folder}", active=rank() == 0) as progress:
+        evaluated = evaluate(strategy, prompt, config, store, progress.of(store.manifest.samples))
     if dist.is_initialized():
         dist.barrier()
-    if evaluated is None:
-        return None
-    save_evaluation(folder, config.method, *evaluated)
-    return evaluated[0]
+    return None if evaluated is None else (config, *evaluated)

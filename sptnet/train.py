@@ -23,7 +23,7 @@ from sptnet.method.losses import GCDTerms
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
-from sptnet.run.checkpoint import is_of_run, remove_from
+from sptnet.run.checkpoint import CheckpointError, is_of_run, remove_from
 from sptnet.run.folder import check_unfinished, mark_finished, open_run
 from sptnet.run.lock import RunLock
 from sptnet.run.metrics_log import MetricsLog
@@ -39,7 +39,7 @@ from sptnet.run.trackers import Trackers, named_trackers
 from sptnet.steps import Learner
 from sptnet.strategy.base import DTYPES, parameter_groups
 from sptnet.strategy.collectives import rank, world_size
-from sptnet.strategy.connect import LaunchSettings, connect
+from sptnet.strategy.connect import LaunchSettings, connect, record_collectives
 from sptnet.strategy.create import create_strategy
 from sptnet.strategy.recompute import checkpoint_blocks
 
@@ -69,11 +69,15 @@ def train(config: Config) -> bool:
             log.summary(f"sptnet train: {config.run}", header)
             for warning in warnings(config, run.schedule, run.learner.strategy.module.train_from_block):
                 log.line(f"warning: {warning}")
-            done = run_steps(run, log, stop)
+            finished = run_steps(run, log, stop) == run.schedule.total_steps
         run.learner.strategy.accelerator.wait_for_everyone()
         if run.lock is not None:
             run.lock.release()
-    return done == run.schedule.total_steps
+    return finished
+
+
+class StoppedError(Exception):
+    """Asked to stop, on all ranks at once."""
 
 
 @dataclass
@@ -110,6 +114,11 @@ class Run:
         )  # fmt: skip
         return self.throughput.waiting(batches)
 
+    def evaluation_is_due(self, done: int) -> bool:
+        """Whether a run is evaluated when `done` steps are done: every few epochs, and at its end."""
+        every = self.config.evaluate.every * self.schedule.steps_per_epoch
+        return done > 0 and (done == self.schedule.total_steps or done % every == 0)
+
     def figures(self) -> dict[str, float]:
         """What the metrics tell of the steps since they were last written."""
         figures = self.throughput.interval() | {"classes_used": self.learner.classes_used()}
@@ -123,9 +132,13 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
     store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)
     model, prompt = build_model(config, store.manifest)
+    record_collectives(Path(config.run))
     accelerator, launch = connect(config.collective_timeout_s, config.device)
     if config.data.batch_size % launch.world_size:
         raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be dealt to {launch.world_size} processes")
+    share = config.data.batch_size // launch.world_size
+    if config.memory.micro_batches > share:
+        raise ConfigError(f"memory.micro_batches is {config.memory.micro_batches}, more than a rank's {share} images")
     # all this is of the whole model: a strategy may take it apart
     numbers, backbone = numbers_of(config, store.manifest), backbone_of(config, model)
     size = size_of(model, prompt)
@@ -142,6 +155,11 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
     )  # fmt: skip
     if run.continues is not None:
         saved = restore(run.continues, learner, numbers, backbone, config.resume.allow)
+        if saved.step > schedule.total_steps:
+            raise CheckpointError(
+                f"{run.continues} is of step {saved.step}, beyond the {schedule.total_steps} of this schedule: raise "
+                "schedule.epochs, or start anew with resume=none"
+            )
         run.start, run.replaced.total = saved.step, int(saved.counters["bad_samples"])
         run.guard.skipped = int(saved.counters["skipped_steps"])
     if rank() == 0:
@@ -183,29 +201,30 @@ def build_optimizer(spec: OptimizerConfig, model: nn.Module) -> torch.optim.Opti
 def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> int:
     """Take the steps that are left, or those until asked to stop; returns how many are done, from the run's first."""
     config, total, done = run.config, run.schedule.total_steps, run.start
+    # asked to stop, or killed, before it was evaluated: a checkpoint comes first
+    stopped = run.evaluation_is_due(done) and not evaluate_now(run, log, done, stop)
     run.throughput.restart()
-    for batch in run.batches():
+    for batch in () if stopped else run.batches():
         done = batch.step + 1
         with naming_step(run.schedule.phase(batch.step), batch.step):
             terms = take_step(run, batch)
             run.throughput.step(run.schedule.phase(batch.step))
             log.step(facts_of(run, batch), terms)
-            if done == total or done % (config.evaluate.every * run.schedule.steps_per_epoch) == 0:
-                log.flush()
-                evaluate_now(run, log, done)
-                run.throughput.restart()
-            stopping = done < total and stop.on_any_rank(run.learner.strategy.device)
-            if stopping or (done % config.checkpoint.every == 0 and done < total):
+            stopped, due = stop.on_any_rank(run.learner.strategy.device), run.evaluation_is_due(done)
+            if stopped or due or done % config.checkpoint.every == 0:
                 log.flush(durable=True)  # what is told of the steps before a checkpoint is on disk when it is
                 run.saver.save(done, {"bad_samples": run.replaced.total, "skipped_steps": run.guard.skipped})
+            if due and not stopped:
+                stopped = not evaluate_now(run, log, done, stop)
+                run.throughput.restart()
             run.saver.poll()
-        if stopping:
-            run.saver.wait()
-            again = "the same command" if config.resume.source == "auto" else "the same command with resume=auto"
-            log.line(f"asked to stop after step {done} of {total}: {again} continues")
+        if stopped:
             break
     run.saver.wait()
-    return done
+    if stopped:
+        again = "the same command" if config.resume.source == "auto" else "the same command with resume=auto"
+        log.line(f"asked to stop after step {done} of {total}: {again} continues")
+    return -1 if stopped else done
 
 
 def take_step(run: Run, batch: Batch) -> GCDTerms | None:
@@ -225,14 +244,28 @@ def facts_of(run: Run, batch: Batch) -> dict[str, Any]:
     return facts | rates | run.replaced.in_step(batch) | run.guard.told()
 
 
-def evaluate_now(run: Run, log: MetricsLog, done: int) -> None:
-    """Evaluate, and save the model with its results; all ranks call it."""
-    config, learner, folder = run.config, run.learner, Path(run.config.run)
-    evaluated, state = evaluate(learner.strategy, learner.prompt, config, run.store), learner.strategy.full_state()
+def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> bool:
+    """Evaluate, and save the model with its results; all ranks call it. Returns False if asked to stop on the way."""
+    config, learner, folder, device = run.config, run.learner, Path(run.config.run), run.learner.strategy.device
+
+    def each_round(protocol: str, images: int) -> None:
+        log.evaluating(done, protocol, images, run.store.manifest.samples(protocol))
+        if stop.on_any_rank(device):
+            raise StoppedError
+
+    try:
+        evaluated = evaluate(learner.strategy, learner.prompt, config, run.store, each_round)
+    except StoppedError:
+        learner.strategy.module.train()
+        return False
+    state = learner.strategy.full_state()
     if evaluated is None:
-        return
-    save_model(folder, state, learner.prompt, done)
+        return True
+    manifest = run.store.manifest
+    about = ModelFacts(done, learner.strategy.launch.precision, manifest.num_old, tuple(manifest.classes))
+    save_model(folder, state, learner.prompt, about)
     log.evaluation(done, evaluated[0])
     if done == run.schedule.total_steps:
         save_evaluation(folder, config.method, *evaluated)
         mark_finished(folder)
+    return True
