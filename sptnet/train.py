@@ -65,7 +65,7 @@ def train(config: Config) -> bool:
             open_run(config, run.start)
         record_start(Path(config.run), run.start, run.learner.strategy.launch)
         told = Trackers(config, trackers if first else (), run.start)
-        with MetricsLog(config, run.schedule.total_steps, run.figures, told, active=first) as log:
+        with MetricsLog(config, run.schedule.total_steps, run.start, run.figures, told, active=first) as log:
             log.summary(f"sptnet train: {config.run}", header)
             for warning in warnings(config, run.schedule, run.learner.strategy.module.train_from_block):
                 log.line(f"warning: {warning}")

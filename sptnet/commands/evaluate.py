@@ -11,17 +11,27 @@ from pathlib import Path
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_folder", metavar="RUN", type=Path, help="the run's folder")
+    command.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="of what changes no number, e.g. data.root=data/cub"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate; rank 0 prints the table."""
-    from sptnet.evaluate import evaluate_run
-    from sptnet.run.folder import how_far, is_unfinished
-    from sptnet.run.tables import print_table, table_of_runs
+    """Evaluate; rank 0 prints the table, and then writes it: a run that may not be written is evaluated too."""
+    from sptnet.evaluate import evaluate_run, save_evaluation
+    from sptnet.run.folder import is_unfinished
+    from sptnet.run.model_file import how_far
+    from sptnet.run.tables import collapse, print_table, table_of_results
 
     folder = arguments.run_folder
-    if evaluate_run(folder) is not None:
+    evaluated = evaluate_run(folder, arguments.overrides)
+    if evaluated is not None:
+        config, results, predictions = evaluated
         if is_unfinished(folder):
             print(how_far(folder), file=sys.stderr)
-        print_table(table_of_runs([folder]))
+        print_table(table_of_results([(folder, {"method": config.method, **results})]))
+        for protocol, result in results.items():
+            if told := collapse(result):
+                print(f"warning: {protocol}: {told}", file=sys.stderr)
+        save_evaluation(folder, config.method, results, predictions)
     return 0

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 from rich.table import Table
 
 from sptnet.config import Config
 from sptnet.method.losses import GCDTerms
 from sptnet.run.folder import LOG, STEPS, writing
+from sptnet.run.progress import PLAIN_EVERY, bar_on
+from sptnet.run.tables import collapse
 from sptnet.run.trackers import Trackers
 
 
@@ -27,7 +29,7 @@ class MetricsLog:
 
     Args:
         config: of the run; a write every `log_every` steps. Losses stay on the device until then.
-        total_steps: length of the run.
+        total_steps, start: length of the run, and the first step to come.
         figures: what is told of all the steps of a write together, `images_per_s` among it; may ask the device.
         trackers: where all of it goes too.
     """
@@ -36,25 +38,26 @@ class MetricsLog:
         self,
         config: Config,
         total_steps: int,
+        start: int,
         figures: Callable[[], dict[str, float]],
         trackers: Trackers,
         active: bool,
     ):
         self.folder, self.total_steps, self.every, self.active = Path(config.run), total_steps, config.log_every, active
+        self.start = start
         self.figures, self.trackers = figures, trackers
-        self.console = Console(stderr=True, quiet=not active)
+        self.console = Console(stderr=True, quiet=not active, soft_wrap=not sys.stderr.isatty())
         self._pending: list[tuple[dict[str, Any], GCDTerms | None]] = []
         with writing(self.folder / LOG):
             self._lines = open(self.folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
-        self._progress = Progress(
-            TextColumn("{task.fields[phase]:>6}"), BarColumn(), TextColumn("step {task.completed}/{task.total}"),
-            TextColumn("{task.fields[note]}"), TimeRemainingColumn(), console=self.console,
-        ) if active and sys.stderr.isatty() else None  # fmt: skip
+        self._bar = bar_on(self.console) if active and sys.stderr.isatty() else None
+        self._tasks: dict[str, TaskID] = {}
+        self._shown = time.monotonic()
 
     def __enter__(self) -> "MetricsLog":
-        if self._progress:
-            self._progress.start()
-            self._bar = self._progress.add_task("train", total=self.total_steps, phase="", note="")
+        if self._bar:
+            self._bar.start()
+            self._tasks["train"] = self._bar.add_task("train", total=self.total_steps, completed=self.start, note="")
         return self
 
     def __exit__(
@@ -62,8 +65,8 @@ class MetricsLog:
     ) -> None:
         if kind is None:
             self.flush()
-        if self._progress:
-            self._progress.stop()
+        if self._bar:
+            self._bar.stop()
         with suppress(OSError):  # a full disk: the error that ended the run says so
             if self._lines:
                 self._lines.close()
@@ -72,7 +75,7 @@ class MetricsLog:
     def line(self, text: str) -> None:
         """One line to the terminal and the log."""
         if self.active:
-            self.console.print(text, highlight=False, markup=False)
+            self._print(text)
             self._note([text])
 
     def summary(self, title: str, facts: dict[str, object]) -> None:
@@ -80,7 +83,7 @@ class MetricsLog:
         table = Table(title=title, show_header=False, title_justify="left")
         for name, value in facts.items():
             table.add_row(name, str(value))
-        self.console.print(table)
+        self._print(table)
         self._note([f"{name}: {value}" for name, value in facts.items()])
 
     def step(self, record: dict[str, Any], terms: GCDTerms | None) -> None:
@@ -118,11 +121,32 @@ class MetricsLog:
     def _show(self, record: dict[str, Any], loss: float | None, speed: float) -> None:
         done = record["step"] + 1
         note = f"{'left out' if loss is None else f'loss {loss:.4f}'}  {speed:.0f} images/s"
-        if self._progress:
-            self._progress.update(self._bar, completed=done, phase=record["phase"], note=note)
-        elif done % (10 * self.every) < self.every or done == self.total_steps:
-            self.console.print(f"step {done}/{self.total_steps}  {record['phase']}  {note}", highlight=False)
+        if self._bar:
+            self._bar.update(self._tasks["train"], completed=done, description=record["phase"], note=note)
+        elif time.monotonic() - self._shown > PLAIN_EVERY or done == self.total_steps:
+            self._shown = time.monotonic()
+            self._print(f"step {done}/{self.total_steps}  {record['phase']}  {note}")
         self._note([f"step {done}/{self.total_steps} {record['phase']} {note}"])
+
+    def evaluating(self, done: int, protocol: str, images: int, total: int) -> None:
+        """How far an evaluation is, made when `done` steps are."""
+        what = f"evaluate {protocol}"
+        if self._bar:
+            if what not in self._tasks:
+                self._tasks[what] = self._bar.add_task(what, total=total, note="")
+            self._bar.update(self._tasks[what], completed=images)
+            if images >= total:
+                self._bar.remove_task(self._tasks.pop(what))
+        elif self.active and time.monotonic() - self._shown > PLAIN_EVERY:
+            self._shown = time.monotonic()
+            self._print(f"step {done}: {what} {images}/{total}")
+
+    def _print(self, what: str | Table) -> None:
+        """To the terminal, while there is one: a run is worth more than who looks at it."""
+        try:
+            self.console.print(what, highlight=False, markup=False)
+        except OSError:
+            self.console.quiet = True
 
     def _note(self, lines: list[str]) -> None:
         if self._lines:
@@ -148,3 +172,5 @@ class MetricsLog:
             self.trackers.log(named, done - 1)  # with the last step before it: a continued run keeps that one
             shares = "/".join(f"{result[name]:.3f}" for name in ("all", "old", "new"))
             self.line(f"step {done}: {protocol} All/Old/New {shares} ({result['samples']} images)")
+            if told := collapse(result):
+                self.line(f"warning: step {done}: {protocol}: {told}")

@@ -24,6 +24,7 @@ from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import LaunchSettings
 
 STARTS = "starts.jsonl"
+MOST_COVERED = 0.6  # of an image by the frame
 PACKAGES = ("sptnet", "torch", "torchvision", "timm", "accelerate", "deepspeed", "numpy", "safetensors")
 ROOT = Path(__file__).parents[2]
 
@@ -118,6 +119,24 @@ def warnings(config: Config, schedule: Schedule, train_from_block: int) -> Itera
     """Sentences on what is allowed, and rarely meant; `train_from_block` as the model counts it, from 0."""
     if told := schedule.warning():
         yield told
+    steps = schedule.total_steps
+    if schedule.teacher_warmup_epochs > schedule.epochs:
+        yield (
+            f"loss.teacher_warmup_epochs is {schedule.teacher_warmup_epochs}, and the run has {schedule.epochs} epochs: "
+            "the teacher never comes to its temperature"
+        )
+    if config.method == "sptnet" and schedule.prompt_warmup_steps >= steps:
+        yield (
+            f"prompts.warmup_steps is {schedule.prompt_warmup_steps}, and the run has {steps} steps: the prompts never "
+            "come to their learning rate"
+        )
+    size = config.model.image_size
+    covered = 1 - (max(0, size - 2 * config.prompts.frame) / size) ** 2
+    if config.method == "sptnet" and config.prompts.kind in ("all", "global") and covered > MOST_COVERED:
+        yield (
+            f"prompts.frame is {config.prompts.frame} pixels, which cover {100 * covered:.0f}% of an image of {size}: "
+            "the paper's 30 of 224 cover 46%"
+        )
     if config.init is None and config.model.weights == "none" and train_from_block != 0:
         yield (
             f"model.weights is none, so the backbone is random, and what lies before block {train_from_block} stays "

@@ -97,6 +97,9 @@ def restore(
     told = [f"{key} was {old!r}, is {new!r}" for key, old, new in _differences(facts.numbers, numbers, allow)]
     if facts.backbone["sha256"] != backbone["sha256"] and "backbone" not in allow:
         told.append(f"backbone was {facts.backbone['source']}, is {backbone['source']}, and their weights differ")
+    before, now = facts.written_by.get("precision", "no"), learner.strategy.launch.precision
+    if before != now and "precision" not in allow:
+        told.append(f"precision was {before}, is {now} (--mixed_precision of accelerate launch)")
     if told:
         raise CheckpointError(
             f"{path} is of a run with other numbers: {'; '.join(told)}. Name in resume.allow what may differ, or start "

@@ -1,6 +1,5 @@
 """Tables of several runs, from their metrics.json."""
 
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -9,8 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sptnet.run.folder import METRICS, RunError, is_unfinished
+from sptnet.run.records import DamagedError, Metrics, known, read_json
 
 PROTOCOL_TITLES = {"unlabelled": "unlabelled (transductive)", "test": "test set"}
 NAMES = ("all", "old", "new")
@@ -23,12 +24,33 @@ def table_of_runs(folders: Sequence[Path]) -> Table:
     Raises:
         RunError: a folder without an evaluation.
     """
+    return table_of_results([(folder, read_metrics(folder)) for folder in folders])
+
+
+def table_of_results(evaluated: Sequence[tuple[Path, dict[str, Any]]]) -> Table:
+    """As `table_of_runs`, of results that need not be on disk."""
     table = _table("run")
-    for folder in folders:
-        metrics = _read(folder)
-        cells = [_cell([metrics[protocol]]) if protocol in metrics else "-" for protocol in PROTOCOL_TITLES]
-        table.add_row(metrics["method"], f"{'unfinished: ' if is_unfinished(folder) else ''}{folder}", *cells)
+    for folder, metrics in evaluated:
+        cells = [_cell([metrics[protocol]]) if metrics.get(protocol) else "-" for protocol in PROTOCOL_TITLES]
+        notes = ["unfinished: "] if is_unfinished(folder) else []
+        if any(collapse(metrics[protocol]) for protocol in PROTOCOL_TITLES if metrics.get(protocol)):
+            notes.append("COLLAPSED: ")
+        table.add_row(metrics["method"], Text(f"{''.join(notes)}{folder}"), *cells)
     return table
+
+
+def collapse(result: dict[str, Any]) -> str | None:
+    """A sentence where a model puts the images of a split into far fewer classes than there are, else None."""
+    if "effective_classes" not in result:
+        return None  # of an earlier version
+    classes = min(result["classes"], result["samples"])
+    if result["classes_used"] >= classes / 2 and result["effective_classes"] >= classes / 4:
+        return None
+    return (
+        f"COLLAPSED: {result['classes_used']} of {result['classes']} classes are in use, as many as "
+        f"{result['effective_classes']} of equal size: the accuracy says little; raise loss.memax_weight, train longer, "
+        "or warm the teacher up for longer"
+    )
 
 
 def table_over_seeds(folders: Sequence[Path]) -> Table:
@@ -39,13 +61,13 @@ def table_over_seeds(folders: Sequence[Path]) -> Table:
     """
     by_method: dict[str, list[dict[str, Any]]] = {}
     for folder in folders:
-        metrics = _read(folder)
+        metrics = read_metrics(folder)
         by_method.setdefault(metrics["method"], []).append(metrics)
     table = _table("runs")
     for method, runs in by_method.items():
         cells = []
         for protocol in PROTOCOL_TITLES:
-            results = [metrics[protocol] for metrics in runs if protocol in metrics]
+            results = [metrics[protocol] for metrics in runs if metrics.get(protocol)]
             cells.append(_cell(results) if results else "-")
         table.add_row(method, str(len(runs)), *cells)
     return table
@@ -57,22 +79,32 @@ def print_table(table: Table) -> None:
 
 
 def _table(second: str) -> Table:
+    # a path may be folded; of numbers nothing may be cut off, also at 80 columns
     table = Table(title="All / Old / New, %", title_justify="left")
-    table.add_column("method", no_wrap=True)
-    table.add_column(second, no_wrap=True)
+    table.add_column("method", overflow="fold")
+    table.add_column(second, overflow="fold", ratio=1)
     for title in PROTOCOL_TITLES.values():
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right", min_width=len("71.7 / 63.5 / 76.0"))
     return table
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """metrics.json of a run; raises RunError."""
+    path = folder / METRICS
     try:
-        return dict(json.loads((folder / METRICS).read_text()))
-    except (OSError, json.JSONDecodeError):
+        return read_json(path, Metrics).model_dump()
+    except FileNotFoundError:
         raise RunError(f"{folder} has no evaluation: train it to its end, or use `sptnet eval {folder}`") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from None
+    except DamagedError as error:
+        raise RunError(f"{path} is damaged ({error}): `sptnet eval {folder}` writes it again") from None
 
 
-def _cell(results: Sequence[dict[str, float]]) -> str:
-    shares = [[100 * result[name] for result in results] for name in NAMES]
-    spread = [f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "" for values in shares]
-    return " / ".join(f"{statistics.mean(v):.1f}{s}" for v, s in zip(shares, spread, strict=True))
+def _cell(results: Sequence[dict[str, Any]]) -> str:
+    cells = []
+    for name in NAMES:
+        values = [100 * result[name] for result in results if known(result[name])]
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "-")
+    return " / ".join(cells)
