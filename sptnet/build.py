@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run: order, schedule, model, prompt, loss."""
 
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from sptnet.method.model import PromptedViT, create_model
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.method.reference import load_reference
 from sptnet.method.schedule import Schedule
-from sptnet.run.model_file import has_model, load_model
+from sptnet.run.folder import RunError, is_unfinished
+from sptnet.run.model_file import has_model, how_far, load_model
 
 
 def build_store(config: Config) -> Store:
@@ -105,7 +107,15 @@ def build_model(config: Config, manifest: Manifest, pretrained: bool = True) -> 
         seed=config.seed,
     )
     if start is not None:
-        load_model(start, model, None)
+        if is_unfinished(start):
+            raise RunError(f"init: {how_far(start)}; train it to its end first")
+        facts = load_model(start, model, None)
+        if facts.classes is not None and facts.classes != tuple(manifest.classes):
+            odd = [(a, b) for a, b in zip_longest(facts.classes, manifest.classes) if a != b][0]
+            raise RunError(
+                f"init {start} was trained for other classes than {config.data.root} has: {odd[0]!r} where the dataset "
+                f"has {odd[1]!r}"
+            )
     return model, _new_prompt(config, model) if config.method == "sptnet" else None
 
 

@@ -5,6 +5,7 @@ Two protocols: `unlabelled`, the unlabelled training images (transductive, the p
 
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,7 @@ def predict(
         image_size=config.model.image_size, workers=config.data.workers, rank=rank(), world_size=world_size(),
     )  # fmt: skip
     samples, size = store.manifest.samples(kind), config.evaluate.batch_size
-    rounds = -(-(-(-samples // size)) // world_size())
+    rounds = math.ceil(math.ceil(samples / size) / world_size())
     for number in range(rounds):
         batch = next(batches, None)
         if batch is None:

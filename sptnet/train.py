@@ -16,6 +16,7 @@ from sptnet.build import build_data, build_loss, build_model, build_schedule
 from sptnet.config import Config, ConfigError, OptimizerConfig
 from sptnet.data.augment import normalise
 from sptnet.data.loader import Batch, train_batches
+from sptnet.data.manifest import Kind
 from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store
 from sptnet.evaluate import evaluate, save_evaluation
@@ -248,7 +249,7 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
     """Evaluate, and save the model with its results; all ranks call it. Returns False if asked to stop on the way."""
     config, learner, folder, device = run.config, run.learner, Path(run.config.run), run.learner.strategy.device
 
-    def each_round(protocol: str, images: int) -> None:
+    def each_round(protocol: Kind, images: int) -> None:
         log.evaluating(done, protocol, images, run.store.manifest.samples(protocol))
         if stop.on_any_rank(device):
             raise StoppedError

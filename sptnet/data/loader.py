@@ -195,7 +195,15 @@ def _iterate(dataset: _Batches, items: Sequence[int], workers: int, rank: int) -
         for number in items:
             if dataset.store.remote:
                 dataset.store.fetch_ahead(dataset.upcoming(number + PREFETCHED * workers))
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise UnreachableError(
+                    f"rank {rank}: a loader worker was killed, perhaps for want of memory: lower data.workers "
+                    f"({' '.join(str(error).split())[:200]})"
+                ) from None
             if isinstance(batch, _Failed):
                 kind = UnreachableError if batch.unreachable else DatasetError
                 raise kind(f"rank {rank}: {batch.message}")

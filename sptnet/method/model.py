@@ -163,6 +163,13 @@ def _check_architecture(backbone: nn.Module) -> None:
         )
 
 
+def _check_size(vit: VisionTransformer, image_size: int) -> None:
+    patch = vit.patch_embed.proj.kernel_size[0]
+    if vit.patch_embed.img_size != (image_size, image_size) or image_size % patch:
+        down = max(patch, image_size // patch * patch)
+        raise BackboneError(f"the image size {image_size} is not a multiple of the patch size {patch}: use {down}")
+
+
 def _resolve_block(train_from_block: int, depth: int) -> int:
     resolved = train_from_block + depth if train_from_block < 0 else train_from_block
     if not 0 <= resolved <= depth:
@@ -206,10 +213,12 @@ def create_model(
         options = {"num_classes": 0, "global_pool": "token", "img_size": image_size, **(backbone_options or {})}
         try:
             vit = timm.create_model(backbone, pretrained=weights == "timm", **options)
-        except (RuntimeError, TypeError, AssertionError, OSError) as error:
+        except Exception as error:  # timm and its layers check little: what they raise is what the arguments broke
             way_out = "; without a network set model.weights to a file, or none" if weights == "timm" else ""
-            raise BackboneError(f"timm cannot build {backbone!r}: {str(error).splitlines()[0]}{way_out}") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise BackboneError(f"timm cannot build {backbone!r} at {image_size} px: {reason}{way_out}") from None
         _check_architecture(vit)
+        _check_size(vit, image_size)
         if weights not in ("timm", "none"):
             load_backbone(vit, weights)
         head = DINOHead(vit.num_features, num_old + num_new, head_hidden, head_bottleneck)

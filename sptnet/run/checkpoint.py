@@ -15,18 +15,20 @@ CHANGING ANYTHING HERE CHANGES THE FORMAT: tests/test_checkpoint.py reads one of
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from sptnet.data.fields import Count, Digest, FileName
 from sptnet.errors import SptnetError
+from sptnet.run.records import DamagedError, read_json
 
 SCHEMA = "sptnet-checkpoint/1"
 FOLDER, FACTS, MARK = "checkpoints", "checkpoint.json", "KEEP"
@@ -35,6 +37,14 @@ WAY_OUT = "remove the checkpoint's folder, and the run continues from the one be
 
 class CheckpointError(SptnetError, RuntimeError):
     """A checkpoint that cannot be written or read; the message names file and what stays intact."""
+
+
+class Part(TypedDict):
+    """A file of tensors."""
+
+    file: FileName
+    bytes: Count
+    sha256: Digest
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Facts:
     backbone: dict[str, str]
     written_by: dict[str, Any]
     counters: dict[str, float]
-    parts: list[dict[str, Any]] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     schema: str = SCHEMA
 
 
@@ -92,22 +102,31 @@ def remove_from(run: Path, step: int) -> None:
 
 def read_facts(path: Path) -> Facts:
     """What a checkpoint says of itself; raises CheckpointError."""
+    file = path / FACTS
     try:
-        raw = json.loads((path / FACTS).read_text())
+        raw = read_json(file, dict[str, Any])
         if raw.get("schema") != SCHEMA:
             raise CheckpointError(f"{path} has schema {raw.get('schema')!r}, this version reads {SCHEMA!r}")
-        return Facts(**raw)
-    except FileNotFoundError:
+        facts = TypeAdapter(Facts).validate_python(raw)
+        if facts.step < 0 or "sha256" not in facts.backbone:
+            raise DamagedError("step or backbone is not what a run writes")
+        return facts
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path} is not a checkpoint ({FACTS} is missing)") from None
-    except (OSError, json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path / FACTS} is damaged ({error}): {WAY_OUT}") from None
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise CheckpointError(f"{file} is damaged ({where}: {error.errors()[0]['msg']}): {WAY_OUT}") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}): {WAY_OUT}") from None
+    except DamagedError as error:
+        raise CheckpointError(f"{file} is damaged ({error}): {WAY_OUT}") from None
 
 
 def read_tensors(path: Path, facts: Facts) -> dict[str, Tensor]:
     """All tensors of a checkpoint, checked against its digests; raises CheckpointError."""
     tensors: dict[str, Tensor] = {}
     for part in facts.parts:
-        file = path / Path(part["file"]).name
+        file = path / part["file"]
         try:
             encoded = file.read_bytes()
             if hashlib.sha256(encoded).hexdigest() != part["sha256"]:

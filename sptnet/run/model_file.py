@@ -3,8 +3,8 @@
     model.NAME      the model's whole state dict, float32
     prompt.NAME     the prompt's, of SPTNet
 
-Its metadata says `step` (how many are done), `precision` (that they were computed in), `num_old` and `classes` (JSON) of
-the dataset, and `sha256` over the tensors. Files of earlier versions lack some of it and are read too.
+Its metadata says `step` (how many are done), `precision` (that they were computed in), `num_old` and `classes` (JSON)
+of the dataset, and `sha256` over the tensors. Files of earlier versions lack some of it and are read too.
 """
 
 import json
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,8 +24,9 @@ from sptnet.method.prompts import Prompt
 from sptnet.run.checkpoint import checkpoints, digest
 from sptnet.run.durable import write_whole
 from sptnet.run.folder import MODEL, RunError, writing
+from sptnet.strategy.connect import Precision
 
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ModelFacts:
     """What a model file says of itself; None where an earlier version did not."""
 
     step: int | None = None
-    precision: str | None = None
+    precision: Precision | None = None
     num_old: int | None = None
     classes: tuple[str, ...] | None = None
 
@@ -122,9 +124,11 @@ def _facts(path: Path, metadata: dict[str, str]) -> ModelFacts:
     if not sound:
         raise RunError(f"{path} has metadata that no run writes: it is damaged")
     return ModelFacts(
-        None if step is None else int(step), precision, None if num_old is None else int(num_old),
+        None if step is None else int(step),
+        cast("Precision | None", precision),
+        None if num_old is None else int(num_old),
         None if classes is None else tuple(classes),
-    )  # fmt: skip
+    )
 
 
 def _load(path: Path, module: torch.nn.Module, state: dict[str, Tensor]) -> None:

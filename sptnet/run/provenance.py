@@ -122,8 +122,8 @@ def warnings(config: Config, schedule: Schedule, train_from_block: int) -> Itera
     steps = schedule.total_steps
     if schedule.teacher_warmup_epochs > schedule.epochs:
         yield (
-            f"loss.teacher_warmup_epochs is {schedule.teacher_warmup_epochs}, and the run has {schedule.epochs} epochs: "
-            "the teacher never comes to its temperature"
+            f"loss.teacher_warmup_epochs is {schedule.teacher_warmup_epochs}, and the run has {schedule.epochs} "
+            "epochs: the teacher never comes to its temperature"
         )
     if config.method == "sptnet" and schedule.prompt_warmup_steps >= steps:
         yield (

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import logging
 import secrets
 import shutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sptnet.config import Config
-from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, checkpoints, remove
+from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, Part, checkpoints, remove
 from sptnet.run.durable import sync_folder, write_through
 from sptnet.run.resume import prompt_state
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.connect import launcher_store
 
-OTHERS_WAIT = 600  # seconds that rank 0 waits for the parts of the others
+OTHERS_WAIT = 60  # seconds that rank 0 waits for the parts of the others; a preempted job has 110 in all
+TOLD_AFTER = 10  # seconds; then it says for whom it waits
+log = logging.getLogger(__name__)
 
 
 class Saver:
@@ -37,7 +42,8 @@ class Saver:
         token = [secrets.token_hex(4)]
         if dist.is_initialized():
             dist.broadcast_object_list(token)
-        self._writer = Writer(Path(config.run), rank(), world_size(), config.checkpoint.keep, token[0])
+        store = launcher_store("checkpoints", config.collective_timeout_s)
+        self._writer = Writer(Path(config.run), rank(), world_size(), config.checkpoint.keep, token[0], store)
 
     def save(self, step: int, counters: dict[str, float]) -> None:
         """Begin a checkpoint of the state before `step`; all ranks call it.
@@ -88,11 +94,12 @@ class Writer:
         keep: how many of the newest stay; marked ones stay too.
         attempt: the same on every rank and another in every start of the run, so that what a killed one left unfinished
             is not taken for a part of this one's.
+        store: by which ranks announce their parts: an NFS client may deny for half a minute that a file is there.
     """
 
-    def __init__(self, run: Path, rank: int, world_size: int, keep: int, attempt: str):
+    def __init__(self, run: Path, rank: int, world_size: int, keep: int, attempt: str, store: dist.Store | None = None):
         self.folder, self.rank, self.world_size, self.keep = run / FOLDER, rank, world_size, keep
-        self.attempt = attempt
+        self.attempt, self._store = attempt, store or dist.HashStore()
         self._thread: threading.Thread | None = None
         self._error: str | None = None
 
@@ -125,9 +132,9 @@ class Writer:
             if self.rank == 0:
                 self._remove_leftovers()
             partial.mkdir(parents=True, exist_ok=True)
-            self._write_part(partial, tensors)
+            self._write_part(partial, facts.step, tensors)
             if self.rank == 0:
-                parts = self._parts_of_all(partial)
+                parts = self._parts_of_all(facts.step)
                 whole = replace(facts, parts=parts)
                 write_through(partial / FACTS, json.dumps(asdict(whole), indent=1).encode())
                 remove(final)
@@ -138,29 +145,38 @@ class Writer:
             previous = checkpoints(self.folder.parent)
             stays = f"{previous[-1]} is intact" if previous else "there is none before it"
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            with suppress(Exception):  # the store is gone where rank 0 is
+                self._announce(facts.step, {"failed": str(why)})
             self._error = f"{final} cannot be written on rank {self.rank}: {why}; {stays}"
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _write_part(self, partial: Path, tensors: dict[str, Tensor]) -> None:
+    def _announce(self, step: int, told: dict[str, Any]) -> None:
+        self._store.set(f"{self.attempt}/{step}/{self.rank}", json.dumps(told))
+
+    def _write_part(self, partial: Path, step: int, tensors: dict[str, Tensor]) -> None:
         encoded = save_tensors(tensors)
         part = partial / f"part-{self.rank:05d}.safetensors"
         write_through(part, encoded)
         told = {"file": part.name, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
-        # its name appears when the part is on disk: that is what rank 0 waits for
-        announced = partial / f"part-{self.rank:05d}.json"
-        write_through(announced.with_suffix(".new"), json.dumps(told).encode())
-        announced.with_suffix(".new").rename(announced)
+        self._announce(step, told)  # now that it is on disk
 
-    def _parts_of_all(self, partial: Path) -> list[dict[str, Any]]:
-        names = [partial / f"part-{rank:05d}.json" for rank in range(self.world_size)]
-        end = time.monotonic() + OTHERS_WAIT
-        while missing := [name for name in names if not name.exists()]:
-            if time.monotonic() > end:
-                raise OSError(f"{missing[0].stem} of another rank did not appear: is the folder on a shared disk?")
-            time.sleep(0.02)
-        parts = [json.loads(name.read_text()) for name in names]
-        for name in names:
-            name.unlink()
+    def _parts_of_all(self, step: int) -> list[Part]:
+        parts: list[Part] = []
+        begin, told = time.monotonic(), False
+        for rank in range(self.world_size):
+            key = f"{self.attempt}/{step}/{rank}"
+            while not self._store.check([key]):  # not `wait`: it would hold this process's connection to the store
+                waited = time.monotonic() - begin
+                if waited > OTHERS_WAIT:
+                    raise OSError(f"rank {rank} did not write its part within {OTHERS_WAIT} s")
+                if waited > TOLD_AFTER and not told:
+                    told = True
+                    log.warning("checkpoint of step %d: waiting for the part of rank %d", step, rank)
+                time.sleep(0.02)
+            parts.append(json.loads(self._store.get(key)))
+            self._store.delete_key(key)
+            if "failed" in parts[-1]:
+                raise OSError(f"rank {rank} could not write its part")
         return parts
 
     def _remove_old(self) -> None:

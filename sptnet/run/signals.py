@@ -1,13 +1,19 @@
-"""Being asked to stop: SIGTERM, SIGINT and SIGUSR1 end a run after its step, with a checkpoint."""
+"""Being asked to stop: SIGTERM, SIGINT, SIGUSR1 and SIGHUP end a run after its step, with a checkpoint.
+
+Python runs a signal's handler in the main thread, and not while that waits in C++, for a collective or for the device.
+What must not wait, the end of a process that is asked a second time, is done by a thread that the interpreter tells of
+signals through a pipe (`signal.set_wakeup_fd`).
+"""
 
 import os
 import signal
+import threading
 from types import FrameType, TracebackType
 
 import torch
 import torch.distributed as dist
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -21,6 +27,10 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
+        self._reading, self._writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(self._reading, True)
+        self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
@@ -29,11 +39,20 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._writing)  # ends the thread
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked is not None:
-            os._exit(128 + number)
         self._asked = number
+
+    def _watch(self) -> None:
+        asked = 0
+        while received := os.read(self._reading, 64):
+            for number in received:
+                asked += number in SIGNALS
+                if asked > 1:
+                    os._exit(128 + number)
+        os.close(self._reading)
 
     def on_any_rank(self, device: torch.device) -> bool:
         """Whether any rank was asked to stop; every rank gets the same answer, at the same step."""

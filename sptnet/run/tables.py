@@ -48,8 +48,8 @@ def collapse(result: dict[str, Any]) -> str | None:
         return None
     return (
         f"COLLAPSED: {result['classes_used']} of {result['classes']} classes are in use, as many as "
-        f"{result['effective_classes']} of equal size: the accuracy says little; raise loss.memax_weight, train longer, "
-        "or warm the teacher up for longer"
+        f"{result['effective_classes']} of equal size: the accuracy says little; raise loss.memax_weight, train "
+        "longer, or warm the teacher up for longer"
     )
 
 

@@ -27,7 +27,7 @@ class NonFiniteGuard:
     """Takes steps, and stops at one that is not finite or leaves it out and counts it.
 
     Attributes:
-        skipped: steps left out since the run began.
+        skipped: steps left out since the run began, by a loss scaler too.
     """
 
     def __init__(self, config: Config):
@@ -44,8 +44,11 @@ class NonFiniteGuard:
             NonFiniteError: the run is to stop; the message, the same on every rank, names phase, step, the ranks
                 whose outputs were not finite, and their images (all images, if it was the loss or the gradient).
         """
+        left_out = learner.strategy.left_out
         try:
-            return learner.step(batch.step, views, targets, labelled)
+            terms = learner.step(batch.step, views, targets, labelled)
+            self.skipped += learner.strategy.left_out - left_out
+            return terms
         except NonFiniteStep as met:
             # a launcher ends the others as soon as one rank has ended: whichever is left to tell must know all
             uids = gather_with_local_graph(batch.uids.to(views.device))[met.ranks or slice(None)]

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,7 @@ class Strategy(ABC):
         module: the model whose parameters are trained; what the prompt phase and the evaluation call.
         launch: strategy, world size and precision, as checked.
         _wrapped: what the model phase calls; it holds `module`, or is it.
+        left_out: steps that a loss scaler left out, since this process began.
         _optimizer: whose parameter groups hold the learning rate.
     """
 
@@ -34,6 +36,7 @@ class Strategy(ABC):
     def __init__(self, accelerator: Accelerator, launch: LaunchSettings):
         self.accelerator, self.launch = accelerator, launch
         self.device = accelerator.device
+        self.left_out = 0
 
     @property
     def wrapper(self) -> str:
@@ -85,6 +88,14 @@ class Strategy(ABC):
     @abstractmethod
     def scaler(self) -> torch.amp.GradScaler | None:
         """The loss scaler of fp16; None in every other precision."""
+
+    @contextmanager
+    def _counting_left_out(self) -> Iterator[None]:
+        """A loss scaler that lowers its scale has left a step out."""
+        before = None if self.scaler is None else self.scaler.get_scale()
+        yield
+        if before is not None and self.scaler is not None and self.scaler.get_scale() < before:
+            self.left_out += 1
 
     @property
     def prompt_loss_scale(self) -> float:
@@ -185,8 +196,9 @@ class TorchStrategy(Strategy):
         self._optimizer.zero_grad()
 
     def _apply_gradients(self) -> None:
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+        with self._counting_left_out():
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

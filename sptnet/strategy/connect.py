@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from sptnet.errors import SptnetError
@@ -110,6 +110,14 @@ def gpus_said() -> str | None:
     return str(devices[0]) if devices else None
 
 
+def launcher_store(purpose: str, timeout_s: float) -> Store | None:
+    """A connection of its own to the key-value store of the launcher, which all ranks share; None without a launcher."""
+    if "LOCAL_RANK" not in os.environ:
+        return None
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return PrefixStore(f"sptnet/{purpose}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
 def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
     """Whether all ranks compute on GPUs; all ranks call it, before NCCL or gloo is chosen.
 
@@ -123,9 +131,8 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
     where = f"{os.uname().nodename} ({said})" if said else os.uname().nodename
     with_gpu, without, missing = int(found), "" if found else where, where if said else ""
     size = 1
-    if "LOCAL_RANK" in os.environ:
-        store, _, size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-        store = PrefixStore(f"sptnet-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if (store := launcher_store("devices", timeout_s)) is not None:
+        size = int(os.environ["WORLD_SIZE"])
         if not found:
             store.set("missing" if said else "without", where)
             store.add("missing-count" if said else "without-count", 1)

@@ -65,7 +65,8 @@ class ZeroStrategy(Strategy):
         optimizer.zero_grad()
 
     def _apply_gradients(self) -> None:
-        self._engine.step()
+        with self._counting_left_out():
+            self._engine.step()
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.runtime.zero import GatheredParameters

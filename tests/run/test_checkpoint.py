@@ -32,7 +32,8 @@ FACTS = Facts(
 
 
 def write(run: Path, step: int = 12, ranks: int = 2, keep: int = 2, attempt: str = "x") -> None:
-    writers = [Writer(run, rank, ranks, keep, attempt) for rank in range(ranks)]
+    store = torch.distributed.HashStore()
+    writers = [Writer(run, rank, ranks, keep, attempt, store) for rank in range(ranks)]
     for rank, writer in enumerate(writers):
         mine = {name: tensor for i, (name, tensor) in enumerate(TENSORS.items()) if i % ranks == rank}
         writer.begin(Facts(**{**FACTS.__dict__, "step": step}), mine)
