@@ -111,7 +111,7 @@ def build_model(config: Config, manifest: Manifest, pretrained: bool = True) -> 
             raise RunError(f"init: {how_far(start)}; train it to its end first")
         facts = load_model(start, model, None)
         if facts.classes is not None and facts.classes != tuple(manifest.classes):
-            odd = [(a, b) for a, b in zip_longest(facts.classes, manifest.classes) if a != b][0]
+            odd = next((a, b) for a, b in zip_longest(facts.classes, manifest.classes) if a != b)
             raise RunError(
                 f"init {start} was trained for other classes than {config.data.root} has: {odd[0]!r} where the dataset "
                 f"has {odd[1]!r}"

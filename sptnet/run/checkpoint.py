@@ -19,12 +19,13 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from sptnet.data.fields import Count, Digest, FileName
 from sptnet.errors import SptnetError

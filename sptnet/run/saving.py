@@ -15,6 +15,8 @@ from typing import Any
 import torch.distributed as dist
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import Store
 
 from sptnet.config import Config
 from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, Part, checkpoints, remove
@@ -97,9 +99,9 @@ class Writer:
         store: by which ranks announce their parts: an NFS client may deny for half a minute that a file is there.
     """
 
-    def __init__(self, run: Path, rank: int, world_size: int, keep: int, attempt: str, store: dist.Store | None = None):
+    def __init__(self, run: Path, rank: int, world_size: int, keep: int, attempt: str, store: Store | None = None):
         self.folder, self.rank, self.world_size, self.keep = run / FOLDER, rank, world_size, keep
-        self.attempt, self._store = attempt, store or dist.HashStore()
+        self.attempt, self._store = attempt, store or HashStore()
         self._thread: threading.Thread | None = None
         self._error: str | None = None
 
@@ -163,20 +165,20 @@ class Writer:
     def _parts_of_all(self, step: int) -> list[Part]:
         parts: list[Part] = []
         begin, told = time.monotonic(), False
-        for rank in range(self.world_size):
-            key = f"{self.attempt}/{step}/{rank}"
+        for other in range(self.world_size):
+            key = f"{self.attempt}/{step}/{other}"
             while not self._store.check([key]):  # not `wait`: it would hold this process's connection to the store
                 waited = time.monotonic() - begin
                 if waited > OTHERS_WAIT:
-                    raise OSError(f"rank {rank} did not write its part within {OTHERS_WAIT} s")
+                    raise OSError(f"rank {other} did not write its part within {OTHERS_WAIT} s")
                 if waited > TOLD_AFTER and not told:
                     told = True
-                    log.warning("checkpoint of step %d: waiting for the part of rank %d", step, rank)
+                    log.warning("checkpoint of step %d: waiting for the part of rank %d", step, other)
                 time.sleep(0.02)
             parts.append(json.loads(self._store.get(key)))
             self._store.delete_key(key)
             if "failed" in parts[-1]:
-                raise OSError(f"rank {rank} could not write its part")
+                raise OSError(f"rank {other} could not write its part")
         return parts
 
     def _remove_old(self) -> None:

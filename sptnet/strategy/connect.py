@@ -111,7 +111,7 @@ def gpus_said() -> str | None:
 
 
 def launcher_store(purpose: str, timeout_s: float) -> Store | None:
-    """A connection of its own to the key-value store of the launcher, which all ranks share; None without a launcher."""
+    """A connection of its own to the launcher's key-value store, which all ranks share; None without a launcher."""
     if "LOCAL_RANK" not in os.environ:
         return None
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
