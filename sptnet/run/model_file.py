@@ -3,40 +3,41 @@
     model.NAME      the model's whole state dict, float32
     prompt.NAME     the prompt's, of SPTNet
 
-Its metadata says `step` (how many are done), `precision` (that they were computed in), `num_old` and `classes` (JSON)
-of the dataset, and `sha256` over the tensors. Files of earlier versions lack some of it and are read too.
+The one key `facts` of its metadata (several would come in any order) is JSON: `step` (how many are done), `precision` (that
+they were computed in), `num_old` and `classes` of the dataset, `sha256` over the tensors. Files of earlier versions have
+`step` alone and are read too.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sptnet.data.fields import Count, Digest
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.run.checkpoint import checkpoints, digest
 from sptnet.run.durable import write_whole
 from sptnet.run.folder import MODEL, RunError, writing
+from sptnet.run.records import DamagedError, parse_json
 from sptnet.strategy.connect import Precision
-
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
 class ModelFacts:
     """What a model file says of itself; None where an earlier version did not."""
 
-    step: int | None = None
+    step: Count | None = None
     precision: Precision | None = None
-    num_old: int | None = None
+    num_old: Count | None = None
     classes: tuple[str, ...] | None = None
+    sha256: Digest | None = None
 
 
 def save_model(folder: Path, model: dict[str, Tensor], prompt: Prompt | None, facts: ModelFacts) -> None:
@@ -45,13 +46,8 @@ def save_model(folder: Path, model: dict[str, Tensor], prompt: Prompt | None, fa
     if prompt is not None:
         state |= {f"prompt.{k}": v for k, v in prompt.state_dict().items()}
     state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-    told = {"sha256": digest(state.items())}
-    for name in ("step", "precision", "num_old"):
-        if (value := getattr(facts, name)) is not None:
-            told[name] = str(value)
-    if facts.classes is not None:
-        told["classes"] = json.dumps(facts.classes)
-    encoded = save(state, metadata=told)
+    told = asdict(replace(facts, sha256=digest(state.items())))
+    encoded = save(state, metadata={"facts": json.dumps(told)})
     with writing(folder / MODEL):
         write_whole(folder / MODEL, encoded)
 
@@ -88,16 +84,16 @@ def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> Model
     """
     path = folder / MODEL
     with _reading(path), safe_open(path, "pt") as opened:
-        metadata = opened.metadata() or {}
+        facts = _facts(path, opened.metadata() or {})
         state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    if "sha256" in metadata and digest(state.items()) != metadata["sha256"]:
+    if facts.sha256 is not None and digest(state.items()) != facts.sha256:
         raise RunError(f"{path} is damaged (sha256): copy it again, or continue the run from its checkpoint")
     if wrong := [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]:
         raise RunError(f"{path} has values that are not finite in {wrong[0]}: it is damaged, or its training diverged")
     _load(path, model, {k[6:]: v for k, v in state.items() if k.startswith("model.")})
     if prompt is not None:
         _load(path, prompt, {k[7:]: v for k, v in state.items() if k.startswith("prompt.")})
-    return _facts(path, metadata)
+    return facts
 
 
 @contextmanager
@@ -112,23 +108,12 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _facts(path: Path, metadata: dict[str, str]) -> ModelFacts:
-    step, num_old, precision = metadata.get("step"), metadata.get("num_old"), metadata.get("precision")
-    counts = [text for text in (step, num_old) if text is not None]
     try:
-        classes = json.loads(metadata["classes"]) if "classes" in metadata else None
-    except (ValueError, RecursionError):
-        classes = 0
-    sound = all(text.isascii() and text.isdigit() and len(text) < 16 for text in counts)
-    sound = sound and (precision is None or precision in PRECISIONS)
-    sound = sound and (classes is None or (isinstance(classes, list) and all(isinstance(c, str) for c in classes)))
-    if not sound:
-        raise RunError(f"{path} has metadata that no run writes: it is damaged")
-    return ModelFacts(
-        None if step is None else int(step),
-        cast("Precision | None", precision),
-        None if num_old is None else int(num_old),
-        None if classes is None else tuple(classes),
-    )
+        if "facts" in metadata:
+            return parse_json(metadata["facts"], ModelFacts)
+        return parse_json(json.dumps(metadata), ModelFacts)  # of an earlier version
+    except DamagedError as error:
+        raise RunError(f"{path} is damaged, its metadata is not what a run writes: {error}") from None
 
 
 def _load(path: Path, module: torch.nn.Module, state: dict[str, Tensor]) -> None:
