@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.cache import NodeCache
+from sptnet.data.cache import Fetch, NodeCache
 from sptnet.data.files import open_regular
 from sptnet.data.manifest import (
+    LARGEST_MANIFEST,
     MANIFEST,
     DatasetError,
     Manifest,
@@ -85,7 +86,7 @@ class RemoteStore:
 
     def __init__(self, remote: Remote, cache: NodeCache):
         self._remote, self._cache = remote, cache
-        self.manifest = parse_manifest(remote.read(MANIFEST), remote.where(MANIFEST))
+        self.manifest = parse_manifest(remote.read(MANIFEST, LARGEST_MANIFEST), remote.where(MANIFEST))
         largest = max((shard.bytes for shard in self.manifest.shards), default=0)
         if largest > cache.limit:
             raise DatasetError(
@@ -96,18 +97,21 @@ class RemoteStore:
     def where(self, file: str) -> str:
         return self._remote.where(file)
 
+    def _fetch(self, file: str, most: int) -> Fetch:
+        return partial(self._remote.fetch, file, most)
+
     def open(self, shard: Shard) -> int:
-        return self._cache.open(shard.sha256, shard.bytes, partial(self._remote.fetch, shard.file))
+        return self._cache.open(shard.sha256, shard.bytes, self._fetch(shard.file, shard.bytes))
 
     def entries(self, shard: Shard) -> NDArray[np.void]:
         size = index_size(shard)
-        descriptor = self._cache.open(shard.index_sha256, size, partial(self._remote.fetch, shard.index))
+        descriptor = self._cache.open(shard.index_sha256, size, self._fetch(shard.index, size))
         with os.fdopen(descriptor, "rb") as file:
             return parse_index(file.read(size + 1), shard, self.manifest.targets(shard.kind), self.where(shard.index))
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
         for shard in shards:
-            self._cache.fetch_ahead(shard.sha256, shard.bytes, partial(self._remote.fetch, shard.file))
+            self._cache.fetch_ahead(shard.sha256, shard.bytes, self._fetch(shard.file, shard.bytes))
 
     def cancel_ahead(self) -> None:
         self._cache.close()
