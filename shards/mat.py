@@ -4,6 +4,7 @@ A file of a few kB, compressed in itself, can nest its arrays so deep that the i
 child with limits on memory and time, which hands plain columns back as JSON; a child that dies is a damaged file.
 """
 
+import faulthandler
 import io
 import json
 import multiprocessing
@@ -61,6 +62,7 @@ def read_columns(path: Path, variable: str, fields: tuple[str, ...] = ()) -> Col
 
 def _read(sending: Connection, content: bytes, variable: str, fields: tuple[str, ...]) -> None:
     """In the child: nothing that happens here reaches the parent but the bytes that are sent."""
+    faulthandler.disable()  # a crash is expected here, and told by the parent
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for limit, value in (
