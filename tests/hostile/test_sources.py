@@ -147,7 +147,8 @@ def test_what_is_not_the_published_dataset_must_be_forced_by_name(tmp_path, caps
     assert "published are 5,994: complete the source, or" in refused(capsys, "cub", root, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     run = ["cub", str(root), str(tmp_path / "out")]
-    main([*run, "--unofficial"])
+    assert main([*run, "--unofficial"]) == 0
+    assert read_manifest(tmp_path / "out").protocol["unofficial"] is True
 
 
 @pytest.mark.parametrize("name", published.PARTS)
