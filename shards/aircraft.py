@@ -24,7 +24,7 @@ def source(root: Path) -> Source:
     data = root / "data"
     names = sorted(line.strip() for line in text_lines(data / "variants.txt"))
     ordered, num_old = by_split(names, *class_split("aircraft"))
-    files = Folder(data / "images")
+    files = Folder(data / "images", listed=True)
     train = _items(files, data / "images_variant_trainval.txt", set(names))
     test = _items(files, data / "images_variant_test.txt", set(names))
     return Source("aircraft", ordered, num_old, train, test, files)

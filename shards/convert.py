@@ -1,27 +1,25 @@
 """Convert a whole source: shards by several processes, continued where an earlier conversion was killed."""
 
-import json
-import multiprocessing
 import os
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
+from shards import record
+from shards.checks import check_source, near_duplicates
+from shards.duplicates import duplicates
 from shards.plan import Planned, Settings, fingerprint, plan
 from shards.source import Item, Source, SourceError
-from shards.writer import Written, file_sha256, index_name, skipped_of, write_shard
-from sptnet.data.manifest import KINDS, MANIFEST, Manifest, Shard, write_manifest
+from shards.workers import run_all
+from shards.writer import Written, content_of, index_name, skipped_of, write_shard
+from sptnet.data.files import file_sha256, open_regular
+from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, Skipped, write_manifest
+from sptnet.data.shard_index import read_entries
 
-UNFINISHED = "conversion.json"  # names what is being converted; gone when the manifest is there
-LOCK = "conversion.lock"
 LOCK_WAIT = 10  # seconds; the workers of a killed conversion end within moments
 
 
@@ -31,137 +29,123 @@ class Progress(Protocol):
     def begin(self, shards: int, images: int) -> None:
         """How much there is to do."""
 
-    def advance(self, written: Written, continued: bool) -> None:
+    def advance(self, shard: Shard, continued: bool) -> None:
         """A shard is done; `continued`: by an earlier conversion."""
 
 
-def convert(source: Source, out: Path, settings: Settings, workers: int, progress: Progress) -> Manifest:
+class Converted(NamedTuple):
+    """The manifest, and sentences on what whoever asked for the conversion should know."""
+
+    manifest: Manifest
+    remarks: list[str]
+
+
+def convert(source: Source, out: Path, settings: Settings, workers: int, progress: Progress) -> Converted:
     """Write the whole dataset; the manifest comes last, so that a folder with one is complete.
 
-    Whole shards that an earlier, killed conversion of the same source with the same settings left are kept. The bytes
-    of every file are the same for any number of workers, and whether or not it was killed on the way.
+    Whole shards that an earlier, killed conversion of the same source with the same settings left are kept, if they
+    are still what it wrote. The bytes of every file are the same for any number of workers, and whether or not it was
+    killed on the way.
 
     Raises:
         SourceError: `out` holds another dataset or conversion, an image cannot be read or does not decode, or the disk
             is full.
     """
+    check_source(source)
     planned = plan(source, settings)
     try:
-        _claim(out, fingerprint(source, settings))
-        with FileLock(out / LOCK, timeout=LOCK_WAIT):
+        out.mkdir(parents=True, exist_ok=True)
+        was_there = os.path.lexists(out / record.LOCK)
+        with FileLock(out / record.LOCK, timeout=LOCK_WAIT):
+            # claimed under the lock: two conversions that begin in the same moment do not both find it empty
+            try:
+                record.claim(out, fingerprint(source, settings))
+            except SourceError:
+                if not was_there:
+                    (out / record.LOCK).unlink(missing_ok=True)
+                raise
             written = _write_missing(out, planned, source, settings, workers, progress)
             manifest = _manifest(source, settings, planned, written)
             write_manifest(out, manifest)
-            (out / UNFINISHED).unlink()
-        (out / LOCK).unlink(missing_ok=True)
+            record.remove(out)
+        (out / record.LOCK).unlink(missing_ok=True)
     except Timeout:
         raise SourceError(f"{out} is being written by another conversion: wait for it or stop it") from None
     except OSError as error:
         raise SourceError(f"{error.filename or out} cannot be written: {error.strerror}") from None
-    return manifest
-
-
-def _claim(out: Path, wanted: str) -> None:
-    """Make the folder ours, or find that it is ours already."""
-    if (out / MANIFEST).exists():
-        raise SourceError(f"{out} holds a dataset already: remove it or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    mark = out / UNFINISHED
-    if not mark.exists():
-        temporary = mark.with_name("." + mark.name)
-        if strange := next((path for path in sorted(out.iterdir()) if path != temporary), None):
-            raise SourceError(f"{out} is not empty ({strange.name}): choose another folder")
-        temporary.write_text(json.dumps({"fingerprint": wanted}) + "\n")
-        temporary.replace(mark)
-        return
-    try:
-        found = json.loads(mark.read_text())["fingerprint"]
-    except (ValueError, KeyError, TypeError):
-        found = None
-    if found != wanted:
-        raise SourceError(
-            f"{out} holds an unfinished conversion of something else, or with other settings: remove it or choose "
-            "another folder"
-        )
+    remarks = [*source.remarks, *near_duplicates(source.classes), *duplicates(planned, written, source.classes)]
+    return Converted(manifest, remarks)
 
 
 def _write_missing(
     out: Path, planned: list[Planned], source: Source, settings: Settings, workers: int, progress: Progress
-) -> dict[str, Written]:
-    for leftover in out.glob("*.tmp"):
-        leftover.unlink()
+) -> list[Written]:
+    """Every planned shard, in their order; those of an earlier conversion are looked for first."""
+    _remove_leftovers(out)
     progress.begin(len(planned), sum(len(shard.samples) for shard in planned))
     written: dict[str, Written] = {}
+    recorded = record.finished(out)
     for shard in planned:
-        if (found := _look(out, shard)) is not None:
+        if shard.file in recorded and (found := _look(out, shard, recorded[shard.file], source, settings)) is not None:
             written[shard.file] = found
-            progress.advance(found, continued=True)
-    missing = [number for number, shard in enumerate(planned) if shard.file not in written]
-    for result in _write_all(missing, (out, planned, source, settings), workers):
-        written[result.shard.file] = result
-        progress.advance(result, continued=False)
-    return written
+            progress.advance(found.shard, continued=True)
+    missing = [shard for shard in planned if shard.file not in written]
+    try:
+        for result in run_all(_write, (out, missing, source, settings), range(len(missing)), workers):
+            record.add(out, result.shard)
+            written[result.shard.file] = result
+            progress.advance(result.shard, continued=False)
+    finally:
+        _remove_leftovers(out)  # of workers that were stopped in the middle of a shard
+    return [written[shard.file] for shard in planned]
 
 
-def _look(out: Path, planned: Planned) -> Written | None:
-    """A shard that an earlier conversion finished, if it did."""
+def _write(out: Path, missing: list[Planned], source: Source, settings: Settings, number: int) -> Written:
+    return write_shard(out, missing[number], source, settings)
+
+
+def _remove_leftovers(out: Path) -> None:
+    for leftover in out.glob("*.tmp"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def _look(out: Path, planned: Planned, shard: Shard, source: Source, settings: Settings) -> Written | None:
+    """A shard that an earlier conversion finished, if it is still what that wrote, and may stay as it is."""
     path, index_path = out / planned.file, out / index_name(planned.file)
-    if not (path.exists() and index_path.exists()):
+    targets = source.num_old if planned.kind == "labelled" else len(source.classes)
+    if (shard.index, shard.kind) != (index_path.name, planned.kind):
         return None
-    index = np.load(index_path, allow_pickle=False)
-    shard = Shard(
-        path.name, index_path.name, planned.kind, len(index), path.stat().st_size,
-        file_sha256(path), file_sha256(index_path),
-    )  # fmt: skip
-    return Written(shard, skipped_of(planned, index))
+    try:
+        if file_sha256(path) != shard.sha256:
+            return None
+        index = read_entries(index_path, shard, targets)
+        contents = _contents(path, index)
+    except (OSError, DatasetError):
+        return None
+    skipped = skipped_of(planned, index)
+    if skipped and settings.on_error == "fail":
+        return None  # an earlier conversion was told to leave images out, this one was not
+    return Written(shard, skipped, contents)
 
 
-_job: tuple[Any, ...] = ()  # of a worker process: what it was started with
+def _contents(path: Path, index: NDArray[np.void]) -> NDArray[np.uint64]:
+    descriptor = open_regular(path)
+    try:
+        return np.array(
+            [content_of(os.pread(descriptor, size, offset)) for _, _, offset, size in index.tolist()], np.uint64
+        )
+    finally:
+        os.close(descriptor)
 
 
-def _start(*job: Any) -> None:
-    global _job
-    _job = job
-    torch.set_num_threads(1)  # one process per core; and OpenMP's own threads do not survive a fork
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _write(number: int) -> Written:
-    out, planned, source, settings = _job
-    return write_shard(out, planned[number], source, settings)
-
-
-def _write_all(numbers: list[int], job: tuple[Any, ...], workers: int) -> Iterator[Written]:
-    # forked, so that a list of a million images is neither pickled nor copied
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=job) as pool:
-        futures = [pool.submit(_write, number) for number in numbers]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise SourceError(
-                "a worker was killed (memory?): run the same command again, with fewer --workers"
-            ) from None
-        finally:
-            for future in futures:
-                future.cancel()
-
-
-def _manifest(source: Source, settings: Settings, planned: list[Planned], written: dict[str, Written]) -> Manifest:
-    shards = [written[shard.file].shard for shard in planned]
-    skipped: list[dict[str, Any]] = []
-    for shard in planned:
+def _manifest(source: Source, settings: Settings, planned: list[Planned], written: list[Written]) -> Manifest:
+    shards = [done.shard for done in written]
+    skipped: list[Skipped] = []
+    for shard, done in zip(planned, written, strict=True):
         items: dict[int, Item] = dict(shard.samples)
-        part = "test" if shard.kind == "test" else "train"
-        skipped += [{"uid": uid, "part": part, "file": items[uid].where} for uid in written[shard.file].skipped]
+        for uid in done.skipped:
+            skipped.append(Skipped(uid=uid, part="test" if shard.kind == "test" else "train", file=items[uid].where))
     counts: dict[str, int] = {kind: sum(shard.samples for shard in shards if shard.kind == kind) for kind in KINDS}
     protocol: dict[str, Any] = {
         "seed": settings.seed,

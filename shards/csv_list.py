@@ -2,22 +2,31 @@
 
 import argparse
 import csv
+import io
 from pathlib import Path, PurePosixPath
 
-from shards.source import Folder, Item, Source, SourceCommand, SourceError, need_classes
+from shards.source import LARGEST_LIST, Folder, Item, Source, SourceCommand, SourceError, need_classes
+from sptnet.data.files import read_regular
 
 COLUMNS = ("image", "class")
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
+        text = read_regular(path, LARGEST_LIST).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        columns = list(reader.fieldnames or ())
+        rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read: {error}") from None
-    if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
+    if missing := [column for column in COLUMNS if column not in columns]:
         raise SourceError(f"{path} has no column {missing[0]!r}: it needs image, class and, if there is one, split")
+    if len(set(columns)) < len(columns):
+        raise SourceError(f"{path} has two columns of one name: {', '.join(columns)}")
+    if not rows:
+        raise SourceError(f"{path} lists no image")
+    if (long := next((line for line, row in enumerate(rows, start=2) if None in row), None)) is not None:
+        raise SourceError(f"{path}, line {long} has more columns than the first line: quote what has a comma in it")
     return rows
 
 
@@ -27,7 +36,7 @@ def source(path: Path, num_old: int, name: str | None = None) -> Source:
     Raises:
         SourceError: a missing column, a path out of the file's folder, an unknown split, a missing image.
     """
-    files = Folder(path.parent)
+    files = Folder(path.parent, listed=True)
     parts: dict[str, list[Item]] = {"train": [], "test": []}
     for line, row in enumerate(_rows(path), start=2):
         where, label, part = row["image"], row["class"], (row.get("split") or "train").strip()

@@ -3,14 +3,26 @@
 from pathlib import Path
 
 from shards.protocol import class_split
-from shards.source import Folder, Source, SourceCommand, SourceError, by_split, takes_root, text_lines
+from shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, number, takes_root, text_lines
 
 
 def _table(path: Path) -> dict[str, str]:
     rows = [line.split(maxsplit=1) for line in text_lines(path)]
     if bad := next((row for row in rows if len(row) != 2), None):
         raise SourceError(f"{path} has a line that is not two columns: {' '.join(bad)!r}")
+    if len({key for key, _ in rows}) < len(rows):
+        raise SourceError(f"{path} has two lines for one image")
     return {key: value.strip() for key, value in rows}
+
+
+def _class_names(root: Path, paths: dict[str, str], labels: dict[str, int]) -> list[str]:
+    """The folder names of classes 1, 2, ...: every class has one, and every folder is of one class."""
+    names: dict[int, str] = {}
+    for image, path in paths.items():
+        folder = path.partition("/")[0]
+        if names.setdefault(labels[image], folder) != folder:
+            raise SourceError(f"{root}: class {labels[image]} has the folders {names[labels[image]]} and {folder}")
+    return [names[number] for number in sorted(names)]
 
 
 def source(root: Path) -> Source:
@@ -20,14 +32,17 @@ def source(root: Path) -> Source:
     in_train = _table(root / "train_test_split.txt")
     if not paths.keys() == labels.keys() == in_train.keys():
         raise SourceError(f"{root}: images.txt, image_class_labels.txt and train_test_split.txt name other images")
-    names = {int(labels[image]): Path(path).parts[0] for image, path in paths.items()}
-    classes = [names[number] for number in sorted(names)]
-    ordered, num_old = by_split(classes, *class_split("cub"))
-    files = Folder(root / "images")
-    items = {True: [], False: []}  # type: ignore[var-annotated]
+    old, new = class_split("cub")
+    numbers = {
+        image: number(label, 1, len(old + new), str(root / "image_class_labels.txt")) for image, label in labels.items()
+    }
+    ordered, num_old = by_split(_class_names(root, paths, numbers), old, new)
+    files = Folder(root / "images", listed=True)
+    items: dict[int, list[Item]] = {1: [], 0: []}
     for image, path in paths.items():
-        items[in_train[image] == "1"].append(files.item(names[int(labels[image])], path))
-    return Source("cub", ordered, num_old, items[True], items[False], files)
+        part = number(in_train[image], 0, 1, str(root / "train_test_split.txt"))
+        items[part].append(files.item(path.partition("/")[0], path))
+    return Source("cub", ordered, num_old, items[1], items[0], files)
 
 
 COMMANDS = [

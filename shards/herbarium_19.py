@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from shards.protocol import class_split
-from shards.source import Folder, Source, SourceCommand, by_split, takes_root
+from shards.source import Folder, Source, SourceCommand, SourceError, by_split, takes_root
 
 
 def source(root: Path) -> Source:
@@ -14,12 +14,11 @@ def source(root: Path) -> Source:
     files = Folder(root)
     classes = files.class_folders("small-train")
     ordered, num_old = by_split(classes, *class_split("herbarium_19"))
+    tested = files.class_folders("small-validation")
+    if strange := sorted(set(tested) - set(classes)):
+        raise SourceError(f"{root} has a class in small-validation that is not in small-train: {strange[0]}")
     train = [item for name in classes for item in files.images(name, f"small-train/{name}")]
-    test = [
-        item
-        for name in files.class_folders("small-validation")
-        for item in files.images(name, f"small-validation/{name}")
-    ]
+    test = [item for name in tested for item in files.images(name, f"small-validation/{name}")]
     return Source("herbarium_19", ordered, num_old, train, test, files)
 
 

@@ -1,17 +1,17 @@
 """ImageNet-1K and ImageNet-100 (ILSVRC2012): an extracted tree, or the official tars read where they are."""
 
 import argparse
-import os
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections import Counter
+from contextlib import closing
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-from scipy.io import loadmat
 
+from shards.mat import MatError, read_columns
+from shards.progress import Scan
 from shards.source import Folder, Item, Source, SourceCommand, SourceError, takes_root, text_lines
-from shards.tar_members import BoundedReads, plain_members
+from shards.tar_members import Member, OpenTar, TarError
+from sptnet.data.files import LARGEST_IMAGE
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")
@@ -19,25 +19,17 @@ GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 NUM_OLD = {"imagenet1k": 500, "imagenet100": 50}
 
 
-class _Member(NamedTuple):
-    """A file inside a tar: its name, and offset and size in bytes."""
-
-    name: str
-    offset: int
-    size: int
-
-
 class _FilesAndTars(Folder):
     """Files by relative path, and parts of tars by "tar|offset|size"."""
 
     def __call__(self, where: str) -> bytes:
-        tar, separator, place = where.partition("|")
-        if not separator:
+        tar, _, place = where.partition("|")
+        if tar not in (TRAIN_TAR, VAL_TAR) or not place:
             return super().__call__(where)
         offset, size = (int(number) for number in place.split("|"))
         try:
-            with open(self.root / tar, "rb") as file:
-                found = os.pread(file.fileno(), size, offset)
+            with closing(OpenTar(self.root / tar)) as opened:
+                found = opened.read(Member(where, offset, size))
         except OSError as error:
             raise SourceError(f"{self.root / tar} cannot be read: {error.strerror}") from None
         if len(found) != size:
@@ -45,40 +37,62 @@ class _FilesAndTars(Folder):
         return found
 
 
-def _members(path: Path, begin: int = 0, size: int | None = None) -> Iterator[_Member]:
-    """The plain files of a tar, or of a tar inside a tar that lies at `begin` and is `size` bytes long."""
+def _members(path: Path, scan: Scan, begin: int = 0, size: int | None = None) -> list[Member]:
+    """The plain files of a tar, or of a tar inside a tar that lies at `begin` and is `size` bytes long, by name."""
+    found: dict[str, Member] = {}
     try:
-        with open(path, "rb") as file:
-            for member in plain_members(BoundedReads(file, begin, size), str(path)):
-                yield _Member(member.name, begin + member.offset_data, member.size)
-    except (OSError, tarfile.TarError) as error:
+        with closing(OpenTar(path)) as tar:
+            for member in tar.members(begin, size):
+                scan.count()
+                if member.name in found:
+                    raise SourceError(f"{path} has two members of the name {member.name!r}: download it again")
+                found[member.name] = member
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read as a tar ({error.strerror}): download it again") from None
+    except TarError as error:
         raise SourceError(f"{path} cannot be read as a tar ({error}): download it again") from None
+    return sorted(found.values())
 
 
-def _train_of_tar(path: Path) -> Iterator[tuple[str, list[Item]]]:
+def _item_of(wnid: str, tar: Path, member: Member) -> Item:
+    if not 0 < member.size <= LARGEST_IMAGE:
+        raise SourceError(f"{tar}: {member.name!r} has {member.size:,} bytes, no image has: download it again")
+    return Item(wnid, f"{tar.name}|{member.offset}|{member.size}", member.size)
+
+
+def _train_of_tar(path: Path) -> dict[str, list[Item]]:
     """Per class of the tar of tars: its wnid and its images, by name."""
-    for inner in sorted(_members(path)):
-        wnid = Path(inner.name).stem
-        images = sorted(_members(path, inner.offset, inner.size))
-        yield wnid, [Item(wnid, f"{path.name}|{image.offset}|{image.size}", image.size) for image in images]
+    scan, found = Scan("images in tars"), {}
+    for inner in _members(path, scan):
+        wnid = PurePosixPath(inner.name).stem
+        if wnid in found:
+            raise SourceError(f"{path} has two tars of class {wnid}: download it again")
+        found[wnid] = [_item_of(wnid, path, image) for image in _members(path, scan, inner.offset, inner.size)]
+    return found
 
 
 def _train(files: Folder) -> dict[str, list[Item]]:
     if (files.root / "train").is_dir():
         return {wnid: files.images(wnid, f"train/{wnid}") for wnid in files.class_folders("train")}
     if (files.root / TRAIN_TAR).is_file():
-        return dict(_train_of_tar(files.root / TRAIN_TAR))
+        return _train_of_tar(files.root / TRAIN_TAR)
     raise SourceError(f"{files.root} has neither train/ nor {TRAIN_TAR}: give the folder that holds one of them")
 
 
 def _val_classes(devkit: Path) -> list[str]:
     """The wnid of validation image 1, 2, ..."""
     try:
-        synsets = loadmat(devkit / "meta.mat", squeeze_me=True)["synsets"]
-        wnids = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
-        return [str(wnids[int(line)]) for line in text_lines(devkit / GROUND_TRUTH)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{devkit} is not the devkit of ILSVRC2012 ({type(error).__name__}: {error})") from None
+        columns = read_columns(devkit / "meta.mat", "synsets", ("ILSVRC2012_ID", "WNID"))
+    except OSError as error:
+        raise SourceError(f"{devkit / 'meta.mat'} cannot be read: {error.strerror}") from None
+    except MatError as error:
+        raise SourceError(f"{devkit} is not the devkit of ILSVRC2012 ({error})") from None
+    wnids = {str(label): str(wnid) for label, wnid in zip(*columns.values(), strict=True)}
+    if strange := next((line for line in text_lines(devkit / GROUND_TRUTH) if line.strip() not in wnids), None):
+        raise SourceError(f"{devkit / GROUND_TRUTH} has a class that meta.mat does not have: {strange!r}")
+    if len(set(wnids.values())) < len(columns["WNID"]):
+        raise SourceError(f"{devkit / 'meta.mat'} has a class twice")
+    return [wnids[line.strip()] for line in text_lines(devkit / GROUND_TRUTH)]
 
 
 def _val(files: Folder) -> list[Item]:
@@ -89,7 +103,7 @@ def _val(files: Folder) -> list[Item]:
     if folder.is_dir():
         images = files.images("", "val")
     elif tar.is_file():
-        images = [Item("", f"{tar.name}|{m.offset}|{m.size}", m.size) for m in sorted(_members(tar))]
+        images = [_item_of("", tar, member) for member in _members(tar, Scan("images in tars"))]
     else:
         raise SourceError(f"{files.root} has neither val/ nor {VAL_TAR}: give the folder that holds one of them")
     classes = _val_classes(files.root / DEVKIT)
@@ -115,6 +129,7 @@ def source(name: str, root: Path) -> Source:
     files = _FilesAndTars(root)
     train, val = _train(files), _val(files)
     classes = sorted(train)
+    whole = {wnid: len(train[wnid]) for wnid in classes}, Counter(item.class_name for item in val)
     if name == "imagenet100":
         if len(classes) != 1000:
             raise SourceError(f"{root} has {len(classes)} classes, ImageNet-100 is chosen from ImageNet's 1,000")
@@ -133,6 +148,7 @@ def source(name: str, root: Path) -> Source:
         [item for wnid in classes for item in train[wnid]],
         [item for item in val if item.class_name in kept],
         files,
+        whole=whole,
     )
 
 

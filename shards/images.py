@@ -4,9 +4,8 @@ import io
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from torch import Tensor
-
-from sptnet.data.image import DecodeError, decode, resize_short_side, to_pillow
+from shards.image_header import size_in_header
+from sptnet.data.image import DecodeError, check_size, decode, resize_short_side, to_pillow
 
 ImageFormat = Literal["jpeg", "webp", "png"]
 SUFFIX: dict[str, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"}
@@ -34,7 +33,7 @@ def keep(encoded: bytes) -> Member:
     A whole file is known by its first and last bytes, which costs nothing; whatever looks otherwise is decoded to see.
 
     Raises:
-        BadImage: it does not decode, or it is neither JPEG nor PNG nor WebP.
+        BadImage: it does not decode, it is neither JPEG nor PNG nor WebP, or it is out of all proportion.
     """
     if encoded.startswith(JPEG_START):
         suffix, whole = "jpg", encoded.endswith(JPEG_END)
@@ -44,8 +43,14 @@ def keep(encoded: bytes) -> Member:
         suffix, whole = "webp", int.from_bytes(encoded[4:8], "little") + 8 <= len(encoded)
     else:
         suffix, whole = "", False
-    if not whole:
-        _decoded(encoded)
+    size = size_in_header(encoded, suffix) if whole else None
+    try:
+        if size is None:
+            decode(encoded)
+        else:
+            check_size(*size)
+    except DecodeError as error:
+        raise BadImage(f"does not decode: {error}") from None
     if not suffix:
         raise BadImage("is neither JPEG nor PNG nor WebP: convert it, or store it anew with --resize")
     return Member(suffix, encoded)
@@ -62,25 +67,26 @@ class Resize:
         self.size, self.image_format, self.quality = size, image_format, quality
 
     def __call__(self, encoded: bytes) -> Member:
-        image = to_pillow(resize_short_side(_decoded(encoded), self.size))
+        """The stored image; raises BadImage, also where the format cannot hold one of this size."""
+        try:
+            image = to_pillow(resize_short_side(decode(encoded), self.size))
+        except DecodeError as error:
+            raise BadImage(f"does not decode: {error}") from None
         written = io.BytesIO()
-        if self.image_format == "png":
-            image.save(written, "PNG")
-        elif self.image_format == "webp":
-            image.save(written, "WEBP", quality=self.quality)
-        else:
-            # full colour resolution: halving it costs more accuracy than it saves bytes at these qualities
-            image.save(written, "JPEG", quality=self.quality, subsampling=0)
+        try:
+            if self.image_format == "png":
+                image.save(written, "PNG")
+            elif self.image_format == "webp":
+                image.save(written, "WEBP", quality=self.quality)
+            else:
+                # full colour resolution: halving it costs more accuracy than it saves bytes at these qualities
+                image.save(written, "JPEG", quality=self.quality, subsampling=0)
+        except (OSError, ValueError, MemoryError) as error:  # WebP ends at 16,383 pixels, JPEG at 65,535
+            size = f"{image.width} x {image.height}"
+            raise BadImage(f"cannot be stored as {self.image_format} of {size} pixels: {error}") from None
         return Member(SUFFIX[self.image_format], written.getvalue())
 
     def recorded(self) -> dict[str, object]:
         """What the manifest says of it."""
         quality = {} if self.image_format == "png" else {"quality": self.quality}
         return {"short_side": self.size, "format": self.image_format, **quality}
-
-
-def _decoded(encoded: bytes) -> Tensor:
-    try:
-        return decode(encoded)
-    except DecodeError as error:
-        raise BadImage(f"does not decode: {error}") from None

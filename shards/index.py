@@ -3,23 +3,29 @@
 A tar of training samples usually holds labelled and unlabelled ones together, so it gets two indexes, one per kind.
 """
 
-import json
 import os
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from pydantic_core import from_json
 
+from shards.checks import check_classes, near_duplicates
 from shards.plan import Settings
+from shards.progress import Scan
 from shards.protocol import labelled_positions
 from shards.source import Item, Source, SourceError, need_classes
-from shards.tar_members import IMAGE_MEMBERS, BoundedReads, plain_members
-from shards.writer import file_sha256, write_index
-from sptnet.data.manifest import INDEX_DTYPE, KINDS, MANIFEST, Kind, Manifest, Shard, write_manifest
+from shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
+from shards.writer import write_index
+from sptnet.data.fields import LONGEST_NAME, is_file_name, name_fault
+from sptnet.data.files import LARGEST_IMAGE, file_sha256
+from sptnet.data.manifest import KINDS, MANIFEST, Kind, Manifest, Shard, write_manifest
+from sptnet.data.shard_index import INDEX_DTYPE
 
 LONGEST_LABEL = 2**20  # bytes of a .cls or .json
+Rows = dict[tuple[str, Kind], list[tuple[int, int, int, int]]]
 
 
 class Found(NamedTuple):
@@ -31,98 +37,193 @@ class Found(NamedTuple):
     size: int
 
 
-def _samples(path: Path, json_key: str) -> Iterator[Found]:
+class Indexed(NamedTuple):
+    """The manifest, and sentences on what whoever indexed the tars should know."""
+
+    manifest: Manifest
+    remarks: list[str]
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """Key and suffix of a member as WebDataset has them: folders belong to the key, dots in them too."""
+    folder, base = os.path.split(name)
+    stem, _, suffix = base.partition(".")
+    return os.path.join(folder, stem), suffix.lower()
+
+
+def label_of(text: bytes, suffix: str, json_key: str) -> str:
+    """The class that a .cls or .json says; ValueError where it says none."""
+    if suffix == "cls":
+        return text.decode().strip()
+    found = from_json(text, allow_inf_nan=False)  # of bounded depth, unlike json's own
+    if not isinstance(found, dict) or json_key not in found:
+        raise ValueError(f"it has no key {json_key!r}")
+    value = found[json_key]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"its {json_key!r} is neither a text nor a whole number")
+    return str(value)
+
+
+def _samples(path: Path, json_key: str, scan: Scan, remarks: list[str]) -> list[Found]:
     """The samples of a tar, in its order; members that are neither image nor label are passed over."""
     images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, str] = {}
+    labels: dict[str, dict[str, str]] = {}  # by key, then by suffix
+    passed_over = []
     try:
-        with open(path, "rb") as file:
-            for member in plain_members(BoundedReads(file), str(path)):
-                folder, name = os.path.split(member.name)
-                stem, _, suffix = name.partition(".")
-                key, suffix = os.path.join(folder, stem), suffix.lower()
+        with closing(OpenTar(path)) as tar:
+            for member in tar.members():
+                scan.count()
+                key, suffix = split_member(member.name)
+                where = f"{path}: {member.name!r}"
                 if suffix in IMAGE_MEMBERS:
                     if key in images:
                         raise SourceError(f"{path}: two images of the name {key!r}")
-                    images[key] = (member.offset_data, member.size)
+                    if not 0 < member.size <= LARGEST_IMAGE:
+                        raise SourceError(f"{where} is {member.size:,} bytes long, no image is")
+                    images[key] = (member.offset, member.size)
                 elif suffix in ("cls", "json"):
                     if member.size > LONGEST_LABEL:
-                        raise SourceError(f"{path}: {member.name!r} is {member.size:,} bytes long, no label is")
-                    text = os.pread(file.fileno(), member.size, member.offset_data)
-                    if suffix == "cls" or key not in labels:
-                        labels[key] = _label(text, suffix, json_key, f"{path}: {member.name!r}")
-    except (OSError, tarfile.TarError) as error:
+                        raise SourceError(f"{where} is {member.size:,} bytes long, no label is")
+                    told = labels.setdefault(key, {})
+                    if suffix in told:
+                        raise SourceError(f"{path}: two labels of the name {key + '.' + suffix!r}")
+                    told[suffix] = _label(tar.read(member), suffix, json_key, where) if "cls" not in told else ""
+                elif suffix.rpartition(".")[2] in IMAGE_MEMBERS:
+                    passed_over.append(member.name)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read as a tar: {error.strerror}") from None
+    except TarError as error:
         raise SourceError(f"{path} cannot be read as a tar: {error}") from None
     if lacking := next((key for key in images if key not in labels), None):
         raise SourceError(f"{path}: image {lacking!r} has neither .cls nor .json")
-    for key, (offset, size) in images.items():
-        yield Found(path.name, labels[key], offset, size)
+    if not images:
+        remarks.append(f"{path} has no image ({', '.join(IMAGE_MEMBERS)})")
+    if passed_over:
+        remarks.append(f"{path}: {len(passed_over)} images of two suffixes are left out: the first is {passed_over[0]}")
+    if alone := [key for key in labels if key not in images]:
+        remarks.append(f"{path}: {len(alone)} labels have no image: the first is {alone[0]}")
+    return [Found(path.name, _chosen(labels[key]), offset, size) for key, (offset, size) in images.items()]
+
+
+def _chosen(told: dict[str, str]) -> str:
+    return told["cls"] if "cls" in told else told["json"]
 
 
 def _label(text: bytes, suffix: str, json_key: str, where: str) -> str:
     try:
-        value: Any = text.decode().strip() if suffix == "cls" else json.loads(text)[json_key]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        return label_of(text, suffix, json_key)
+    except ValueError as error:
         raise SourceError(f"{where} holds no label ({type(error).__name__}: {error}); is --json-key right?") from None
-    return str(value)
 
 
 def _class_order(labels: set[str]) -> list[str]:
     """By number where all labels are numbers, else by name."""
-    return sorted(labels, key=int) if all(label.isdigit() for label in labels) else sorted(labels)
+    return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
+
+
+def _check_tars(root: Path, train: Sequence[Path], test: Sequence[Path]) -> None:
+    """Raise SourceError for tars that cannot be named in a manifest of this folder, or that are in both parts."""
+    for path in (*train, *test):
+        if path.resolve().parent != root.resolve():
+            raise SourceError(f"{path} does not lie in {root}, where its index is to stand")
+        if not is_file_name(f"{path.name}.unlabelled.idx.npy"):
+            raise SourceError(f"{root} has a tar with a name that a manifest cannot have, {path.name!a}: rename it")
+    if both := sorted({path.name for path in train} & {path.name for path in test}):
+        raise SourceError(
+            f"{root / both[0]} is for training and for testing: give --train and --test that tell them apart"
+        )
+
+
+def _digests(root: Path, tars: Sequence[str]) -> dict[str, str]:
+    """sha256 of every tar; raises SourceError where two are the same."""
+    found: dict[str, str] = {}
+    for tar in tars:
+        try:
+            found[tar] = file_sha256(root / tar)
+        except OSError as error:
+            raise SourceError(f"{root / tar} cannot be read: {error.strerror}") from None
+        if twin := next((other for other in found if other != tar and found[other] == found[tar]), None):
+            raise SourceError(f"{root / tar} and {twin} are the same tar: remove one")
+    return found
 
 
 def index(
     root: Path, train: Sequence[Path], test: Sequence[Path], num_old: int, settings: Settings, name: str, json_key: str
-) -> Manifest:
+) -> Indexed:
     """Write indexes and a manifest beside tars.
 
     The uid of a sample is its position in the tars, taken by name; its class is what its .cls says, else the key
     `json_key` of its .json. The first `num_old` classes, by number or name, are old.
 
     Raises:
-        SourceError: a tar outside of `root`, no tar or a hostile one, a sample without label, an impossible `num_old`.
+        SourceError: a tar outside of `root`, no tar or a hostile one, a tar in both parts, a sample without label, an
+            impossible `num_old`.
     """
-    if (root / MANIFEST).exists():
+    if os.path.lexists(root / MANIFEST):
         raise SourceError(f"{root} has a {MANIFEST} already: remove it to index again")
-    for path in (*train, *test):
-        if path.resolve().parent != root.resolve():
-            raise SourceError(f"{path} does not lie in {root}, where its index is to stand")
+    if fault := name_fault(name):
+        raise SourceError(f"the dataset's name {name!a} {fault}: give another one with --name")
+    if not json_key.isprintable():
+        raise SourceError(f"--json-key {json_key!a} has characters that cannot be printed")
+    _check_tars(root, train, test)
+    scan, remarks = Scan("members of tars"), []  # type: tuple[Scan, list[str]]
     found = {
-        part: [sample for path in sorted(tars) for sample in _samples(path, json_key)]
+        part: [sample for path in sorted(tars) for sample in _samples(path, json_key, scan, remarks)]
         for part, tars in (("train", train), ("test", test))
     }
-    classes = _class_order({sample.label for sample in found["train"]})
+    labels = {sample.label for sample in found["train"]}
+    if not labels:
+        raise SourceError(f"{root} has no image in its tars for training ({', '.join(IMAGE_MEMBERS)})")
+    if long := next((label for label in labels if len(label) > LONGEST_NAME), None):
+        raise SourceError(f"{root} has a label of {len(long)} characters, no class has: {long[:40]!a}...")
+    classes = _class_order(labels)
+    check_classes(str(root), classes)
     need_classes(root, classes, (sample.label for sample in found["test"]), num_old)
     items = {part: [Item(s.label, s.tar, s.size) for s in samples] for part, samples in found.items()}
     source = Source(name, classes, num_old, items["train"], items["test"], lambda where: b"")
     labelled = labelled_positions(source, settings.labelled_fraction, settings.seed)
-    rows: dict[tuple[str, Kind], list[tuple[int, int, int, int]]] = {}
+    rows = _rows(found, classes, labelled)
+    protocol = {
+        "seed": settings.seed,
+        "labelled_fraction": settings.labelled_fraction,
+        "source": {part: len(samples) for part, samples in found.items()},
+        "json_key": json_key,
+    }
+    digests = _digests(root, sorted({tar for tar, _ in rows}))
+    try:
+        manifest = Manifest(name, classes, num_old, protocol, _write(root, rows, digests))
+        write_manifest(root, manifest)
+    except OSError as error:
+        raise SourceError(f"{error.filename or root} cannot be written: {error.strerror}") from None
+    return Indexed(manifest, [*remarks, *near_duplicates(classes)])
+
+
+def _rows(found: dict[str, list[Found]], classes: list[str], labelled: set[int]) -> Rows:
+    rows: Rows = {}
     targets = {label: target for target, label in enumerate(classes)}
     for part, samples in found.items():
         for uid, sample in enumerate(samples):
             kind: Kind = "test" if part == "test" else "labelled" if uid in labelled else "unlabelled"
             rows.setdefault((sample.tar, kind), []).append((uid, targets[sample.label], sample.offset, sample.size))
-    manifest = Manifest(name, classes, num_old, _protocol(settings, found), _write(root, rows))
-    write_manifest(root, manifest)
-    return manifest
+    return rows
 
 
-def _protocol(settings: Settings, found: dict[str, list[Found]]) -> dict[str, Any]:
-    counts = {part: len(samples) for part, samples in found.items()}
-    return {"seed": settings.seed, "labelled_fraction": settings.labelled_fraction, "source": counts}
+def index_file(tar: str, kind: Kind) -> str:
+    """`train-0.tar` -> `train-0.labelled.idx.npy`."""
+    return f"{tar.removesuffix('.tar')}.{kind}.idx.npy"
 
 
-def _write(root: Path, rows: dict[tuple[str, Kind], list[tuple[int, int, int, int]]]) -> list[Shard]:
-    digests = {tar: file_sha256(root / tar) for tar in {tar for tar, _ in rows}}
+def _write(root: Path, rows: Rows, digests: dict[str, str]) -> list[Shard]:
     shards = []
     for tar, kind in sorted(rows, key=lambda pair: (KINDS.index(pair[1]), pair[0])):
-        index_file = f"{tar.removesuffix('.tar')}.{kind}.idx.npy"
+        path = root / index_file(tar, kind)
         entries = np.array(rows[tar, kind], INDEX_DTYPE)
+        temporary = path.with_name(path.name + ".tmp")
         try:
-            digest = write_index(root / index_file, entries)
-        except OSError as error:
-            raise SourceError(f"{root / index_file} cannot be written: {error.strerror}") from None
+            digest = write_index(temporary, entries)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
         size = (root / tar).stat().st_size
-        shards.append(Shard(tar, index_file, kind, len(entries), size, digests[tar], digest))
+        shards.append(Shard(tar, path.name, kind, len(entries), size, digests[tar], digest))
     return shards

@@ -7,9 +7,15 @@ expects and where they are published. shards/README.md describes the format.
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+if __name__ == "__main__":
+    # while torch is imported, which takes seconds, a Ctrl-C ends the process without a traceback; `main` tells it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from rich.console import Console
 
@@ -20,10 +26,16 @@ from shards.index import index
 from shards.plan import Settings
 from shards.progress import ShardProgress
 from shards.protocol import deviation
+from shards.published import FORCED, PARTS, check_published
 from shards.show import CONTACT_SHEET, classes_without_samples, contact_sheet, table
 from shards.source import SourceCommand, SourceError
 from shards.verify import verify
+from shards.workers import cores
+from sptnet.data.files import write_whole
 from sptnet.data.manifest import KINDS, DatasetError, Manifest, read_manifest
+
+LARGEST_SIDE = 8192  # pixels of --resize
+INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
 
 SOURCES: list[SourceCommand] = [
     command
@@ -32,10 +44,31 @@ SOURCES: list[SourceCommand] = [
 ]
 
 
+def whole(text: str) -> int:
+    """An argument that is a whole number, 0 or more."""
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """An argument that is a whole number above 0."""
-    if not text.isdigit() or int(text) == 0:
+    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """An argument that NumPy takes for a seed."""
+    if whole(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is above {2**32 - 1}")
+    return int(text)
+
+
+def side(text: str) -> int:
+    """An argument that is a number of pixels."""
+    if positive(text) > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text} is above {LARGEST_SIDE}")
     return int(text)
 
 
@@ -65,7 +98,7 @@ def _add_protocol(command: argparse.ArgumentParser) -> None:
         help="share of the training images of old classes that are labelled (default: %(default)s, the protocol's)",
     )
     command.add_argument(
-        "--seed", type=int, default=0, help="of that choice and of the dealing to shards (default: %(default)s)"
+        "--seed", type=seed, default=0, help="of that choice and of the dealing to shards (default: %(default)s)"
     )
 
 
@@ -73,14 +106,14 @@ def _add_conversion(command: argparse.ArgumentParser) -> None:
     command.add_argument("out", type=Path, help="folder to write")
     _add_protocol(command)
     command.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: one per core)"
+        "--workers", type=positive, default=cores(), help="processes (default: one per core that may be used)"
     )
     command.add_argument(
         "--shard-mb", type=positive, default=256, help="about how large a shard becomes (default: %(default)s MB)"
     )
     kept = command.add_mutually_exclusive_group()
     kept.add_argument("--keep", action="store_true", help="copy the image bytes untouched (the default)")
-    kept.add_argument("--resize", type=positive, metavar="PIXELS", help="store images with this short side (bicubic)")
+    kept.add_argument("--resize", type=side, metavar="PIXELS", help="store images with this short side (bicubic)")
     command.add_argument("--format", choices=list(SUFFIX), help="of --resize (default: jpeg)")
     command.add_argument("--quality", type=quality, help="of --resize, for JPEG and WebP (default: 95)")
     command.add_argument(
@@ -98,6 +131,10 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(source.name, help=source.help, description=source.description)
         source.add_arguments(command)
         _add_conversion(command)
+        if source.name in PARTS:
+            command.add_argument(
+                FORCED, action="store_true", help="take what has other counts or digests than the published dataset"
+            )
     command = commands.add_parser(
         "verify",
         help="check a dataset against its manifest",
@@ -105,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("dir", type=Path, help="a folder of shards")
     command.add_argument("--decode", action="store_true", help="decode every image too")
-    command.add_argument("--workers", type=positive, default=os.cpu_count() or 1, help="processes (default: cores)")
+    command.add_argument("--workers", type=positive, default=cores(), help="processes (default: cores)")
     command = commands.add_parser(
         "show",
         help="table and contact sheet of a dataset",
@@ -136,20 +173,41 @@ def _convert(arguments: argparse.Namespace, source: SourceCommand, console: Cons
     settings = Settings(
         arguments.labelled_fraction, arguments.seed, arguments.shard_mb * 10**6, resize, arguments.on_error
     )
+    built = source.build(arguments)
+    unofficial = source.name in PARTS and arguments.unofficial
+    if unofficial:
+        built.protocol["unofficial"] = True
+    else:
+        check_published(built)
     with ShardProgress(console) as progress:
-        manifest = convert(source.build(arguments), arguments.out, settings, arguments.workers, progress)
+        manifest, remarks = convert(built, arguments.out, settings, arguments.workers, progress)
     _told(arguments.out, manifest)
     if manifest.skipped:
         first = manifest.skipped[0]["file"]
-        print(f"warning: {len(manifest.skipped)} images were left out, the first is {first}", file=sys.stderr)
+        remarks.append(f"{len(manifest.skipped)} images were left out, the first is {first}")
     counts = manifest.samples("labelled"), manifest.samples("unlabelled")
     if warning := deviation(manifest.name, *counts, settings.labelled_fraction):
-        print(f"warning: {warning}", file=sys.stderr)
+        remarks.append(warning)
+    _warn(remarks)
+
+
+def _say(line: str) -> None:
+    print(shown(line), flush=True)
+
+
+def _warn(remarks: Sequence[str]) -> None:
+    for remark in remarks:
+        print(f"warning: {shown(remark)}", file=sys.stderr)
+
+
+def shown(line: str) -> str:
+    """A line as a terminal may have it: names of files are part of it, and may hold anything but what they seem."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _told(root: Path, manifest: Manifest) -> None:
     counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
-    print(f"{root}: {manifest.name}, {counts}; {manifest.num_old} old classes of {len(manifest.classes)}")
+    _say(f"{root}: {manifest.name}, {counts}; {manifest.num_old} old classes of {len(manifest.classes)}")
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> None:
@@ -161,46 +219,96 @@ def _verify(arguments: argparse.Namespace, console: Console) -> None:
             progress.add(checked.shard)
             problems += len(checked.problems)
             for problem in checked.problems:
-                print(problem, file=sys.stderr)
+                print(shown(problem), file=sys.stderr)
     if problems:
         raise SourceError(f"{arguments.dir} has {problems} faults: make or copy these shards again")
-    print(f"{arguments.dir}: {len(manifest.shards)} shards are what the manifest says")
+    _say(f"{arguments.dir}: {len(manifest.shards)} shards are what the manifest says")
 
 
 def _show(arguments: argparse.Namespace, console: Console) -> None:
     manifest = read_manifest(arguments.dir)
     Console().print(table(manifest))
     if empty := classes_without_samples(arguments.dir, manifest):
-        print(f"classes without samples: {', '.join(empty)}")
+        _say(f"classes without samples: {', '.join(empty)}")
+    sheet = contact_sheet(arguments.dir, manifest)
+    if sheet.bad:
+        _warn([f"{len(sheet.bad)} images are shown as a cross, the first: {sheet.bad[0]}"])
     path = arguments.sheet or arguments.dir / CONTACT_SHEET
-    contact_sheet(arguments.dir, manifest).save(path, "PNG")
-    print(f"contact sheet: {path}")
+    try:
+        write_whole(path, sheet.png)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be written: {error.strerror}") from None
+    _say(f"contact sheet: {path}")
 
 
 def _index(arguments: argparse.Namespace, console: Console) -> None:
     root = arguments.dir
-    train, test = (sorted(root.glob(pattern)) for pattern in (arguments.train, arguments.test))
+    train, test = (_matching(root, pattern) for pattern in (arguments.train, arguments.test))
     if not train:
         raise SourceError(f"{root} has no {arguments.train}")
     settings = Settings(arguments.labelled_fraction, arguments.seed)
     name = arguments.name or root.resolve().name
-    _told(root, index(root, train, test, arguments.old, settings, name, arguments.json_key))
+    manifest, remarks = index(root, train, test, arguments.old, settings, name, arguments.json_key)
+    _told(root, manifest)
+    _warn(remarks)
+
+
+def _matching(root: Path, pattern: str) -> list[Path]:
+    """The files of a folder whose names a pattern fits; hidden ones are none."""
+    try:
+        names = os.listdir(root)
+    except OSError as error:
+        raise SourceError(f"{root} cannot be listed: {error.strerror}") from None
+    return sorted(root / name for name in names if fnmatchcase(name, pattern) and not name.startswith("."))
+
+
+def _need_paths(arguments: argparse.Namespace) -> None:
+    """Raise SourceError for a path that no file can have, before anything looks at it."""
+    for value in vars(arguments).values():
+        if isinstance(value, Path) and "\0" in str(value):
+            raise SourceError(f"{value} has a NUL in it, which no path can have")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    console = Console(stderr=True)
+    commands: dict[str, Callable[[argparse.Namespace, Console], None]] = {
+        "verify": _verify,
+        "show": _show,
+        "index": _index,
+    }
+    _need_paths(arguments)
+    if arguments.command in commands:
+        commands[arguments.command](arguments, console)
+    else:
+        _convert(arguments, next(s for s in SOURCES if s.name == arguments.command), console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; what is wrong with the source or the shards is one line on stderr."""
+    """Run a command; what a user, disk, network or file did is one line on stderr, and a bug of ours a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = parser().parse_args(argv)
-    console = Console(stderr=True)
-    commands = {"verify": _verify, "show": _show, "index": _index}
     try:
-        if arguments.command in commands:
-            commands[arguments.command](arguments, console)
-        else:
-            _convert(arguments, next(s for s in SOURCES if s.name == arguments.command), console)
+        _run(arguments)
     except (SourceError, DatasetError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        return _failed(str(error))
+    except BrokenPipeError:
+        # whoever read our output has left; nothing more may be written, not even at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _failed(f"{error.filename or 'the output'} cannot be read or written: {error.strerror or error}")
+    except MemoryError:
+        return _failed("out of memory: give fewer --workers, or more memory")
+    except KeyboardInterrupt:
+        _failed("stopped by Ctrl-C; the same command goes on where it stood, where it had begun to write")
+        return INTERRUPTED
     return 0
+
+
+def _failed(reason: str) -> int:
+    print(f"error: {shown(reason)}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

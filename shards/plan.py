@@ -99,7 +99,9 @@ def fingerprint(source: Source, settings: Settings) -> str:
     """What two conversions must have in common for one to continue the other."""
     digest = hashlib.sha256()
     resize = settings.recorded()
-    head = {**asdict(settings), "resize": resize, "schema": SCHEMA, "name": source.name, "classes": source.classes}
+    # what happens to a bad image is no part of it: who is told to leave it out may go on where the conversion stopped
+    strict = {**asdict(settings), "on_error": "fail"}
+    head = {**strict, "resize": resize, "schema": SCHEMA, "name": source.name, "classes": source.classes}
     digest.update(json.dumps({**head, "num_old": source.num_old}, sort_keys=True).encode())
     for items in (source.train, source.test):
         digest.update(f"{len(items)}\n".encode())

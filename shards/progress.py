@@ -1,15 +1,29 @@
 """The progress of work on shards: a bar on a terminal, a plain line every few seconds elsewhere."""
 
+import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shards.writer import Written
 from sptnet.data.manifest import Shard
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal
+SCAN_LINE_EVERY = 5.0
+
+
+class Scan:
+    """Counts what is looked at before there is anything to convert, and says so every few seconds."""
+
+    def __init__(self, what: str):
+        self._what, self._found, self._told = what, 0, time.monotonic()
+
+    def count(self) -> None:
+        self._found += 1
+        if (now := time.monotonic()) - self._told > SCAN_LINE_EVERY:
+            self._told = now
+            print(f"scanning: {self._found:,} {self._what}", file=sys.stderr, flush=True)
 
 
 class ShardProgress:
@@ -41,9 +55,9 @@ class ShardProgress:
         self._task = self._bar.add_task("shards", total=images, speed=f"{shards} shards")
         self._start = self._told = time.monotonic()
 
-    def advance(self, written: Written, continued: bool) -> None:
+    def advance(self, shard: Shard, continued: bool) -> None:
         """A shard is there, written now or by an earlier conversion."""
-        self.add(written.shard, counts=not continued)
+        self.add(shard, counts=not continued)
 
     def add(self, shard: Shard, counts: bool = True) -> None:
         """A shard is done."""

@@ -1,23 +1,23 @@
 """Stanford Cars."""
 
 from pathlib import Path
-from typing import Any
 
-from scipy.io import loadmat
-
+from shards.mat import Columns, MatError, read_columns
 from shards.protocol import class_split
-from shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, takes_root
+from shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, number, takes_root
 
 TEST_LABELS = "cars_test_annos_withlabels.mat"
 
 
-def _struct(path: Path, key: str) -> Any:
+def _columns(path: Path, variable: str, *fields: str) -> Columns:
     try:
-        return loadmat(path, squeeze_me=True)[key]
+        return read_columns(path, variable, fields)
     except FileNotFoundError:
         raise SourceError(f"{path} is missing: give the folder with cars_train/, cars_test/ and devkit/") from None
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise SourceError(f"{path} is not the devkit's file ({type(error).__name__}: {error})") from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+    except MatError as error:
+        raise SourceError(f"{path} is not the devkit's file ({error})") from None
 
 
 def _test_annotations(root: Path) -> Path:
@@ -31,18 +31,19 @@ def _test_annotations(root: Path) -> Path:
 
 
 def _items(files: Folder, folder: str, annotations: Path, names: list[str]) -> list[Item]:
-    rows = _struct(annotations, "annotations")
+    """The annotated images. Classes count from 1: a mirror that counts from 0 would get every label wrong."""
+    columns = _columns(annotations, "annotations", "class", "fname")
     return [
-        files.item(names[int(number) - 1], f"{folder}/{name}")
-        for number, name in zip(rows["class"].tolist(), rows["fname"].tolist(), strict=True)
+        files.item(names[number(str(label), 1, len(names), str(annotations)) - 1], f"{folder}/{name}")
+        for label, name in zip(columns["class"], columns["fname"], strict=True)
     ]
 
 
 def source(root: Path) -> Source:
     """The official split, old classes of the Semantic Shift Benchmark; in the order of the annotations."""
-    names = [str(name) for name in _struct(root / "devkit" / "cars_meta.mat", "class_names").tolist()]
+    names = [str(name) for name in _columns(root / "devkit" / "cars_meta.mat", "class_names")[""]]
     ordered, num_old = by_split(names, *class_split("scars"))
-    files = Folder(root)
+    files = Folder(root, listed=True)
     train = _items(files, "cars_train", root / "devkit" / "cars_train_annos.mat", names)
     test = _items(files, "cars_test", _test_annotations(root), names)
     return Source("scars", ordered, num_old, train, test, files)

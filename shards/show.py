@@ -1,23 +1,45 @@
 """Look at a dataset: a table of what it holds, and a contact sheet of random samples of every class."""
 
+import io
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 from rich.table import Table
+from rich.text import Text
 
-from sptnet.data.image import decode, resize_short_side, to_pillow
+from sptnet.data.files import open_regular
+from sptnet.data.image import DecodeError, decode, resize_short_side, to_pillow
 from sptnet.data.keyed import permutation
-from sptnet.data.manifest import KINDS, Manifest, parse_index
+from sptnet.data.manifest import KINDS, Manifest
+from sptnet.data.shard_index import read_index
 
 CONTACT_SHEET = "contact_sheet.png"
 TILE, PER_CLASS, CLASSES, CAPTION = 64, 8, 100, 14  # pixels, samples, classes at most, pixels
 SHOW = 5  # purpose of the random numbers
 
 
+class Sheet(NamedTuple):
+    """A contact sheet as PNG, and what is wrong with images that it shows as a cross."""
+
+    png: bytes
+    bad: list[str]
+
+
+class _Sample(NamedTuple):
+    """Where an image lies; offset and size in bytes."""
+
+    file: str
+    uid: int
+    offset: int
+    size: int
+
+
 def table(manifest: Manifest) -> Table:
-    """Splits, classes, shards and bytes."""
-    told = Table(title=f"{manifest.name}: {manifest.num_old} old classes of {len(manifest.classes)}")
+    """Splits, classes, shards and bytes. What a manifest says is text, never markup."""
+    told = Table(title=Text(f"{manifest.name}: {manifest.num_old} old classes of {len(manifest.classes)}"))
     for column in ("split", "samples", "shards", "MB", "kB per sample"):
         told.add_column(column, justify="left" if column == "split" else "right")
     for kind in KINDS:
@@ -25,52 +47,78 @@ def table(manifest: Manifest) -> Table:
         size, samples = sum(shard.bytes for shard in shards), manifest.samples(kind)
         each = f"{size / samples / 1e3:.1f}" if samples else "-"
         told.add_row(kind, f"{samples:,}", str(len(shards)), f"{size / 1e6:,.1f}", each)
-    for name, value in {**manifest.protocol, **manifest.transform}.items():
-        told.caption = f"{told.caption or ''}{name}: {value}  "
+    facts = [f"{name}: {value}" for name, value in {**manifest.protocol, **manifest.transform}.items()]
     if manifest.skipped:
-        told.caption = f"{told.caption or ''}skipped: {len(manifest.skipped)} images"
+        facts.append(f"skipped: {len(manifest.skipped)} images")
+    told.caption = Text("  ".join(facts))
     return told
 
 
-def _samples_by_class(root: Path, manifest: Manifest, seed: int) -> dict[int, list[tuple[str, int, int]]]:
-    """(tar, offset, size) of a few samples per class, from shards in a random order until every class has some."""
-    chosen: dict[int, list[tuple[str, int, int]]] = {target: [] for target in range(len(manifest.classes))}
+def _samples_by_class(root: Path, manifest: Manifest, seed: int) -> dict[int, list[_Sample]]:
+    """A few samples per class, from shards in a random order until every class has some."""
+    chosen: dict[int, list[_Sample]] = {target: [] for target in range(len(manifest.classes))}
     for number in permutation(seed, SHOW, 0, 0, 0, len(manifest.shards)):
         shard = manifest.shards[number]
-        index = parse_index((root / shard.index).read_bytes(), shard, str(root / shard.index))
+        index = read_index(root, manifest, shard)
         for i in permutation(seed, SHOW, 1, int(number), 0, len(index)):
-            _, target, offset, size = index[i].item()
-            if len(chosen.get(target, [])) < PER_CLASS:
-                chosen[target].append((shard.file, offset, size))
+            uid, target, offset, size = index[i].item()
+            if len(chosen[target]) < PER_CLASS:
+                chosen[target].append(_Sample(shard.file, uid, offset, size))
         if all(len(samples) == PER_CLASS for samples in chosen.values()):
             break
     return chosen
 
 
-def contact_sheet(root: Path, manifest: Manifest, seed: int = 0) -> Image.Image:
-    """One row per class, old ones first, with its name; the first classes only where there are very many."""
+def contact_sheet(root: Path, manifest: Manifest, seed: int = 0) -> Sheet:
+    """One row per class, old ones first, with its name; the first classes only where there are very many.
+
+    Raises:
+        DatasetError: an index that is damaged. OSError: a shard that cannot be read.
+    """
     chosen = _samples_by_class(root, manifest, seed)
     rows = min(len(manifest.classes), CLASSES)
     sheet = Image.new("RGB", (PER_CLASS * TILE, rows * (TILE + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
+    bad = []
     for row in range(rows):
         top = row * (TILE + CAPTION)
         age = "old" if row < manifest.num_old else "new"
         draw.text((2, top), f"{row} {manifest.classes[row]} ({age})", fill="black")
-        for column, (file, offset, size) in enumerate(chosen[row]):
-            with open(root / file, "rb") as tar:
-                tar.seek(offset)
-                image = to_pillow(resize_short_side(decode(tar.read(size)), TILE))
-            left, upper = (image.width - TILE) // 2, (image.height - TILE) // 2
-            tile = image.crop((left, upper, left + TILE, upper + TILE))
+        for column, sample in enumerate(chosen[row]):
+            try:
+                tile = _tile(root, sample)
+            except DecodeError as error:
+                bad.append(f"{root / sample.file}: sample {sample.uid} does not decode: {error}")
+                tile = _cross()
             sheet.paste(tile, (column * TILE, top + CAPTION))
-    return sheet
+    written = io.BytesIO()
+    sheet.save(written, "PNG")
+    return Sheet(written.getvalue(), bad)
+
+
+def _tile(root: Path, sample: _Sample) -> Image.Image:
+    """The centre of an image, TILE x TILE pixels."""
+    descriptor = open_regular(root / sample.file)
+    try:
+        encoded = os.pread(descriptor, sample.size, sample.offset)
+    finally:
+        os.close(descriptor)
+    image = to_pillow(resize_short_side(decode(encoded), TILE))
+    left, upper = (image.width - TILE) // 2, (image.height - TILE) // 2
+    return image.crop((left, upper, left + TILE, upper + TILE))
+
+
+def _cross() -> Image.Image:
+    tile = Image.new("RGB", (TILE, TILE), "white")
+    draw = ImageDraw.Draw(tile)
+    draw.line((0, 0, TILE, TILE), fill="red", width=3)
+    draw.line((0, TILE, TILE, 0), fill="red", width=3)
+    return tile
 
 
 def classes_without_samples(root: Path, manifest: Manifest) -> list[str]:
     """Names of classes that no shard has a sample of."""
     found = set()
     for shard in manifest.shards:
-        index = parse_index((root / shard.index).read_bytes(), shard, str(root / shard.index))
-        found |= set(np.unique(index["target"]).tolist())
+        found |= set(np.unique(read_index(root, manifest, shard)["target"]).tolist())
     return [name for target, name in enumerate(manifest.classes) if target not in found]

@@ -2,12 +2,19 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Sequence
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
+
+from shards.progress import Scan
+from sptnet.data.files import LARGEST_IMAGE, read_regular
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+LARGEST_LIST = 2**30  # bytes of a text file that lists images
+Counts = Mapping[str, int]  # images per class
 
 
 class SourceError(ValueError):
@@ -31,6 +38,8 @@ class Source:
         classes: in target order, old ones first.
         read: gives the encoded image of an item's `where`; raises SourceError.
         protocol: what the source adds to the manifest's protocol.
+        whole: images per class, for training and for testing, of the published dataset that this one was chosen from.
+        remarks: what was left out on the way here, and other things that whoever converts it should know.
     """
 
     name: str
@@ -40,6 +49,8 @@ class Source:
     test: list[Item]
     read: Callable[[str], bytes]
     protocol: dict[str, Any] = field(default_factory=dict)
+    whole: tuple[Counts, Counts] | None = None
+    remarks: list[str] = field(default_factory=list)
 
 
 class SourceCommand(NamedTuple):
@@ -68,29 +79,45 @@ def takes_root(text: str) -> Callable[[argparse.ArgumentParser], None]:
 
 
 class Folder:
-    """Files below a folder, read by their relative path. Callable, so that it serves as `Source.read`."""
+    """Files below a folder, read by their relative path. Callable, so that it serves as `Source.read`.
 
-    def __init__(self, root: Path):
-        self.root = root
+    Args:
+        listed: the paths come out of a list that somebody else wrote: links that lead out of the folder are refused
+            too. Whoever fills folders of classes with links to images elsewhere knows what they do.
+    """
+
+    def __init__(self, root: Path, listed: bool = False):
+        self.root, self.listed = root, listed
+        self._scan = Scan("files")
+        self._real = lru_cache(maxsize=1024)(os.path.realpath)
 
     def __call__(self, where: str) -> bytes:
         try:
-            return (self.root / where).read_bytes()
+            return read_regular(self._path(where), LARGEST_IMAGE)
         except OSError as error:
-            raise SourceError(f"{self.root / where} cannot be read: {error.strerror}") from None
+            self._unreadable(where, error)
 
     def item(self, class_name: str, where: str) -> Item:
-        """An item of a file that must be there."""
+        """An item of a file that must be there; raises SourceError."""
+        self._scan.count()
         try:
-            return Item(class_name, where, (self.root / where).stat().st_size)
+            told = os.stat(self._path(where))
         except OSError as error:
-            raise SourceError(f"{self.root / where} cannot be read: {error.strerror}") from None
+            self._unreadable(where, error)
+        if not stat.S_ISREG(told.st_mode):
+            raise SourceError(f"{self.root / where} is no regular file: remove it")
+        if told.st_size > LARGEST_IMAGE:
+            raise SourceError(f"{self.root / where} has {told.st_size:,} bytes: no image has, remove it")
+        return Item(class_name, where, told.st_size)
 
     def images(self, class_name: str, folder: str) -> list[Item]:
         """The images anywhere below a folder, by path; other files are left alone."""
         found = []
-        for directory, folders, files in os.walk(self.root / folder):
+        for directory, folders, files in os.walk(self.root / folder, onerror=_cannot_be_listed):
             folders.sort()
+            for name in folders:
+                if os.path.islink(path := os.path.join(directory, name)):
+                    raise SourceError(f"{path} is a link to a folder, which is not followed: put the folder there")
             for name in files:
                 if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
                     found.append(os.path.relpath(os.path.join(directory, name), self.root))
@@ -99,7 +126,30 @@ class Folder:
     def class_folders(self, folder: str) -> list[str]:
         """Names of the folders in a folder, sorted as strings, as torchvision's ImageFolder numbers classes."""
         path = need_folder(self.root / folder)
-        return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+        try:
+            return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+        except OSError as error:
+            _cannot_be_listed(error)
+
+    def _path(self, where: str) -> Path:
+        """The file that `where` names, below the folder; raises SourceError, and OSError where it cannot be found."""
+        if where.startswith("/") or ".." in where.split("/") or "\0" in where:
+            raise SourceError(f"{where!r} is not a path below {self.root}: the list that names it is not to be trusted")
+        path = self.root / where
+        if self.listed:
+            # the folders' links are looked up once, the file's own each time
+            real = self._real(path.parent)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real, path.name)
+            if not real.startswith(os.path.join(self._real(self.root), "")):
+                raise SourceError(f"{path} is a link that leads out of {self.root}: put the image itself there")
+        return path
+
+    def _unreadable(self, where: str, error: OSError) -> NoReturn:
+        raise SourceError(f"{self.root / where} cannot be read: {error.strerror}") from None
+
+
+def _cannot_be_listed(error: OSError) -> NoReturn:
+    raise SourceError(f"{error.filename} cannot be listed: {error.strerror}") from None
 
 
 def need_folder(path: Path) -> Path:
@@ -112,11 +162,21 @@ def need_folder(path: Path) -> Path:
 def text_lines(path: Path) -> list[str]:
     """The lines of a text file that the dataset must have, without empty ones."""
     try:
-        return [line for line in path.read_text().splitlines() if line.strip()]
+        return [line for line in read_regular(path, LARGEST_LIST).decode().splitlines() if line.strip()]
     except FileNotFoundError:
         raise SourceError(f"{path} is missing: give the dataset's folder as it was unpacked") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise SourceError(f"{path} cannot be read: {error}") from None
+
+
+def number(text: str, low: int, high: int, where: str) -> int:
+    """A whole number that a file says, of ASCII digits and in a range; raises SourceError."""
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 16 and low <= int(digits) <= high):
+        raise SourceError(f"{where} says {text!r} where a number from {low} to {high} belongs")
+    return int(digits)
 
 
 def need_classes(where: Path, trained: Sequence[str], tested: Iterable[str], num_old: int) -> None:
@@ -134,6 +194,8 @@ def by_split(classes: list[str], old: Iterable[int], new: Iterable[int]) -> tupl
         SourceError: the split is not one of these classes.
     """
     old, new = list(old), list(new)
+    if twice := next((name for i, name in enumerate(classes) if name in classes[:i]), None):
+        raise SourceError(f"the dataset has two classes of the name {twice!r}")
     if sorted(old + new) != list(range(len(classes))):
         raise SourceError(f"the split has {len(old) + len(new)} classes, the dataset {len(classes)}")
     return [classes[i] for i in old + new], len(old)

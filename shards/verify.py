@@ -1,25 +1,25 @@
 """Check a dataset against its own manifest: digests, counts, indexes against the tars, and, if asked, every image."""
 
-import multiprocessing
 import os
-import tarfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from shards.index import index_file, label_of, split_member
 from shards.source import SourceError
-from shards.tar_members import IMAGE_MEMBERS, BoundedReads, plain_members
-from shards.writer import file_sha256
+from shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
+from shards.workers import run_all
+from sptnet.data.files import file_sha256, open_regular
 from sptnet.data.image import DecodeError, decode
-from sptnet.data.manifest import DatasetError, Manifest, Shard, parse_index, read_manifest
+from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, read_manifest
+from sptnet.data.shard_index import read_index
 
-LONGEST_LABEL = 20  # digits of an int64
+LONGEST_LABEL = 2**20  # bytes of a .cls or .json
+TOLD = 10  # faults of one kind and shard that are told one by one
 
 
 class Checked(NamedTuple):
@@ -30,78 +30,158 @@ class Checked(NamedTuple):
     problems: list[str]
 
 
+class _Content(NamedTuple):
+    """What a tar holds, by what its headers say. images: key by offset and size, in the tar's order."""
+
+    images: dict[tuple[int, int], str]
+    labels: dict[str, str]
+
+
 def check_shard(root: Path, manifest: Manifest, decode_images: bool, number: int) -> Checked:
     """Check one shard of a dataset."""
     shard = manifest.shards[number]
     path = root / shard.file
-    problems = []
-    if (found := file_sha256(path)) != shard.sha256:
-        problems.append(f"{path}: its sha256 is {found}, the manifest says {shard.sha256}")
+    none = np.zeros(0, np.int64)
     try:
-        index = parse_index((root / shard.index).read_bytes(), shard, str(root / shard.index))
-    except (OSError, DatasetError) as error:
-        return Checked(shard, np.zeros(0, np.int64), [*problems, str(error)])
-    limit = manifest.num_old if shard.kind == "labelled" else len(manifest.classes)
-    if len(index) and not (index["target"].min() >= 0 and index["target"].max() < limit):
-        problems.append(f"{root / shard.index}: a target is not one of the {limit} that {shard.kind} shards may have")
-    problems += _against_tar(path, index)
+        digest = file_sha256(path)
+    except OSError as error:
+        return Checked(shard, none, [f"{path} cannot be read: {error.strerror}"])
+    problems = [] if digest == shard.sha256 else [f"{path}: its sha256 is {digest}, the manifest says {shard.sha256}"]
+    try:
+        index = read_index(root, manifest, shard)
+    except DatasetError as error:
+        return Checked(shard, none, [*problems, str(error)])
+    problems += _against_tar(path, index, shard, manifest)
     if decode_images:
         problems += _decoding(path, index)
     return Checked(shard, np.array(index["uid"]), problems)
 
 
-def _against_tar(path: Path, index: NDArray[np.void]) -> list[str]:
-    """Every entry must be a whole image member whose .cls, if the tar has one, is the target."""
-    images: dict[tuple[int, int], str] = {}
-    labels: dict[str, int] = {}
+def is_indexed(shard: Shard) -> bool:
+    """Whether the tar is somebody else's and the index was made beside it: its keys and labels are not ours."""
+    return shard.index == index_file(shard.file, shard.kind)
+
+
+def _against_tar(path: Path, index: NDArray[np.void], shard: Shard, manifest: Manifest) -> list[str]:
+    """Every entry must be a whole image member with the uid and target that its key and its label say."""
+    json_key = manifest.protocol.get("json_key", "label")
     try:
-        with open(path, "rb") as file:
-            stream = BoundedReads(file)
-            for member in plain_members(stream, str(path)):
-                key, _, suffix = member.name.partition(".")
-                if suffix.lower() in IMAGE_MEMBERS:
-                    images[member.offset_data, member.size] = key
-                elif suffix == "cls" and member.size <= LONGEST_LABEL:
-                    label = os.pread(file.fileno(), member.size, member.offset_data)
-                    labels[key] = int(label) if label.strip().isdigit() else -1
-    except (OSError, tarfile.TarError) as error:
+        content = _content(path, json_key if isinstance(json_key, str) else "label")
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror}"]
+    except (TarError, ValueError) as error:
         return [f"{path} cannot be read as a tar: {error}"]
-    problems = []
+    if is_indexed(shard):
+        problems = list(_against_others(path, index, content, manifest.classes))
+    else:
+        problems = list(_against_ours(path, index, content))
+        if len(content.images) != len(index):
+            problems.append(f"{path} has {len(content.images)} images, its index {len(index)}")
+    more = len(problems) - TOLD
+    return [*problems[:TOLD], f"{path}: {more} more faults like these"] if more > 0 else problems
+
+
+def _content(path: Path, json_key: str) -> _Content:
+    images: dict[tuple[int, int], str] = {}
+    labels: dict[str, str] = {}
+    with closing(OpenTar(path)) as tar:
+        for member in tar.members():
+            key, suffix = split_member(member.name)
+            if suffix in IMAGE_MEMBERS:
+                images[member.offset, member.size] = key
+            elif (suffix == "cls" or (suffix == "json" and key not in labels)) and member.size <= LONGEST_LABEL:
+                try:
+                    labels[key] = label_of(tar.read(member), suffix, json_key)
+                except ValueError as error:
+                    labels[key] = f"what is no label ({error})"
+    return _Content(images, labels)
+
+
+def _against_ours(path: Path, index: NDArray[np.void], content: _Content) -> Iterator[str]:
+    """Members are named by their uid, and .cls is the target."""
     for uid, target, offset, size in index.tolist():
-        image = images.get((offset, size))
-        if image is None:
-            problems.append(f"{path}: no image lies where the index has sample {uid}")
-        elif labels.get(image, target) != target:
-            problems.append(f"{path}: sample {uid} has target {target} in the index and {labels[image]} in the tar")
-    return problems
+        key = content.images.get((offset, size))
+        if key is None:
+            yield f"{path}: no image lies where the index has sample {uid}"
+        elif key.isdecimal() and int(key) != uid:
+            yield f"{path}: image {key} lies where the index has sample {uid}"
+        elif (label := content.labels.get(key, str(target))) != str(target):
+            yield f"{path}: sample {uid} has target {target} in the index and {label} in the tar"
+
+
+def _against_others(path: Path, index: NDArray[np.void], content: _Content, classes: list[str]) -> Iterator[str]:
+    """Uids follow each other as the images do, and the label is the name of the target's class."""
+    order = {place: position for position, place in enumerate(content.images)}
+    first: int | None = None  # uid of the tar's first image
+    for uid, target, offset, size in index.tolist():
+        key = content.images.get((offset, size))
+        if key is None:
+            yield f"{path}: no image lies where the index has sample {uid}"
+            continue
+        begin = uid - order[offset, size]
+        first = begin if first is None else first
+        if begin != first:
+            yield f"{path}: image {key} lies where the index has sample {uid}"
+        elif (label := content.labels.get(key, classes[target])) != classes[target]:
+            yield f"{path}: sample {uid} has target {target} in the index, {classes[target]}, and {label} in the tar"
 
 
 def _decoding(path: Path, index: NDArray[np.void]) -> list[str]:
     problems = []
-    with open(path, "rb") as file:
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror}"]
+    try:
         for uid, _, offset, size in index.tolist():
             try:
-                decode(os.pread(file.fileno(), size, offset))
-            except DecodeError as error:
+                decode(os.pread(descriptor, size, offset))
+            except (DecodeError, OSError) as error:
                 problems.append(f"{path}: sample {uid} does not decode: {error}")
+    finally:
+        os.close(descriptor)
     return problems
 
 
 def verify(root: Path, decode_images: bool, workers: int) -> Iterator[Checked]:
-    """Check shard after shard; the last thing yielded may be about uids that two shards share.
+    """Check shard after shard; the last thing raised may be about what shards have in common.
 
     Raises:
         DatasetError: no dataset, or files that are missing or of another size.
+        SourceError: uids in two shards or missing ones, a part without samples, a tar for training and testing.
     """
     manifest = read_manifest(root)
     seen: dict[str, list[NDArray[np.int64]]] = {"train": [], "test": []}
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        check = partial(check_shard, root, manifest, decode_images)
-        for checked in pool.map(check, range(len(manifest.shards))):
-            seen["test" if checked.shard.kind == "test" else "train"].append(checked.uids)
-            yield checked
+    faulty = False
+    job = (root, manifest, decode_images)
+    for checked in run_all(check_shard, job, range(len(manifest.shards)), workers):
+        seen["test" if checked.shard.kind == "test" else "train"].append(checked.uids)
+        faulty = faulty or bool(checked.problems)
+        yield checked
+    _check_parts(root, manifest)
     for part, uids in seen.items():
-        found, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *uids]), return_counts=True)
-        if (twice := found[counts > 1]).size:
-            raise SourceError(f"{root}: {twice.size} {part} uids are in two shards, the first is {twice[0]}")
+        _check_uids(root, manifest, part, np.concatenate([np.zeros(0, np.int64), *uids]), faulty)
+
+
+def _check_parts(root: Path, manifest: Manifest) -> None:
+    for kind in KINDS[:2]:  # a dataset without a test part is one
+        if not manifest.samples(kind):
+            raise SourceError(f"{root} has no {kind} samples: make the shards again")
+    tested = {digest for shard in manifest.of_kind("test") for digest in (shard.file, shard.sha256)}
+    for shard in manifest.shards:
+        if shard.kind != "test" and (shard.file in tested or shard.sha256 in tested):
+            raise SourceError(f"{root / shard.file} is for training and for testing: make the shards again")
+
+
+def _check_uids(root: Path, manifest: Manifest, part: str, uids: NDArray[np.int64], faulty: bool) -> None:
+    """No uid twice, and, where the manifest says how many images the source had, each of them there or left out."""
+    found, counts = np.unique(uids, return_counts=True)
+    if (twice := found[counts > 1]).size:
+        raise SourceError(f"{root}: {twice.size} {part} uids are in two shards, the first is {twice[0]}")
+    source = manifest.protocol.get("source", {})
+    if faulty or part not in source:
+        return
+    left_out = [skipped["uid"] for skipped in manifest.skipped if skipped["part"] == part]
+    there = np.sort(np.concatenate([found, np.array(left_out, np.int64)]))
+    if not np.array_equal(there, np.arange(source[part])):
+        raise SourceError(f"{root}: the {part} uids are not those of a source of {source[part]} images, 0 to the last")

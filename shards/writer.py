@@ -1,7 +1,7 @@
 """Write one shard: a tar and its index, both under temporary names until they are whole."""
 
 import hashlib
-import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -12,16 +12,23 @@ from webdataset import TarWriter
 from shards.images import BadImage
 from shards.plan import Planned, Settings
 from shards.source import Source, SourceError
-from sptnet.data.manifest import INDEX_DTYPE, Shard
+from sptnet.data.files import create, to_disk
+from sptnet.data.manifest import Shard
+from sptnet.data.shard_index import INDEX_DTYPE
 
 TAR_BLOCK = 512
 
 
 class Written(NamedTuple):
-    """A shard on disk, and the uids of planned samples that are not in it."""
+    """A shard on disk.
+
+    skipped: the uids of planned samples that are not in it.
+    contents: uint64 [samples], equal for equal bytes of an image; from one process and those that it forked only.
+    """
 
     shard: Shard
     skipped: list[int]
+    contents: NDArray[np.uint64]
 
 
 class _Hashing:
@@ -53,22 +60,23 @@ def write_shard(out: Path, planned: Planned, source: Source, settings: Settings)
     path, index_path = out / planned.file, out / index_name(planned.file)
     temporary, temporary_index = path.with_name(path.name + ".tmp"), index_path.with_name(index_path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with create(temporary) as file:
             stream = _Hashing(file)
-            index = _write_samples(stream, planned, source, settings)
-            _to_disk(file)
+            index, contents = _write_samples(stream, planned, source, settings)
+            to_disk(file)
         sha256 = write_index(temporary_index, index)
         temporary_index.replace(index_path)
         temporary.replace(path)
     except OSError as error:
         raise SourceError(f"{path} cannot be written: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
-        temporary_index.unlink(missing_ok=True)
+        for left in (temporary, temporary_index):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
     shard = Shard(
         planned.file, index_path.name, planned.kind, len(index), stream.written, stream.sha256(), sha256
     )  # fmt: skip
-    return Written(shard, skipped_of(planned, index))
+    return Written(shard, skipped_of(planned, index), contents)
 
 
 def skipped_of(planned: Planned, index: NDArray[np.void]) -> list[int]:
@@ -78,43 +86,41 @@ def skipped_of(planned: Planned, index: NDArray[np.void]) -> list[int]:
 
 def write_index(path: Path, index: NDArray[np.void]) -> str:
     """Write an index to disk; returns its sha256."""
-    with open(path, "wb") as file:
+    with create(path) as file:
         stream = _Hashing(file)
         np.lib.format.write_array(stream, index, allow_pickle=False)
-        _to_disk(file)
+        to_disk(file)
     return stream.sha256()
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def content_of(encoded: bytes) -> int:
+    """A number that is equal for equal bytes, in this process and those that it forked (Python's own hash, unsigned).
+
+    A quarter of what sha256 takes; it serves to find images that are there twice, and nothing is stored.
+    """
+    return hash(encoded) % 2**64
 
 
-def _to_disk(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _write_samples(stream: _Hashing, planned: Planned, source: Source, settings: Settings) -> NDArray[np.void]:
+def _write_samples(
+    stream: _Hashing, planned: Planned, source: Source, settings: Settings
+) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
     targets = {name: target for target, name in enumerate(source.classes)}
     transform = settings.transform()
-    rows = []
+    rows, contents = [], []
     # a fixed time and owner: the bytes depend on the images alone
     with TarWriter(stream, mtime=0, user="", group="", encoder=False) as tar:
         for uid, item in planned.samples:
             try:
                 suffix, encoded = transform(source.read(item.where))
-            except BadImage as error:
+            except (BadImage, MemoryError) as error:
                 if settings.on_error == "skip":
                     continue
-                raise SourceError(f"{item.where} {error}; --on-error skip leaves such images out") from None
+                told = "does not fit into memory" if isinstance(error, MemoryError) else error
+                raise SourceError(f"{item.where} {told}; --on-error skip leaves such images out") from None
             target = targets[item.class_name]
             # TarWriter sorts by suffix: the class comes first, so now the tar ends with the image, padded
             tar.write({"__key__": f"{uid:09d}", "cls": str(target).encode(), suffix: encoded})
             padding = -len(encoded) % TAR_BLOCK
             rows.append((uid, target, tar.tarstream.offset - padding - len(encoded), len(encoded)))
-    return np.array(rows, dtype=INDEX_DTYPE)
+            contents.append(content_of(encoded))
+    return np.array(rows, dtype=INDEX_DTYPE), np.array(contents, np.uint64)

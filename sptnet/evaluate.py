@@ -20,13 +20,13 @@ from torch import Tensor
 from sptnet.build import build_model, build_store
 from sptnet.config import Config
 from sptnet.data.augment import normalise
+from sptnet.data.files import write_whole
 from sptnet.data.loader import eval_batches
 from sptnet.data.manifest import Kind
 from sptnet.data.store import Store
 from sptnet.errors import SptnetError
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.prompts import Prompt
-from sptnet.run.durable import write_whole
 from sptnet.run.folder import METRICS, PREDICTIONS, RunError, read_config, writing
 from sptnet.run.model_file import load_model
 from sptnet.run.progress import Progress

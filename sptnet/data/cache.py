@@ -7,19 +7,35 @@ CACHE/locks/ab.lock       held while a file whose name begins so is fetched; CAC
 
 import errno
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sptnet.data.fetch_ahead import FetchAhead
 from sptnet.data.manifest import DatasetError
 
 FETCHES = 4  # at a time and process, ahead of need
 PART = ".part"
 WAIT_FOR_ROOM = 0.1  # seconds
+SHARED = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "afs",
+    "9p",
+    "fuse.sshfs",
+    "fuse.glusterfs",
+}
+log = logging.getLogger(__name__)
 Fetch = Callable[[Callable[[Path], None], Path], None]
 
 
@@ -29,13 +45,14 @@ class NodeCache:
     Args:
         folder: on a disk of the node.
         limit: bytes that the files may take together, those being fetched too; no file may be larger. Open ones that
-            left keep their room until they are closed.
+            left keep their room until they are closed, which their readers do within a second of reading on.
     """
 
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder.expanduser(), limit
-        self._ahead: dict[str, Future[None]] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._ahead = FetchAhead(FETCHES)
+        if shared := _network_file_system(self.folder):
+            log.warning("the cache %s lies on %s, not on the node's own disk: set data.remote.cache", folder, shared)
 
     def open(self, sha256: str, size: int, fetch: Fetch) -> int:
         """A descriptor of the file with this content, fetched if need be: `fetch(check, path)` writes it to `path`.
@@ -59,18 +76,12 @@ class NodeCache:
 
     def fetch_ahead(self, sha256: str, size: int, fetch: Fetch) -> None:
         """Fetch in the background; what fails is left to `open`, which tries again and tells."""
-        self._ahead = {name: future for name, future in self._ahead.items() if not future.done()}
-        if sha256 in self._ahead or (self.folder / sha256[:2] / sha256).exists():
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(FETCHES, thread_name_prefix="fetch-ahead")
-        self._ahead[sha256] = self._pool.submit(lambda: os.close(self.open(sha256, size, fetch)))
+        if not (self.folder / sha256[:2] / sha256).exists():
+            self._ahead.add(sha256, lambda: os.close(self.open(sha256, size, fetch)))
 
     def close(self) -> None:
         """Forget what was to be fetched ahead."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+        self._ahead.clear()
 
     def _lock(self, name: str) -> FileLock:
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
@@ -130,6 +141,18 @@ class NodeCache:
             return False
         lock.release()
         return True  # and nobody begins it again while this process holds the room's lock
+
+
+def _network_file_system(folder: Path) -> str | None:
+    """The file system of a folder, if other nodes share it; locks are slow there, or not held at all."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return None  # no Linux
+    real = str(folder.resolve())
+    above = [(len(m[1]), m[2]) for m in mounts if real == m[1] or real.startswith(m[1].rstrip("/") + "/")]
+    kind = max(above, default=(0, ""))[1]
+    return kind if kind in SHARED else None
 
 
 def _check(path: Path, sha256: str) -> None:

@@ -4,9 +4,13 @@ Measured on 348 x 348 photographs (22 kB JPEG, one core): bicubic resize to 256 
 decoding by Pillow 1,289 images/s, by torchvision's decode_jpeg, equal in every pixel and a tensor at once, 1,496. So
 JPEG goes through torchvision, and what it does not take (CMYK, damaged files, every other format) through Pillow, which
 also words the errors. benchmarks/loader.py measures this again.
+
+Images come from anywhere. Pillow is given the formats it may try, for it has readers that start programs (EPS), and
+what is decoded and what a resize makes are bounded, for a file of 254 bytes can ask for gigabytes.
 """
 
 import io
+import warnings
 
 import numpy as np
 import torch
@@ -15,11 +19,25 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # all that any image is read as; MPO is JPEG to Pillow
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+MAX_ASPECT = 1000  # of the sides
+MAX_RESIZED = 2**27  # pixels that a resize may make
+# what Pillow warns of is decided here: there is one limit, and what decodes in spite of odd metadata decodes
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class DecodeError(ValueError):
-    """Bytes that are no image."""
+    """Bytes that are no image, or an image that is out of all proportion."""
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise DecodeError for an image of absurdly many pixels, or absurdly long and thin."""
+    if not 0 < width * height <= MAX_PIXELS:
+        raise DecodeError(f"is {width} x {height} pixels, more than {MAX_PIXELS}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DecodeError(f"is {width} x {height} pixels, longer than {MAX_ASPECT} times its other side")
 
 
 def decode(encoded: bytes) -> Tensor:
@@ -29,12 +47,11 @@ def decode(encoded: bytes) -> Tensor:
         uint8 [3, H, W], channels last in memory. EXIF orientation is not applied, as in the field's ImageFolder.
 
     Raises:
-        DecodeError: not an image that Pillow reads, truncated, or absurdly large.
+        DecodeError: not an image of FORMATS, truncated, or absurdly large.
     """
     try:
-        image = Image.open(io.BytesIO(encoded))
-        if image.width * image.height > MAX_PIXELS:
-            raise DecodeError(f"is {image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        check_size(image.width, image.height)
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             try:
                 # bytearray: torch warns of memory that it may not write to
@@ -43,8 +60,12 @@ def decode(encoded: bytes) -> Tensor:
             except RuntimeError:
                 pass  # damaged in its eyes; Pillow decides and says what is wrong
         return from_pillow(_rgb(image))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DecodeError(" ".join(str(error).split())) from None
+    except DecodeError:
+        raise
+    except UnidentifiedImageError:
+        raise DecodeError(f"is no image of {', '.join(FORMATS)}") from None
+    except Exception as error:  # damage makes Pillow's readers raise whatever they stumble over, MemoryError too
+        raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -66,10 +87,19 @@ def to_pillow(image: Tensor) -> Image.Image:
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic with antialiasing, uint8 [3, H, W] to [3, height, width]; nothing is done where the size is right."""
+    """Bicubic with antialiasing, uint8 [3, H, W] to [3, height, width]; nothing is done where the size is right.
+
+    Raises:
+        DecodeError: more pixels than MAX_RESIZED, or than there is memory for.
+    """
     if image.shape[1:] == (height, width):
         return image
-    return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
+    if height * width > MAX_RESIZED:
+        raise DecodeError(f"would become {width} x {height} pixels, more than {MAX_RESIZED}")
+    try:
+        return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
+    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError where there is no memory
+        raise DecodeError(f"cannot be resized to {width} x {height}: {str(error).splitlines()[0]}") from None
 
 
 def resize_short_side(image: Tensor, size: int) -> Tensor:

@@ -50,9 +50,10 @@ class _Failed(NamedTuple):
     unreachable: bool
 
 
-def _decoded(sample: Encoded) -> Tensor:
+def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sample's image, decoded and through the part of the transforms that draws nothing."""
     try:
-        return decode(sample.image)
+        return transform(decode(sample.image))
     except DecodeError as error:
         raise DatasetError(
             f"{sample.shard}: sample {sample.uid} does not decode ({error}): make the shards again"
@@ -100,7 +101,6 @@ class _TrainSteps(_Batches):
         replaced: list[str] = []
         for i, slot in enumerate(self.order.batch(step, begin, end)):
             sample, image = self._sample(slot, replaced)
-            image = prepare(self.augment, image, self.image_size)
             for view in range(len(views)):
                 views[view, i] = train_view(self.augment, image, self.image_size, self.seed, step, slot.number, view)
             targets.append(sample.target)
@@ -117,7 +117,7 @@ class _TrainSteps(_Batches):
             place = slot.place if distance == 0 else self.order.instead(slot, distance).place
             try:
                 sample = reader.read(*place)
-                return sample, _decoded(sample)
+                return sample, _decoded(sample, lambda image: prepare(self.augment, image, self.image_size))
             except UnreachableError:
                 raise  # nothing is wrong with the sample
             except DatasetError as error:
@@ -153,7 +153,7 @@ class _EvalBatches(_Batches):
         samples = [self.reader.read(*place) for place in zip(shards.tolist(), positions.tolist(), strict=True)]
         images = _empty(len(samples), size=self.image_size)
         for i, sample in enumerate(samples):
-            images[i] = eval_view(self.augment, _decoded(sample), self.image_size)
+            images[i] = _decoded(sample, lambda image: eval_view(self.augment, image, self.image_size))
         return EvalBatch(
             images,
             torch.tensor([sample.target for sample in samples]),

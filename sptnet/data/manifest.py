@@ -13,23 +13,26 @@ Nothing here is pickled, and nothing pickled is ever read.
 """
 
 import hashlib
-import io
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator, with_config
+from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict
 
+from sptnet.data.fields import STRICT, Count, Digest, Facts, FileName, Name, is_count, short, unique
+from sptnet.data.files import read_regular, write_whole
 from sptnet.errors import Outcome, SptnetError
 
 SCHEMA = "sptnet-shards/2"
 MANIFEST = "manifest.json"
 Kind = Literal["labelled", "unlabelled", "test"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-INDEX_DTYPE = np.dtype([("uid", "<i8"), ("target", "<i8"), ("offset", "<i8"), ("size", "<i8")])
-INDEX_HEADER = 4096  # bytes; more than numpy's header of such an array can have
+LARGEST_MANIFEST = 2**28  # bytes; one of 700,000 shards
+MEMBER = 1024  # bytes that a sample takes in a tar at least: a header and a block
 
 
 class DatasetError(SptnetError, ValueError):
@@ -42,39 +45,70 @@ class UnreachableError(DatasetError):
     outcome: Outcome = "retry"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Shard:
     """One tar file and its index. bytes and sha256 are those of the tar, index_sha256 of the index."""
 
-    file: str
-    index: str
+    file: FileName
+    index: FileName
     kind: Kind
-    samples: int
-    bytes: int
-    sha256: str
-    index_sha256: str
+    samples: Count
+    bytes: Count
+    sha256: Digest
+    index_sha256: Digest
+
+    @model_validator(mode="after")
+    def _holds_its_samples(self) -> "Shard":
+        if self.samples * MEMBER > self.bytes:
+            raise ValueError(f"{self.samples} samples do not fit into the {self.bytes} bytes of {self.file}")
+        return self
 
 
-@dataclass(frozen=True)
+@with_config(STRICT)
+class Skipped(TypedDict):
+    """An image that did not decode and was left out. `file`: where it was in the source."""
+
+    uid: Count
+    part: Literal["train", "test"]
+    file: str
+
+
+@dataclass(frozen=True, config=STRICT)
 class Manifest:
-    """What a dataset folder holds.
+    """What a dataset folder holds. Strict: what has another type, range or form is no manifest, here or on disk.
 
     Attributes:
         classes: names in the order of targets, old classes first.
         protocol: how old classes and labelled images were chosen: seed, labelled_fraction, the source's counts, and
             what the source adds.
         transform: what was done to the images at sharding; empty where their bytes are untouched.
-        skipped: images that did not decode and were left out: uid, part and file of each.
+        skipped: images that did not decode and were left out.
     """
 
-    name: str
-    classes: list[str]
+    name: Name
+    classes: Annotated[list[Name], Field(min_length=1), AfterValidator(unique)]
     num_old: int
-    protocol: dict[str, Any]
-    shards: list[Shard]
-    transform: dict[str, Any] = field(default_factory=dict)
-    skipped: list[dict[str, Any]] = field(default_factory=list)
+    protocol: Facts
+    shards: Annotated[list[Shard], Field(min_length=1)]
+    transform: Facts = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
     schema: str = SCHEMA
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Manifest":
+        if not 0 < self.num_old <= len(self.classes):
+            raise ValueError(f"it names {self.num_old} old classes of {len(self.classes)}")
+        unique([shard.index for shard in self.shards])
+        unique([f"{shard.file} ({shard.kind})" for shard in self.shards])
+        if both := {shard.file for shard in self.shards} & {shard.index for shard in self.shards}:
+            raise ValueError(f"{min(both)!r} is both a tar and an index")
+        if len({(shard.file, shard.bytes, shard.sha256) for shard in self.shards}) > len(
+            {shard.file for shard in self.shards}
+        ):
+            raise ValueError("two entries of one tar differ in its bytes or sha256")
+        if fault := _protocol_fault(self):
+            raise ValueError(f"its protocol {fault}")
+        return self
 
     def of_kind(self, kind: Kind) -> list[Shard]:
         return [shard for shard in self.shards if shard.kind == kind]
@@ -82,41 +116,92 @@ class Manifest:
     def samples(self, kind: Kind) -> int:
         return sum(shard.samples for shard in self.of_kind(kind))
 
+    def targets(self, kind: Kind) -> int:
+        """Targets of samples of this kind are below this number."""
+        return self.num_old if kind == "labelled" else len(self.classes)
+
     def digest(self) -> str:
         """sha256 of all that decides which image a sample is and what its target is."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
+def _protocol_fault(manifest: Manifest) -> str | None:
+    """What a protocol says that cannot be; keys of other names are the source's own."""
+    protocol = manifest.protocol
+    if "seed" in protocol and not is_count(protocol["seed"]):
+        return f"has the seed {short(protocol['seed'])}"
+    share = protocol.get("labelled_fraction", 1)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        return f"has the labelled_fraction {short(share)}"
+    for kind in KINDS:  # a number, or a text of the source's own
+        if isinstance(told := protocol.get(kind, ""), int) and told != manifest.samples(kind):
+            return f"has {told} {kind} samples, the shards {manifest.samples(kind)}"
+    source = protocol.get("source", {})
+    if not isinstance(source, dict) or not all(is_count(count) for count in source.values()):
+        return "has a source that is no list of counts"
+    there = {"train": manifest.samples("labelled") + manifest.samples("unlabelled"), "test": manifest.samples("test")}
+    for part, count in there.items():
+        left_out = sum(skipped["part"] == part for skipped in manifest.skipped)
+        if part in source and count + left_out != source[part]:
+            return f"has a source of {source[part]} {part} images, shards and skipped have {count + left_out}"
+    return None
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
 def write_manifest(root: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` whole or not at all."""
-    temporary = root / (MANIFEST + ".tmp")
-    temporary.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
-    temporary.replace(root / MANIFEST)
+    """Write `manifest.json` whole or not at all; raises OSError."""
+    write_whole(root / MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
 
 
-def parse_manifest(text: str | bytes, where: str) -> Manifest:
+def parse_manifest(text: bytes, where: str) -> Manifest:
     """Parse and check a `manifest.json`; `where` is its path or URL, for messages.
 
     Raises:
-        DatasetError: another schema, or a malformed entry.
+        DatasetError: another schema, or anything that is not as `Manifest` says.
     """
+    if len(text) > LARGEST_MANIFEST:
+        raise DatasetError(f"{where} has {len(text):,} bytes, and at most {LARGEST_MANIFEST:,} are read")
+    try:
+        manifest = _MANIFEST.validate_json(text)
+        json.loads(text, object_pairs_hook=_no_key_twice)  # pydantic takes the last, other readers the first
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        schema = _schema_of(text)
+        if first["type"] == "json_invalid":
+            told = f"is not valid JSON ({first['msg']})"
+        elif schema != SCHEMA:
+            told = f"has schema {schema!a}, this version reads {SCHEMA!r}"
+        else:
+            place = ".".join(map(str, first["loc"]))
+            told = f"is malformed ({place}{': ' if place else ''}{first['msg']}; it says {short(first['input'])})"
+        raise DatasetError(f"{where} {told}: make the shards again") from None
+    except _KeyTwice as error:
+        raise DatasetError(f"{where} is malformed ({error}): make the shards again") from None
+    if manifest.schema != SCHEMA:
+        found = ascii(manifest.schema)
+        raise DatasetError(f"{where} has schema {found}, this version reads {SCHEMA!r}: make the shards again")
+    return manifest
+
+
+class _KeyTwice(ValueError):
+    """A JSON object that says two things of one key."""
+
+
+def _no_key_twice(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _KeyTwice("one of its objects has a key twice")
+    return found
+
+
+def _schema_of(text: bytes) -> Any:
     try:
         raw = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{where} is not valid JSON ({error}): make the shards again") from None
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
-        raise DatasetError(f"{where} has schema {found!r}, this version reads {SCHEMA!r}: make the shards again")
-    try:
-        manifest = Manifest(**{**raw, "shards": [Shard(**shard) for shard in raw["shards"]]})
-    except (TypeError, KeyError) as error:
-        raise DatasetError(f"{where} is malformed ({error}): make the shards again") from None
-    if not 0 < manifest.num_old <= len(manifest.classes):
-        raise DatasetError(f"{where} names {manifest.num_old} old classes of {len(manifest.classes)}")
-    for shard in manifest.shards:
-        if shard.kind not in KINDS or any(Path(file).name != file for file in (shard.file, shard.index)):
-            raise DatasetError(f"{where} has a shard entry that is none: {shard.file!r} of kind {shard.kind!r}")
-    return manifest
+    except (ValueError, RecursionError):
+        return SCHEMA  # no JSON: this is what is told
+    return raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -127,7 +212,7 @@ def read_manifest(root: Path) -> Manifest:
     """
     path = root / MANIFEST
     try:
-        manifest = parse_manifest(path.read_bytes(), str(path))
+        manifest = parse_manifest(read_regular(path, LARGEST_MANIFEST), str(path))
     except FileNotFoundError:
         raise DatasetError(
             f"{root} holds no dataset ({MANIFEST} is missing): make one with shards/make_shards.py"
@@ -146,26 +231,3 @@ def _check_files(root: Path, shard: Shard) -> None:
     found = (root / shard.file).stat().st_size
     if found != shard.bytes:
         raise DatasetError(f"{root / shard.file} has {found} bytes, the manifest says {shard.bytes}: copy it again")
-
-
-def parse_index(encoded: bytes, shard: Shard, where: str) -> NDArray[np.void]:
-    """The index of a shard: [samples] records of INDEX_DTYPE. `where` is its path or URL, for messages.
-
-    Raises:
-        DatasetError: not the index that the manifest means, or one that points outside its tar.
-    """
-    if hashlib.sha256(encoded).hexdigest() != shard.index_sha256:
-        raise DatasetError(f"{where} is not the index that the manifest means (sha256): copy it again")
-    if len(encoded) > INDEX_HEADER + shard.samples * INDEX_DTYPE.itemsize:
-        raise DatasetError(f"{where} is longer than an index of {shard.samples} samples: make the shards again")
-    try:
-        index = np.load(io.BytesIO(encoded), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{where} cannot be read ({error}): make the shards again") from None
-    if index.dtype != INDEX_DTYPE or index.shape != (shard.samples,):
-        raise DatasetError(f"{where} holds {index.shape} of {index.dtype}, not {shard.samples} index entries")
-    if len(index) and (
-        index["offset"].min() < 0 or index["size"].min() <= 0 or (index["offset"] + index["size"]).max() > shard.bytes
-    ):
-        raise DatasetError(f"{where} points outside of {shard.file}: make the shards again")
-    return np.asarray(index)

@@ -1,6 +1,7 @@
 """Encoded images out of shards: by offset and `pread`, no tar is parsed."""
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from sptnet.data.manifest import DatasetError, Shard, UnreachableError
 from sptnet.data.store import Store
+
+LOOK_EVERY = 0.5  # seconds between looks for open files that left the cache
 
 
 class Encoded(NamedTuple):
@@ -38,8 +41,11 @@ class ShardReader:
     def __init__(self, store: Store, shards: Sequence[Shard], keep_open: int = 64):
         self.store, self.shards, self.keep_open = store, shards, keep_open
         self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._looked = 0.0
 
     def _shard(self, number: int) -> _Open:
+        if self.store.remote:
+            self._close_removed()
         if number not in self._open:
             shard = self.shards[number]
             entries = self.store.entries(shard)
@@ -49,6 +55,16 @@ class ShardReader:
                 os.close(oldest.descriptor)
         self._open.move_to_end(number)
         return self._open[number]
+
+    def _close_removed(self) -> None:
+        """Close, now and then, what left the cache: an open file keeps its room on the disk until then."""
+        if (now := time.monotonic()) - self._looked < LOOK_EVERY:
+            return
+        self._looked = now
+        for number, opened in list(self._open.items()):
+            if os.fstat(opened.descriptor).st_nlink == 0:
+                os.close(opened.descriptor)
+                del self._open[number]
 
     def read(self, shard: int, position: int) -> Encoded:
         """The sample at a position of a shard.

@@ -3,16 +3,24 @@
 import errno
 import logging
 import random
+import re
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.callbacks import Callback
 
 from sptnet.data.manifest import DatasetError, UnreachableError
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second attempt, doubled for every further one
+LONGEST_TRYING = 480.0  # seconds, all attempts together; collectives of other ranks wait 600 by default
+# what the stores call credentials that must be renewed; trying again does not mend them
+EXPIRED = re.compile(
+    "expired.?token|token.{0,40}expired|request.?expired|NoCredentials|InvalidAccessKeyId", re.IGNORECASE
+)
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -42,51 +50,83 @@ class Remote:
     def _filesystem(self) -> Any:
         # fsspec keeps one instance per process and arguments, so that a forked loader worker gets its own
         try:
-            return fsspec.filesystem(self._protocol, **self._options)
+            filesystem = fsspec.filesystem(self._protocol, **self._options)
+            if self._protocol in ("s3", "s3a"):
+                filesystem.retries = 1  # its own, above those of botocore: five times five connections for one attempt
+            return filesystem
         except (ImportError, ValueError) as error:
             raise DatasetError(
                 f"{self.url} cannot be read: {error} (in the checkout: pip install -c constraints.txt -e '.[remote]')"
             ) from None
 
-    def read(self, file: str) -> bytes:
-        """A small file's bytes; raises DatasetError."""
-        filesystem = self._filesystem()
-        return self._try(file, lambda: bytes(filesystem.cat_file(self.where(file))))
+    def read(self, file: str, most: int) -> bytes:
+        """The bytes of a file that has at most so many; raises DatasetError."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "file")
+            self.fetch(file, most, lambda path: None, path)
+            return path.read_bytes()
 
-    def fetch(self, file: str, check: Callable[[Path], None], path: Path) -> None:
+    def fetch(self, file: str, most: int, check: Callable[[Path], None], path: Path) -> None:
         """Write a file to `path`; `check` raises OSError on a copy that is not whole, which is then fetched again.
 
+        Args:
+            most: bytes that it may have; a server that sends more is cut off.
+
         Raises:
-            DatasetError: not there, or not to be had in `attempts` attempts.
+            DatasetError: not there, longer than it may be, or not to be had in `attempts` attempts.
         """
         filesystem = self._filesystem()
 
         def attempt() -> None:
-            filesystem.get_file(self.where(file), str(path))
+            filesystem.get_file(self.where(file), str(path), callback=_Limit(self.where(file), most))
             check(path)
 
         self._try(file, attempt)
 
     def _try(self, file: str, attempt: Callable[[], T]) -> T:
-        wait = FIRST_WAIT
+        wait, start = FIRST_WAIT, time.monotonic()
         for number in range(1, self.attempts + 1):
             try:
                 return attempt()
-            except (FileNotFoundError, PermissionError) as error:
-                raise DatasetError(f"{self.where(file)} is not there or may not be read: {error}") from None
             except DatasetError:
                 raise
+            except (FileNotFoundError, PermissionError) as error:
+                _need_credentials(self.where(file), error)
+                raise DatasetError(f"{self.where(file)} is not there or may not be read: {error}") from None
             except Exception as error:  # the backends of fsspec have no error class in common
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise  # of the cache's disk, not of the remote: trying again does not mend it
+                _need_credentials(self.where(file), error)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                if number == self.attempts:
+                if number == self.attempts or time.monotonic() - start + wait > LONGEST_TRYING:
                     raise UnreachableError(f"{self.where(file)} failed {number} times: {reason}") from None
                 log.warning("%s: attempt %d of %d failed (%s)", self.where(file), number, self.attempts, reason)
                 # spread out, so that a thousand ranks do not come back in the same second
                 time.sleep(wait * (0.5 + random.random()))
                 wait = min(2 * wait, LONGEST_WAIT)
         raise AssertionError("unreachable: attempts is at least 1")
+
+
+class _Limit(Callback):  # type: ignore[misc]
+    """Told of every piece of a file that comes; ends the transfer where it becomes too long."""
+
+    def __init__(self, where: str, most: int):
+        super().__init__()
+        self._where, self._most, self._come = where, most, 0
+
+    def relative_update(self, inc: int = 1) -> None:
+        self._come += inc
+        if self._come > self._most:
+            raise DatasetError(
+                f"{self._where} sends more than the {self._most:,} bytes that it may have: copy it again"
+            )
+
+
+def _need_credentials(where: str, error: Exception) -> None:
+    """Raise DatasetError where the error is one of credentials that are missing or have expired."""
+    if EXPIRED.search(f"{type(error).__name__} {error}"):
+        reason = " ".join(str(error).split())
+        raise DatasetError(f"{where}: the credentials are missing or have expired, renew them ({reason})") from None
 
 
 def _timeouts(protocol: str, seconds: float) -> dict[str, Any]:
@@ -97,5 +137,6 @@ def _timeouts(protocol: str, seconds: float) -> dict[str, Any]:
         return {"client_kwargs": {"timeout": timeout}}
     if protocol in ("s3", "s3a"):
         # retrying is done here, where it is logged
-        return {"config_kwargs": {"read_timeout": seconds, "connect_timeout": seconds, "retries": {"max_attempts": 1}}}
+        once = {"total_max_attempts": 1, "mode": "standard"}
+        return {"config_kwargs": {"read_timeout": seconds, "connect_timeout": seconds, "retries": once}}
     return {}

@@ -9,19 +9,19 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.cache import NodeCache
+from sptnet.data.cache import Fetch, NodeCache
+from sptnet.data.files import open_regular
 from sptnet.data.manifest import (
-    INDEX_DTYPE,
-    INDEX_HEADER,
+    LARGEST_MANIFEST,
     MANIFEST,
     DatasetError,
     Manifest,
     Shard,
-    parse_index,
     parse_manifest,
     read_manifest,
 )
 from sptnet.data.remote import Remote, is_url
+from sptnet.data.shard_index import index_size, parse_index, read_index
 
 
 class Store(Protocol):
@@ -65,16 +65,12 @@ class LocalStore:
 
     def open(self, shard: Shard) -> int:
         try:
-            return os.open(self.root / shard.file, os.O_RDONLY)
+            return open_regular(self.root / shard.file)
         except OSError as error:
             raise DatasetError(f"{self.where(shard.file)} cannot be opened: {error.strerror}") from None
 
     def entries(self, shard: Shard) -> NDArray[np.void]:
-        try:
-            encoded = (self.root / shard.index).read_bytes()
-        except OSError as error:
-            raise DatasetError(f"{self.where(shard.index)} cannot be read: {error.strerror}") from None
-        return parse_index(encoded, shard, self.where(shard.index))
+        return read_index(self.root, self.manifest, shard)
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
         pass
@@ -90,7 +86,7 @@ class RemoteStore:
 
     def __init__(self, remote: Remote, cache: NodeCache):
         self._remote, self._cache = remote, cache
-        self.manifest = parse_manifest(remote.read(MANIFEST), remote.where(MANIFEST))
+        self.manifest = parse_manifest(remote.read(MANIFEST, LARGEST_MANIFEST), remote.where(MANIFEST))
         largest = max((shard.bytes for shard in self.manifest.shards), default=0)
         if largest > cache.limit:
             raise DatasetError(
@@ -101,18 +97,21 @@ class RemoteStore:
     def where(self, file: str) -> str:
         return self._remote.where(file)
 
+    def _fetch(self, file: str, most: int) -> Fetch:
+        return partial(self._remote.fetch, file, most)
+
     def open(self, shard: Shard) -> int:
-        return self._cache.open(shard.sha256, shard.bytes, partial(self._remote.fetch, shard.file))
+        return self._cache.open(shard.sha256, shard.bytes, self._fetch(shard.file, shard.bytes))
 
     def entries(self, shard: Shard) -> NDArray[np.void]:
-        size = INDEX_HEADER + shard.samples * INDEX_DTYPE.itemsize
-        descriptor = self._cache.open(shard.index_sha256, size, partial(self._remote.fetch, shard.index))
+        size = index_size(shard)
+        descriptor = self._cache.open(shard.index_sha256, size, self._fetch(shard.index, size))
         with os.fdopen(descriptor, "rb") as file:
-            return parse_index(file.read(), shard, self.where(shard.index))
+            return parse_index(file.read(size + 1), shard, self.manifest.targets(shard.kind), self.where(shard.index))
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
         for shard in shards:
-            self._cache.fetch_ahead(shard.sha256, shard.bytes, partial(self._remote.fetch, shard.file))
+            self._cache.fetch_ahead(shard.sha256, shard.bytes, self._fetch(shard.file, shard.bytes))
 
     def cancel_ahead(self) -> None:
         self._cache.close()

@@ -22,8 +22,8 @@ import yaml
 
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
+from sptnet.data.files import write_whole
 from sptnet.errors import Outcome, SptnetError
-from sptnet.run.durable import write_whole
 from sptnet.run.outcome import STAYING
 from sptnet.run.records import lines_of
 

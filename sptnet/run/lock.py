@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sptnet.run.durable import write_whole
+from sptnet.data.files import write_whole
 from sptnet.run.folder import OccupiedError, writing
 
 LOCK, LEASE = "run.lock", "run.lease"

@@ -3,9 +3,9 @@
     model.NAME      the model's whole state dict, float32
     prompt.NAME     the prompt's, of SPTNet
 
-The one key `facts` of its metadata (several would come in any order) is JSON: `step` (how many are done), `precision` (that
-they were computed in), `num_old` and `classes` of the dataset, `sha256` over the tensors. Files of earlier versions have
-`step` alone and are read too.
+The one key `facts` of its metadata (several would come in any order) is JSON: `step` (how many are done), `precision`
+(that they were computed in), `num_old` and `classes` of the dataset, `sha256` over the tensors. Files of earlier
+versions have `step` alone and are read too.
 """
 
 import json
@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sptnet.data.fields import Count, Digest
+from sptnet.data.files import write_whole
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.run.checkpoint import checkpoints, digest
-from sptnet.run.durable import write_whole
 from sptnet.run.folder import MODEL, RunError, writing
 from sptnet.run.records import DamagedError, parse_json
 from sptnet.strategy.connect import Precision

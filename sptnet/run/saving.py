@@ -19,8 +19,8 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import Store
 
 from sptnet.config import Config
+from sptnet.data.files import sync_folder, write_through
 from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, Part, checkpoints, remove
-from sptnet.run.durable import sync_folder, write_through
 from sptnet.run.resume import prompt_state
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -17,7 +19,8 @@ from sptnet.build import build_data
 from sptnet.config_file import load_config
 from sptnet.data import remote
 from sptnet.data.loader import eval_batches, train_batches
-from sptnet.data.manifest import DatasetError
+from sptnet.data.manifest import DatasetError, UnreachableError
+from sptnet.data.reader import ShardReader
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
 
@@ -256,3 +259,67 @@ def test_a_cache_that_cannot_be_written_is_one_line(server, tmp_path):
     with pytest.raises(DatasetError, match=r"rank 0: the cache .*file cannot be used"):
         batches(store, order)
     assert os.path.getsize(tmp_path / "file") == 0
+
+
+def test_a_server_that_sends_too_much_is_cut_off(server, digits, tmp_path):
+    """While it streams, not when the disk is full; it is not asked again."""
+    server.root = Path(shutil.copytree(digits, tmp_path / "copy"))
+    store, order = data_of(server.url, tmp_path / "cache")
+    file = store.manifest.of_kind("labelled")[order.batch(0)[0].place.shard].file
+    with open(server.root / file, "r+b") as tar:
+        tar.truncate(200 * 10**6)
+    before = server.served[file]
+    with pytest.raises(DatasetError, match=rf"rank 0: .*{file} sends more than the [\d,]+ bytes that it may have"):
+        batches(store, order)
+    assert server.served[file] <= before + 2  # a fetch ahead, and the one that tells
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file()) < 50 * 10**6
+
+
+def test_a_manifest_without_end_is_cut_off(server, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("sptnet.data.store.LARGEST_MANIFEST", 1000)
+    with pytest.raises(DatasetError, match=r"manifest\.json sends more than the 1,000 bytes"):
+        data_of(server.url, tmp_path / "cache")
+
+
+def test_attempts_end_in_time_and_expired_credentials_are_said_at_once(monkeypatch, tmp_path):
+    fetching, tried = remote.Remote("memory://x", 50, 1, {}), []
+
+    class Failing:
+        def get_file(self, *_, **__):
+            tried.append(1)
+            raise RuntimeError(reason)
+
+    monkeypatch.setattr(fetching, "_filesystem", Failing)
+    monkeypatch.setattr(remote, "LONGEST_TRYING", 0.5)
+    reason = "gone"
+    with pytest.raises(UnreachableError, match=r"failed \d times: RuntimeError: gone"):
+        fetching.fetch("a", 9, lambda path: None, tmp_path / "a")
+    assert 1 < len(tried) < 10
+    tried.clear()
+    reason = "ExpiredToken: The provided token has expired."
+    with pytest.raises(DatasetError, match="credentials are missing or have expired, renew them"):
+        fetching.fetch("a", 9, lambda path: None, tmp_path / "a")
+    assert len(tried) == 1
+
+
+def test_open_files_that_left_the_cache_are_closed(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("sptnet.data.reader.LOOK_EVERY", 0.0)
+    store, _ = data_of(server.url, tmp_path / "cache")
+    reader = ShardReader(store, store.manifest.of_kind("labelled"))
+    first = reader.read(0, 0)
+    for path in (tmp_path / "cache").glob("[0-9a-f][0-9a-f]/*"):
+        path.unlink()
+    reader.read(1, 0)
+    assert list(reader._open) == [1]
+    assert reader.read(0, 0) == first
+    reader.close()
+
+
+def test_a_process_that_ends_waits_for_no_fetch(tmp_path):
+    """A server that stalls holds a fetch ahead for minutes."""
+    code = (
+        "import sys, time; from pathlib import Path; from sptnet.data.cache import NodeCache\n"
+        f"cache = NodeCache(Path({str(tmp_path)!r}), 10**6)\n"
+        "cache.fetch_ahead('a' * 64, 9, lambda check, path: time.sleep(600)); time.sleep(0.2); cache.close()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

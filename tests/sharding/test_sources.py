@@ -42,13 +42,13 @@ def test_cifar(name, tmp_path):
         batch = {"data": pixels, cifar.LABELS[name]: list(range(count))}
         put(folder / file, pickle.dumps(batch, protocol=2))
     put(folder / cifar.NAMES[name][0], pickle.dumps({cifar.NAMES[name][1]: [f"c{i}" for i in range(count)]}))
-    source = cifar.source(name, tmp_path)
+    source = cifar.source(name, tmp_path, unofficial=True)
     check(source, count * len(cifar.TRAIN[name]), count, count, cifar.NUM_OLD[name])
     decoded = np.asarray(Image.open(io.BytesIO(source.read("train:3"))))
     assert np.array_equal(decoded, pixels[3].reshape(3, 32, 32).transpose(1, 2, 0))
     put(folder / cifar.TEST[name], b"")
     with pytest.raises(SourceError, match=f"{cifar.TEST[name]} is not CIFAR's file"):
-        cifar.source(name, tmp_path)
+        cifar.source(name, tmp_path, unofficial=True)
 
 
 def test_cifar_runs_nothing_that_a_file_names(tmp_path):
@@ -59,7 +59,7 @@ def test_cifar_runs_nothing_that_a_file_names(tmp_path):
     folder = tmp_path / cifar.FOLDERS["cifar10"]
     put(folder / "batches.meta", pickle.dumps({"label_names": Hostile()}))
     with pytest.raises(SourceError, match=r"batches\.meta is not CIFAR's file .*has no place in CIFAR"):
-        cifar.source("cifar10", tmp_path)
+        cifar.source("cifar10", tmp_path, unofficial=True)
     assert not (tmp_path / "harm").exists()
 
 
