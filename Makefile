@@ -52,6 +52,7 @@ clean:  ## remove what the commands above made, the environment excepted
 .venv/dev: .venv/run
 	@echo "== installing what the tests need"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@mkdir -p .venv/typing && ln -sfn ../../shards .venv/typing/sptnet_shards
 	@touch $@
 
 data/digits/manifest.json: | .venv/run

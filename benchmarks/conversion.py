@@ -18,12 +18,12 @@ import torch
 from photographs import photographs
 from rich.console import Console
 from rich.table import Table
+from sptnet_shards import imagefolder
+from sptnet_shards.convert import convert
+from sptnet_shards.images import Resize
+from sptnet_shards.plan import Settings
+from sptnet_shards.progress import ShardProgress
 
-from shards import imagefolder
-from shards.convert import convert
-from shards.images import Resize
-from shards.plan import Settings
-from shards.progress import ShardProgress
 from sptnet.data.image import decode, resize_short_side
 
 FORMATS = {"png": [0], "jpeg": [100, 95, 90, 80], "webp": [95, 90]}

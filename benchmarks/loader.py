@@ -18,11 +18,11 @@ from photographs import photographs
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from sptnet_shards.make_shards import main as make_shards
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from shards.make_shards import main as make_shards
 from sptnet.data.augment import normalise
 from sptnet.data.image import decode
 from sptnet.data.loader import train_batches

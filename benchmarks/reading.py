@@ -14,8 +14,8 @@ import webdataset
 from photographs import photographs
 from rich.console import Console
 from rich.table import Table
+from sptnet_shards.make_shards import main as make_shards
 
-from shards.make_shards import main as make_shards
 from sptnet.data.order import StreamOrder
 from sptnet.data.reader import ShardReader
 from sptnet.data.store import LocalStore

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from shards.protocol import class_split
-from shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, takes_root, text_lines
+from sptnet_shards.protocol import class_split
+from sptnet_shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, takes_root, text_lines
 
 
 def _items(files: Folder, path: Path, names: set[str]) -> list[Item]:

@@ -4,7 +4,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from shards.source import Item, Source, SourceError
+from sptnet_shards.source import Item, Source, SourceError
+
 from sptnet.data.fields import name_fault
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from sptnet_shards import arrays
+from sptnet_shards.published import FORCED
+from sptnet_shards.source import Item, Source, SourceCommand, SourceError
 
-from shards import arrays
-from shards.published import FORCED
-from shards.source import Item, Source, SourceCommand, SourceError
 from sptnet.data.files import read_regular
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from sptnet_shards import record
+from sptnet_shards.checks import check_source, near_duplicates
+from sptnet_shards.duplicates import duplicates
+from sptnet_shards.plan import Planned, Settings, fingerprint, plan
+from sptnet_shards.source import Item, Source, SourceError
+from sptnet_shards.workers import run_all
+from sptnet_shards.writer import Written, content_of, index_name, skipped_of, write_shard
 
-from shards import record
-from shards.checks import check_source, near_duplicates
-from shards.duplicates import duplicates
-from shards.plan import Planned, Settings, fingerprint, plan
-from shards.source import Item, Source, SourceError
-from shards.workers import run_all
-from shards.writer import Written, content_of, index_name, skipped_of, write_shard
 from sptnet.data.files import file_sha256, open_regular
 from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, Skipped, write_manifest
 from sptnet.data.shard_index import read_entries

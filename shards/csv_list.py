@@ -5,7 +5,8 @@ import csv
 import io
 from pathlib import Path, PurePosixPath
 
-from shards.source import LARGEST_LIST, Folder, Item, Source, SourceCommand, SourceError, need_classes
+from sptnet_shards.source import LARGEST_LIST, Folder, Item, Source, SourceCommand, SourceError, need_classes
+
 from sptnet.data.files import read_regular
 
 COLUMNS = ("image", "class")

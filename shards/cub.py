@@ -2,8 +2,18 @@
 
 from pathlib import Path
 
-from shards.protocol import class_split
-from shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, number, takes_root, text_lines
+from sptnet_shards.protocol import class_split
+from sptnet_shards.source import (
+    Folder,
+    Item,
+    Source,
+    SourceCommand,
+    SourceError,
+    by_split,
+    number,
+    takes_root,
+    text_lines,
+)
 
 
 def _table(path: Path) -> dict[str, str]:

@@ -9,8 +9,7 @@ import io
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
-
-from shards.source import Item, Source, SourceCommand
+from sptnet_shards.source import Item, Source, SourceCommand
 
 TEST_EVERY = 5
 

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-
-from shards.plan import Planned
-from shards.source import Item
-from shards.writer import Written
+from sptnet_shards.plan import Planned
+from sptnet_shards.source import Item
+from sptnet_shards.writer import Written
 
 
 def duplicates(planned: Sequence[Planned], written: Sequence[Written], classes: Sequence[str]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from shards.protocol import class_split
-from shards.source import Folder, Source, SourceCommand, SourceError, by_split, takes_root
+from sptnet_shards.protocol import class_split
+from sptnet_shards.source import Folder, Source, SourceCommand, SourceError, by_split, takes_root
 
 
 def source(root: Path) -> Source:

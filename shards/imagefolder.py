@@ -4,7 +4,16 @@ import argparse
 import os
 from pathlib import Path
 
-from shards.source import IMAGE_SUFFIXES, Folder, Item, Source, SourceCommand, SourceError, need_classes, need_folder
+from sptnet_shards.source import (
+    IMAGE_SUFFIXES,
+    Folder,
+    Item,
+    Source,
+    SourceCommand,
+    SourceError,
+    need_classes,
+    need_folder,
+)
 
 # what parts of a dataset are called elsewhere; beside class folders, and as one, each is a mistake
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}

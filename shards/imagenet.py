@@ -6,11 +6,11 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from sptnet_shards.mat import MatError, read_columns
+from sptnet_shards.progress import Scan
+from sptnet_shards.source import Folder, Item, Source, SourceCommand, SourceError, takes_root, text_lines
+from sptnet_shards.tar_members import Member, OpenTar, TarError
 
-from shards.mat import MatError, read_columns
-from shards.progress import Scan
-from shards.source import Folder, Item, Source, SourceCommand, SourceError, takes_root, text_lines
-from shards.tar_members import Member, OpenTar, TarError
 from sptnet.data.files import LARGEST_IMAGE
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

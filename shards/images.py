@@ -4,7 +4,8 @@ import io
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from shards.image_header import size_in_header
+from sptnet_shards.image_header import size_in_header
+
 from sptnet.data.image import DecodeError, check_size, decode, resize_short_side, to_pillow
 
 ImageFormat = Literal["jpeg", "webp", "png"]

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 from pydantic_core import from_json
+from sptnet_shards.checks import check_classes, near_duplicates
+from sptnet_shards.plan import Settings
+from sptnet_shards.progress import Scan
+from sptnet_shards.protocol import labelled_positions
+from sptnet_shards.source import Item, Source, SourceError, need_classes
+from sptnet_shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
+from sptnet_shards.writer import write_index
 
-from shards.checks import check_classes, near_duplicates
-from shards.plan import Settings
-from shards.progress import Scan
-from shards.protocol import labelled_positions
-from shards.source import Item, Source, SourceError, need_classes
-from shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
-from shards.writer import write_index
 from sptnet.data.fields import LONGEST_NAME, is_file_name, name_fault
 from sptnet.data.files import LARGEST_IMAGE, file_sha256
 from sptnet.data.manifest import KINDS, MANIFEST, Kind, Manifest, Shard, write_manifest

@@ -18,19 +18,19 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from rich.console import Console
+from sptnet_shards import aircraft, cifar, csv_list, cub, digits, herbarium_19, imagefolder, imagenet, scars
+from sptnet_shards.convert import convert
+from sptnet_shards.images import SUFFIX, Resize
+from sptnet_shards.index import index
+from sptnet_shards.plan import Settings
+from sptnet_shards.progress import ShardProgress
+from sptnet_shards.protocol import deviation
+from sptnet_shards.published import FORCED, PARTS, check_published
+from sptnet_shards.show import CONTACT_SHEET, classes_without_samples, contact_sheet, table
+from sptnet_shards.source import SourceCommand, SourceError
+from sptnet_shards.verify import verify
+from sptnet_shards.workers import cores
 
-from shards import aircraft, cifar, csv_list, cub, digits, herbarium_19, imagefolder, imagenet, scars
-from shards.convert import convert
-from shards.images import SUFFIX, Resize
-from shards.index import index
-from shards.plan import Settings
-from shards.progress import ShardProgress
-from shards.protocol import deviation
-from shards.published import FORCED, PARTS, check_published
-from shards.show import CONTACT_SHEET, classes_without_samples, contact_sheet, table
-from shards.source import SourceCommand, SourceError
-from shards.verify import verify
-from shards.workers import cores
 from sptnet.data.files import write_whole
 from sptnet.data.manifest import KINDS, DatasetError, Manifest, read_manifest
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from sptnet_shards.images import Resize, Transform, keep
+from sptnet_shards.protocol import labelled_positions
+from sptnet_shards.source import Item, Source, SourceError
 
-from shards.images import Resize, Transform, keep
-from shards.protocol import labelled_positions
-from shards.source import Item, Source, SourceError
 from sptnet.data.keyed import DEAL, permutation
 from sptnet.data.manifest import KINDS, SCHEMA, Kind
 

@@ -4,8 +4,7 @@ import json
 from importlib import resources
 
 import numpy as np
-
-from shards.source import Source, SourceError
+from sptnet_shards.source import Source, SourceError
 
 # labelled and unlabelled training images as published, in thousands, and the thousands that the last digit stands for
 # (Vaze et al. 2022, table 1; Wen et al. 2023, table 1; ImageNet-1K: Wen et al. 2023, section 4)
@@ -27,7 +26,7 @@ def class_split(name: str) -> tuple[list[int], list[int]]:
 
     0-based, in the dataset's own class order; a target is a class's position in old + new.
     """
-    splits = json.loads(resources.files("shards").joinpath("class_splits.json").read_text())
+    splits = json.loads(resources.files("sptnet_shards").joinpath("class_splits.json").read_text())
     return splits[name]["old"], splits[name]["new"]
 
 

@@ -7,7 +7,7 @@ al., arXiv 1906.05372. Where the counts of a class are not published one by one,
 from collections import Counter
 from typing import NamedTuple
 
-from shards.source import Counts, Item, Source, SourceError
+from sptnet_shards.source import Counts, Item, Source, SourceError
 
 FORCED = "--unofficial"
 

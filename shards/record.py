@@ -12,8 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from sptnet_shards.source import SourceError
 
-from shards.source import SourceError
 from sptnet.data.files import append, read_regular, write_whole
 from sptnet.data.manifest import MANIFEST, Shard
 

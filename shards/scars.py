@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from shards.mat import Columns, MatError, read_columns
-from shards.protocol import class_split
-from shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, number, takes_root
+from sptnet_shards.mat import Columns, MatError, read_columns
+from sptnet_shards.protocol import class_split
+from sptnet_shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, number, takes_root
 
 TEST_LABELS = "cars_test_annos_withlabels.mat"
 

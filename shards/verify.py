@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sptnet_shards.index import index_file, label_of, split_member
+from sptnet_shards.source import SourceError
+from sptnet_shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
+from sptnet_shards.workers import run_all
 
-from shards.index import index_file, label_of, split_member
-from shards.source import SourceError
-from shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
-from shards.workers import run_all
 from sptnet.data.files import file_sha256, open_regular
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, read_manifest

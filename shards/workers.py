@@ -13,8 +13,7 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 import torch
-
-from shards.source import SourceError
+from sptnet_shards.source import SourceError
 
 T = TypeVar("T")
 

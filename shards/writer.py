@@ -7,11 +7,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sptnet_shards.images import BadImage
+from sptnet_shards.plan import Planned, Settings
+from sptnet_shards.source import Source, SourceError
 from webdataset import TarWriter
 
-from shards.images import BadImage
-from shards.plan import Planned, Settings
-from shards.source import Source, SourceError
 from sptnet.data.files import create, to_disk
 from sptnet.data.manifest import Shard
 from sptnet.data.shard_index import INDEX_DTYPE

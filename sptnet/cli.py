@@ -74,6 +74,8 @@ def entry() -> NoReturn:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if os.name != "posix":
+        sys.exit("error: sptnet runs on Linux and macOS; on Windows use WSL")
     code = main()
     if "torch" in sys.modules:  # there may be a process group, which must not be torn down by the interpreter
         from sptnet.strategy.collectives import exit_process

@@ -56,17 +56,39 @@ def _bounded(value: Any) -> None:
             raise ValueError(f"more than {MOST_VALUES} values")
 
 
+def published(folder: str, name: str) -> Path:
+    """The path of a file that comes with the project: beside the package in a wheel, beside its folder in a checkout.
+
+    Args:
+        folder: configs or launch.
+        name: of a YAML file, with or without its suffix.
+
+    Raises:
+        ConfigError: there is none of this name; the message lists those that are there.
+    """
+    package = Path(__file__).parent
+    home = next(path for path in (package / folder, package.parent / folder) if path.is_dir())
+    path = home / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in home.glob("*.yaml")))
+        raise ConfigError(f"{name}: there is no such file, and no configuration of that name: {names}")
+    return path
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration.
 
     Args:
-        path: a YAML file; `base: other.yaml`, beside it, is what it inherits from.
+        path: a YAML file, or the name of one that comes with the project (`cub`); `base: other.yaml`, beside it, is
+            what it inherits from.
         overrides: `section.key=value`, applied last, the value being YAML.
 
     Raises:
         ConfigError: one line per mistake.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.parent == Path() and not path.exists():
+        path = published("configs", path.name)
     own, whole = _read_yaml(path)
     given: dict[str, str] = {}
     for override in overrides:
@@ -120,7 +142,10 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
         return raw, raw
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base is {base!r}, it should be the path of a YAML file")
-    return raw, _merged(_read_yaml(path.parent / Path(base).expanduser(), (*seen, path.resolve()))[1], raw)
+    below = path.parent / Path(base).expanduser()
+    if not below.exists() and Path(base).parts[:1] == ("configs",):  # outside of a checkout too
+        below = published("configs", Path(base).name)
+    return raw, _merged(_read_yaml(below, (*seen, path.resolve()))[1], raw)
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

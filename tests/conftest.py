@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from shards.make_shards import main as make_shards
+from sptnet_shards.make_shards import main as make_shards
 
 REFERENCE = Path(__file__).parent / "reference"
 

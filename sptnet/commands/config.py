@@ -1,7 +1,8 @@
 """All keys of a configuration, or what a configuration comes to.
 
 Without a file: every key with its default and what it is. With one: the complete configuration that files, what they
-inherit and overrides come to; nothing is started.
+inherit and overrides come to; nothing is started. What comes with sptnet has a name, also where there is no checkout:
+accelerate launch --config_file "$(sptnet config --path launch/ddp)" -m sptnet train cub
 """
 
 import argparse
@@ -9,8 +10,11 @@ from pathlib import Path
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, nargs="?", help="a YAML file")
+    command.add_argument("config", type=Path, nargs="?", help="a YAML file, or a name")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
+    command.add_argument(
+        "--path", metavar="NAME", help="the path of what comes with sptnet: launch/ddp, cub"
+    )
     command.add_argument("--schema", action="store_true", help="a JSON schema, which editors check and complete by")
 
 
@@ -21,9 +25,12 @@ def run(arguments: argparse.Namespace) -> int:
     import yaml
 
     from sptnet.config import Config
-    from sptnet.config_file import load_config
+    from sptnet.config_file import load_config, published
 
-    if arguments.schema:
+    if arguments.path is not None:
+        folder, _, name = arguments.path.rpartition("/")
+        print(published("launch" if folder == "launch" else "configs", name))
+    elif arguments.schema:
         print(json.dumps(Config.model_json_schema(), indent=1))
     elif arguments.config is None:
         print_keys()

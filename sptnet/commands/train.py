@@ -4,14 +4,13 @@ In this process; on several: accelerate launch --config_file launch/ddp.yaml --n
 """
 
 import argparse
-import os
 from pathlib import Path
 
-TO_BE_CONTINUED = os.EX_TEMPFAIL  # 75
+TO_BE_CONTINUED = 75  # os.EX_TEMPFAIL, where there is one
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, help="a YAML file, e.g. configs/quickstart.yaml")
+    command.add_argument("config", type=Path, help="a YAML file, or the name of one that comes with sptnet")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
 
 

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
-
-from shards.make_shards import main
+from sptnet_shards.make_shards import main
 
 
 def encoded(kind="JPEG", width=6, height=4, value=0) -> bytes:

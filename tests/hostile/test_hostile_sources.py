@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from made import accepted, encoded, photos, put, refused
 from scipy.io import savemat
+from sptnet_shards import cifar, published, workers
+from sptnet_shards.make_shards import main
+from sptnet_shards.source import Item, Source, SourceError
 
-from shards import cifar, published, workers
-from shards.make_shards import main
-from shards.source import Item, Source, SourceError
 from sptnet.data.files import LARGEST_IMAGE
 from sptnet.data.manifest import read_manifest
 
@@ -262,7 +262,7 @@ def test_pickles(kind, tmp_path, capsys):
 
 
 def test_arrays_are_those_that_numpy_would_build(tmp_path):
-    from shards.arrays import unpickled
+    from sptnet_shards.arrays import unpickled
 
     for protocol in (2, 3, 4, 5):
         for array in (
@@ -311,7 +311,7 @@ def begun(root, out, shards=20):
     run = [
         sys.executable,
         "-m",
-        "shards.make_shards",
+        "sptnet_shards.make_shards",
         "imagefolder",
         str(root),
         str(out),
@@ -377,13 +377,13 @@ def test_workers_are_no_more_than_cores_that_may_be_used_or_shards(monkeypatch):
 
 
 def test_a_bug_of_ours_is_a_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.make_shards._show", lambda *_: [][0])
+    monkeypatch.setattr("sptnet_shards.make_shards._show", lambda *_: [][0])
     with pytest.raises(IndexError):
         main(["show", str(tmp_path)])
 
 
 def test_an_item_of_no_class_is_one_line():
-    from shards.checks import check_source
+    from sptnet_shards.checks import check_source
 
     source = Source("made", ["a", "b"], 1, [Item("a", "1", 1), Item("c", "2", 1)], [], lambda where: b"")
     with pytest.raises(SourceError, match="of class 'c', which training does not have"):

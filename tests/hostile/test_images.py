@@ -6,8 +6,8 @@ import pytest
 import torch
 from made import accepted, encoded, long_png, photos, put, refused
 from PIL import Image
+from sptnet_shards.images import BadImage, Resize, keep
 
-from shards.images import BadImage, Resize, keep
 from sptnet.data.augment import prepare
 from sptnet.data.image import DecodeError, decode, resize
 from sptnet.data.manifest import read_manifest

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sptnet_shards.make_shards import main
 
-from shards.make_shards import main
 from sptnet.data.manifest import DatasetError, parse_manifest, read_manifest
 from sptnet.data.shard_index import INDEX_DTYPE, parse_index
 

@@ -6,9 +6,9 @@ import tarfile
 
 import pytest
 from made import accepted, encoded, put, refused, samples, tar_of
+from sptnet_shards import imagenet
+from sptnet_shards.source import SourceError
 
-from shards import imagenet
-from shards.source import SourceError
 from sptnet.data.manifest import KINDS, read_manifest
 
 SOUND = tar_of(samples())

@@ -11,8 +11,8 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from sptnet_shards.make_shards import main
 
-from shards.make_shards import main
 from sptnet.data.image import decode, resize_short_side
 from sptnet.data.manifest import KINDS, read_manifest
 from sptnet.data.store import LocalStore
@@ -57,7 +57,7 @@ def test_the_bytes_do_not_depend_on_the_workers(photos, converted, tmp_path):
 def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(photos, converted, tmp_path):
     """The whole process group is not told: workers must notice by themselves that their parent is gone."""
     out, killed, kept = tmp_path / "out", 0, 0
-    run = [sys.executable, "-m", "shards.make_shards", *command(photos, out, "--workers", "2")]
+    run = [sys.executable, "-m", "sptnet_shards.make_shards", *command(photos, out, "--workers", "2")]
     for wanted in (0, 3, 9, 20, 30):
         process = subprocess.Popen(run, stderr=subprocess.PIPE)
         while process.poll() is None and len(list(out.glob("*.tar"))) < wanted:
@@ -94,7 +94,7 @@ def test_another_dataset_or_conversion_at_the_target_is_left_alone(photos, conve
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing_half_written(photos, converted, tmp_path):
     out = tmp_path / "out"
-    run = [sys.executable, "-m", "shards.make_shards", *command(photos, out, "--workers", "1")]
+    run = [sys.executable, "-m", "sptnet_shards.make_shards", *command(photos, out, "--workers", "1")]
     # no file may grow beyond 20 kB: as the disk says it, in the middle of a shard
     ran = subprocess.run(["bash", "-c", f"ulimit -f 20; exec {' '.join(run)}"], capture_output=True, text=True)
     assert ran.returncode == 1

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from shards.imagenet import chosen_classes
-from shards.protocol import class_split, deviation, labelled_positions
-from shards.source import Item, Source, SourceError
+from sptnet_shards.imagenet import chosen_classes
+from sptnet_shards.protocol import class_split, deviation, labelled_positions
+from sptnet_shards.source import Item, Source, SourceError
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "labelled_subsets.json"
 SUBSETS = json.loads(REFERENCE.read_text())

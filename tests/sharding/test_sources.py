@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-
-from shards import aircraft, cifar, csv_list, cub, herbarium_19, imagenet, scars
-from shards.make_shards import SOURCES, main
-from shards.protocol import class_split
-from shards.source import SourceError
+from sptnet_shards import aircraft, cifar, csv_list, cub, herbarium_19, imagenet, scars
+from sptnet_shards.make_shards import SOURCES, main
+from sptnet_shards.protocol import class_split
+from sptnet_shards.source import SourceError
 
 
 def jpeg(value: int = 0) -> bytes:
