@@ -63,7 +63,7 @@ class Facts:
     step: int
     numbers: dict[str, Any]
     backbone: dict[str, str]
-    written_by: dict[str, Any]
+    written_by: dict[str, str | int]
     counters: dict[str, float]
     parts: list[Part] = field(default_factory=list)
     schema: str = SCHEMA

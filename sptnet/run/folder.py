@@ -111,4 +111,6 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return load_config(folder / CONFIG, overrides)
     except ConfigError as error:
-        raise RunError(f"{folder} is not a run: {error}") from None
+        first, *others = str(error).splitlines()
+        more = f", and {len(others)} more mistakes" if others else ""
+        raise RunError(f"{folder} is not a run: {first}{more}") from None

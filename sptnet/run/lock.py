@@ -37,6 +37,7 @@ class RunLock:
     def __init__(self, folder: Path):
         self.folder, self._lease = folder, folder / LEASE
         self._descriptor: int | None = None
+        self._beating: threading.Thread | None = None
         self._stop = threading.Event()
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -58,11 +59,15 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        elif not self._stop.is_set():
+        elif self._beating is not None:
             self._stop.set()
             self._beating.join()
+            self._beating = None
             with suppress(OSError):
                 self._lease.unlink()
+
+    def __del__(self) -> None:
+        self.release()
 
     def _take_lease(self) -> None:
         self._mine = {

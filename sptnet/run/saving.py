@@ -66,7 +66,11 @@ class Saver:
         if rank() == 0:
             tensors |= prompt_state(self.learner)
         launch = strategy.launch
-        written_by = {"strategy": launch.strategy, "world_size": launch.world_size, "precision": launch.precision}
+        written_by: dict[str, str | int] = {
+            "strategy": launch.strategy,
+            "world_size": launch.world_size,
+            "precision": launch.precision,
+        }
         if strategy.scaler is not None:
             scaling = strategy.scaler.state_dict()
             counters = counters | {"loss_scale": scaling["scale"], "steps_at_scale": scaling["_growth_tracker"]}

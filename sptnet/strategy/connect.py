@@ -14,6 +14,7 @@ from torch.distributed.rendezvous import rendezvous
 from sptnet.errors import SptnetError
 
 Precision = Literal["no", "bf16", "fp16"]
+DEVICES = Path("/dev")
 StrategyName = Literal["single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
 
 
@@ -106,7 +107,7 @@ def gpus_said() -> str | None:
     for name in ("SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES"):
         if environment.get(name, "").strip() not in ("", "0" if name == "SLURM_GPUS_ON_NODE" else ""):
             return f"{name}={environment[name]}"
-    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    devices = sorted(DEVICES.glob("nvidia[0-9]*"))
     return str(devices[0]) if devices else None
 
 

@@ -1,24 +1,11 @@
 """Shards, runs and checkpoints of earlier versions are read, and mean what they meant."""
 
 import json
-import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from sptnet.cli import main
-
-ARCHIVE = Path(__file__).parent / "before" / "before-the-wings.tar.xz"
-
-
-@pytest.fixture
-def before(tmp_path, monkeypatch):
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def losses(run):
@@ -40,9 +27,7 @@ def test_a_finished_run_evaluates_as_it_did(before, name):
         assert np.array_equal(again[key], values), key
 
 
-def test_a_run_that_was_killed_goes_on_from_its_checkpoint(before):
-    config = yaml.safe_load((before / "interrupted" / "config.yaml").read_text())
-    (before / "again.yaml").write_text(yaml.safe_dump(config | {"run": "interrupted"}))
+def test_a_run_that_was_killed_goes_on_from_its_checkpoint(before, again):
     assert main(["train", "again.yaml"]) == 0
     # another processor rounds differently
     np.testing.assert_allclose(losses(before / "interrupted"), losses(before / "sptnet"), rtol=1e-4)

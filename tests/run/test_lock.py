@@ -1,0 +1,55 @@
+"""One process at a time trains in a run's folder, also where the filesystem has no locks."""
+
+import errno
+import fcntl
+import json
+import time
+
+import pytest
+
+from sptnet.run import lock
+from sptnet.run.folder import OccupiedError
+from sptnet.run.lock import LEASE, RunLock
+
+
+def test_a_second_lock_is_refused_until_the_first_is_released(tmp_path):
+    first = RunLock(tmp_path / "run")
+    with pytest.raises(OccupiedError, match="is being trained by another process"):
+        RunLock(tmp_path / "run")
+    first.release()
+    RunLock(tmp_path / "run").release()
+
+
+@pytest.fixture
+def no_flock(monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    monkeypatch.setattr(lock, "PATIENCE", 0.6)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+def test_a_lease_that_is_renewed_is_respected(tmp_path, no_flock):
+    first = RunLock(tmp_path)
+    with pytest.raises(OccupiedError, match=r"trained by process \d+ on "):
+        RunLock(tmp_path)
+    first.release()
+    assert not (tmp_path / LEASE).exists()
+    RunLock(tmp_path).release()
+
+
+@pytest.mark.parametrize("left", [json.dumps({"job": "7", "host": "gone", "beat": 3}), "", "[]", "{"])
+def test_a_lease_that_a_killed_job_left_is_taken_over(tmp_path, no_flock, left):
+    (tmp_path / LEASE).write_text(left)
+    RunLock(tmp_path).release()
+
+
+def test_a_requeued_job_need_not_wait_for_its_own_lease(tmp_path, no_flock, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 60)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / LEASE).write_text(json.dumps({"job": "7", "host": "gone", "beat": 3}))
+    begin = time.monotonic()
+    RunLock(tmp_path).release()
+    assert time.monotonic() - begin < 10

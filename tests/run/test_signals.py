@@ -1,0 +1,59 @@
+"""Being asked to stop, and being asked twice while the main thread waits where Python runs no handler."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sptnet.run.signals import SIGNALS, StopRequest
+
+WAITING = """
+import os, sys, time
+import torch, torch.distributed as dist
+from sptnet.run.signals import StopRequest
+dist.init_process_group("gloo")
+if dist.get_rank() == 1:
+    time.sleep(60)
+    os._exit(0)
+with StopRequest():
+    print("waiting", flush=True)
+    dist.all_reduce(torch.zeros(1))
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_first_signal_is_only_noted(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.on_any_rank(torch.device("cpu"))
+        os.kill(os.getpid(), number)
+        assert stop.on_any_rank(torch.device("cpu"))
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_signal_ends_a_process_that_waits_in_a_collective():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", WAITING], env=environment | {"RANK": str(rank)}, stdout=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    try:
+        assert ranks[0].stdout.readline() == b"waiting\n"
+        time.sleep(1)
+        ranks[0].send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert ranks[0].poll() is None
+        ranks[0].send_signal(signal.SIGTERM)
+        assert ranks[0].wait(timeout=5) == 128 + signal.SIGTERM
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()

@@ -1,0 +1,200 @@
+"""What a training never loses, and what it says of itself."""
+
+import json
+import os
+import signal
+import stat
+import threading
+
+import pytest
+import yaml
+
+from sptnet.cli import main
+from sptnet.config_file import load_config
+from sptnet.data.manifest import DatasetError
+from sptnet.run.checkpoint import checkpoints, read_facts
+from sptnet.run.provenance import warnings
+from sptnet.run.tables import collapse
+
+
+def changed(config, **values):
+    """A copy of a configuration with other values, by dotted keys."""
+    raw = yaml.safe_load(config.read_text())
+    for key, value in values.items():
+        *above, last = key.split("__")
+        section = raw
+        for name in above:
+            section = section[name]
+        section[last] = value
+    path = config.with_name("changed.yaml")
+    path.write_text(yaml.safe_dump(raw))
+    return str(path)
+
+
+def test_shards_that_vanish_before_the_last_evaluation_lose_nothing(again, monkeypatch, capsys):
+    def vanished(*_):
+        raise DatasetError("data/test-000000.tar cannot be opened: No such file or directory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sptnet.train.evaluate", vanished)
+        assert main(["train", str(again)]) == 1
+    run = again.parent / "interrupted"
+    total = read_facts(checkpoints(run)[-1]).step
+    assert total == 12
+    assert main(["train", str(again)]) == 0
+    assert (run / "finished").exists()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "total" in line] == list(range(total))
+
+
+def test_asked_to_stop_during_an_evaluation_it_stops_and_goes_on(again, monkeypatch):
+    asked = []
+
+    def ask(log, done, protocol, images, total):
+        if done == 12 and not asked:
+            asked.append(done)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr("sptnet.run.metrics_log.MetricsLog.evaluating", ask)
+    assert main(["train", str(again)]) == 75
+    run = again.parent / "interrupted"
+    assert asked
+    assert not (run / "finished").exists()
+    assert main(["train", str(again)]) == 0
+    assert (run / "finished").exists()
+
+
+def test_beyond_a_shortened_schedule_it_says_so(again, capsys):
+    path = again.parent / "interrupted" / "checkpoints" / "step-000000005" / "checkpoint.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"step": 13}))
+    assert main(["train", str(again)]) == 1
+    assert "is of step 13, beyond the 12 of this schedule" in capsys.readouterr().err
+
+
+def test_precision_is_part_of_a_run(again, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert main(["train", str(again)]) == 1
+    assert "precision was no, is bf16" in capsys.readouterr().err
+    assert main(["train", changed(again, resume__allow=["precision"])]) == 0
+    run = again.parent / "interrupted"
+    trained = json.loads((run / "metrics.json").read_text())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert main(["eval", "interrupted"]) == 0
+    assert json.loads((run / "metrics.json").read_text()) == trained
+
+
+def test_what_it_begins_from_must_be_finished_and_of_the_same_classes(before, again, capsys):
+    (before / "simgcd" / "finished").unlink()
+    fresh = changed(again, run="fresh")
+    assert main(["train", fresh]) == 1
+    assert "init: simgcd is not finished" in capsys.readouterr().err
+    (before / "simgcd" / "finished").touch()
+    manifest = json.loads((before / "data" / "manifest.json").read_text())
+    assert main(["train", fresh]) == 0
+    manifest["classes"][-1] = "other"
+    (before / "data" / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert main(["train", changed(again, run="third", init="fresh")]) == 1
+    assert "init fresh was trained for other classes" in capsys.readouterr().err
+
+
+def test_the_model_is_taken_from_init(before, again, capsys):
+    raw = yaml.safe_load(again.read_text())
+    del raw["model"]
+    (before / "short.yaml").write_text(yaml.safe_dump(raw | {"run": "fresh"}))
+    config = load_config(before / "short.yaml")
+    assert config.model.backbone_options == {"patch_size": 6, "embed_dim": 24, "depth": 2, "num_heads": 3}
+    (before / "short.yaml").write_text(yaml.safe_dump(raw | {"run": "fresh", "model": {"head_hidden": 32}}))
+    assert main(["train", str(before / "short.yaml")]) == 2
+    assert "model.head_hidden is 32, but init simgcd was trained with 16" in capsys.readouterr().err
+
+
+def test_a_run_that_may_not_be_written_is_evaluated(before, capsys, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(13, "Permission denied", "simgcd/metrics.json")
+
+    monkeypatch.setattr("sptnet.evaluate.write_whole", forbidden)
+    assert main(["eval", "simgcd"]) == 1
+    out = capsys.readouterr()
+    assert "All / Old / New" in out.out
+    assert "cannot be written: Permission denied" in out.err
+
+
+def test_evaluated_from_any_folder_with_its_data_elsewhere(before, tmp_path_factory, monkeypatch, capsys):
+    (before / "data").rename(before / "moved")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert main(["eval", str(before / "simgcd"), f"data.root={before / 'moved'}"]) == 0
+    assert main(["eval", str(before / "simgcd"), "seed=3"]) == 2
+    assert "is of the run itself" in capsys.readouterr().err
+
+
+def test_a_collapsed_model_is_no_result_like_others():
+    sound = {"samples": 100, "classes": 10, "classes_used": 9, "effective_classes": 7.5}
+    assert collapse(sound) is None
+    assert "2 of 10 classes" in (collapse(sound | {"classes_used": 2, "effective_classes": 1.9}) or "")
+    assert collapse(sound | {"effective_classes": 2.2})
+    assert collapse({"samples": 100, "classes_used": 2}) is None  # of an earlier version
+
+
+def test_a_collapse_is_said_in_the_table_and_in_the_log(before, capsys):
+    path = before / "simgcd" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["test"] |= {"classes": 6, "classes_used": 1, "effective_classes": 1.0}
+    path.write_text(json.dumps(metrics))
+    assert main(["report", "simgcd", "sptnet"]) == 0
+    assert "COLLAPSED: simgcd" in capsys.readouterr().out
+
+
+def test_a_table_of_80_columns_has_all_its_numbers(before, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sptnet.run.tables.WIDTH_OF_A_LOG", 80)
+    long = before / ("long" * 20)
+    (before / "simgcd").rename(long)
+    assert main(["report", str(long)]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    metrics = json.loads((long / "metrics.json").read_text())
+    for protocol in ("unlabelled", "test"):
+        shares = " / ".join(f"{100 * metrics[protocol][name]:.1f}" for name in ("all", "old", "new"))
+        assert shares in out
+
+
+class FakeSchedule:
+    epochs, total_steps, teacher_warmup_epochs, prompt_warmup_steps = 5, 50, 20, 1000
+
+    def warning(self):
+        return None
+
+
+def test_settings_that_are_rarely_meant_are_said(again):
+    config = load_config(again, ["prompts.frame=10"])
+    said = "\n".join(warnings(config, FakeSchedule(), 0))
+    assert "the teacher never comes to its temperature" in said
+    assert "the prompts never come to their learning rate" in said
+    assert "which cover 97% of an image of 24" in said
+
+
+def test_a_terminal_that_goes_away_ends_no_run(again, monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("rich.console.Console.print", gone)
+    assert main(["train", str(again)]) == 0
+
+
+def test_files_are_written_for_others_to_read(again):
+    assert main(["train", str(again)]) == 0
+    run = again.parent / "interrupted"
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((run / "model.safetensors").stat().st_mode) == 0o666 & ~mask
+    assert threading.active_count() < 10
+
+
+@pytest.mark.parametrize(
+    "command", [["eval", "nowhere"], ["report", "nowhere"], ["train", "nowhere.yaml"], ["eval", "data"]]
+)
+def test_what_is_not_there_is_one_line(before, capsys, command):
+    assert main(command) != 0
+    assert capsys.readouterr().err.count("error: ") == 1

@@ -1,0 +1,63 @@
+"""What a launcher's environment asks for, and what it cannot mean."""
+
+import pytest
+
+from sptnet.strategy import connect
+from sptnet.strategy.connect import StrategyError, gpus_said, launch_settings
+
+LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+NAMES = ("WORLD_SIZE", *LAUNCHED, "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP",
+         "FSDP_VERSION", "PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "PARALLELISM_CONFIG_DP_SHARD_SIZE",
+         "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")  # fmt: skip
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    return lambda values: [monkeypatch.setenv(name, value) for name, value in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("values", "strategy"),
+    [({}, "single"), ({"WORLD_SIZE": "1", **LAUNCHED}, "ddp"), ({"WORLD_SIZE": "2", **LAUNCHED}, "ddp"),
+     ({"WORLD_SIZE": "2", **LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "fsdp2")],
+)  # fmt: skip
+def test_settings(environment, values, strategy):
+    environment(values)
+    assert launch_settings().strategy == strategy
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"WORLD_SIZE": "2"}, "a launcher's other variables"), ({"WORLD_SIZE": "two", **LAUNCHED}, "WORLD_SIZE is 'two'"),
+     ({"WORLD_SIZE": "-1", **LAUNCHED}, "no number of processes"), ({"WORLD_SIZE": "²", **LAUNCHED}, "no number"),
+     ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "x"}, "starts one"),
+     ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision is fp8"),
+     ({"WORLD_SIZE": "2", **LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+       "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "x"}, "is 'x'")],
+)  # fmt: skip
+def test_mistakes(environment, values, words):
+    environment(values)
+    with pytest.raises(StrategyError, match=words):
+        launch_settings()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({}, None), ({"SLURM_GPUS_ON_NODE": "0"}, None), ({"SLURM_GPUS_ON_NODE": "2"}, "SLURM_GPUS_ON_NODE=2"),
+     ({"CUDA_VISIBLE_DEVICES": "0,1"}, "CUDA_VISIBLE_DEVICES=0,1"), ({"CUDA_VISIBLE_DEVICES": ""}, None),
+     ({"CUDA_VISIBLE_DEVICES": "-1", "SLURM_GPUS_ON_NODE": "2"}, None), ({"SLURM_JOB_GPUS": "3"}, "SLURM_JOB_GPUS=3")],
+)  # fmt: skip
+def test_who_says_that_there_is_a_gpu(environment, monkeypatch, values, said):
+    monkeypatch.setattr(connect, "DEVICES", connect.Path("/nowhere"))
+    environment(values)
+    assert gpus_said() == said
+
+
+def test_a_gpu_that_cannot_be_used_is_an_error_unless_the_cpu_was_asked_for(environment, monkeypatch):
+    environment({"SLURM_GPUS_ON_NODE": "2"})
+    monkeypatch.setattr(connect.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(StrategyError, match=r"there should be a GPU on .*SLURM_GPUS_ON_NODE=2"):
+        connect.connect(60)
+    connect.connect(60, "cpu")
