@@ -7,12 +7,19 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sptnet.commands import evaluate, features, kmeans, report, train
+from sptnet.commands import evaluate, features, kmeans, predict, report, train
 from sptnet.errors import SptnetError
 from sptnet.run.outcome import outcome_of, record_outcome
 
 RANK_0_TELLS = 10  # seconds; later a rank of every node tells, rank 0 may have met no error
-COMMANDS = {"train": train, "eval": evaluate, "features": features, "kmeans": kmeans, "report": report}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "features": features,
+    "kmeans": kmeans,
+    "report": report,
+}
 
 
 def parser() -> argparse.ArgumentParser:
