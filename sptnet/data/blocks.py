@@ -5,6 +5,7 @@ and its blocks are the same on any number of processes: kernels may round differ
 batches give equal bits. A damaged image keeps its place in its block, black, so that nobody else's numbers change.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from sptnet.data.reader import ShardReader
 from sptnet.data.store import Store
 
 UNKNOWN = -1  # the target of an image whose class is not known
+ADDRESS = re.compile(r" <_io\.\w+ object at 0x\w+>")  # in Pillow's messages; another one in every process
 PREFETCHED = 4  # blocks that every loader worker keeps ready
 
 
@@ -115,7 +117,7 @@ def prepared(samples: Sequence[Sample], augment: AugmentName, image_size: int) -
             try:
                 images[i] = eval_view(augment, decode(sample.encoded), image_size)
             except DecodeError as reason:
-                error = str(reason)
+                error = ADDRESS.sub("", str(reason))
         told.append(sample._replace(encoded=b"", error=error))
     return images, tuple(told)
 
