@@ -20,14 +20,14 @@ BLOCK = 8192
 
 
 def synthetic(path: Path, points: int, width: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Points [N, D] in a map, and their classes [N]: noise three times as long as the distance of a class's centre."""
+    """Points [N, D] in a map, and their classes [N]: noise as long as a class's centre."""
     draws = np.random.default_rng(seed)
     centres = draws.standard_normal((classes, width), np.float32)
     targets = draws.integers(0, classes, points)
     with open(path, "wb") as file:
         for begin in range(0, points, BLOCK):
             of = targets[begin : begin + BLOCK]
-            block = centres[of] + 3 * draws.standard_normal((len(of), width), np.float32)
+            block = centres[of] + draws.standard_normal((len(of), width), np.float32)
             file.write((block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float32).tobytes())
     return np.memmap(path, np.float32, "r", shape=(points, width)), targets
 

@@ -10,11 +10,10 @@ from sptnet.data.features import FeatureFolder
 from sptnet.data.loader import pixels
 from sptnet.data.manifest import KINDS, Kind, Manifest
 from sptnet.data.store import LocalStore
-from sptnet.errors import SptnetError
 from sptnet.evaluate import PROTOCOLS, Predictions, save_evaluation, score
 from sptnet.features import open_dataset
 from sptnet.method.kmeans import Ids, Matrix, assign, semi_supervised_kmeans
-from sptnet.points import projected
+from sptnet.points import ClusteringError, check_classes, projected
 from sptnet.run.folder import CONFIG, RunError
 
 
@@ -26,22 +25,10 @@ class Samples(NamedTuple):
     uids: Ids
 
 
-class BaselineError(SptnetError, ValueError):
-    """A baseline that cannot be had from this dataset as asked."""
-
-
 def check_not_trained(folder: Path) -> None:
     """Raise RunError if a folder is a trained run's, whose metrics these would overwrite."""
     if (folder / CONFIG).exists():
         raise RunError(f"{folder} is the folder of a training run, whose metrics.json stays: choose another folder")
-
-
-def check_classes(manifest: Manifest, num_classes: int, labelled: Ids) -> None:
-    """Raise BaselineError unless every old class has labelled samples [n] and there are as many classes as old ones."""
-    if num_classes < manifest.num_old:
-        raise BaselineError(f"{num_classes} classes, but {manifest.name} has {manifest.num_old} old ones: ask for more")
-    if lacking := sorted(set(range(manifest.num_old)) - set(np.unique(labelled).tolist())):
-        raise BaselineError(f"{manifest.name} has no labelled sample of {manifest.classes[lacking[0]]}, an old class")
 
 
 def kmeans_on_pixels(root: Path, folder: Path, image_size: int, num_classes: int | None = None) -> dict[str, Any]:
@@ -51,7 +38,7 @@ def kmeans_on_pixels(root: Path, folder: Path, image_size: int, num_classes: int
 
     Raises:
         DatasetError: no dataset at `root`.
-        BaselineError: fewer classes than old ones.
+        ClusteringError: fewer classes than old ones.
         RunError: `folder` cannot be written, or is a training run's.
     """
     check_not_trained(folder)
@@ -80,7 +67,7 @@ def kmeans_on_features(
 
     Raises:
         DatasetError, FeaturesError: no dataset, or no features of it.
-        BaselineError, RunError, PartsError: as for pixels; a full disk.
+        ClusteringError, RunError, PartsError: as for pixels; a full disk.
     """
     check_not_trained(folder)
     manifest = open_dataset(data).manifest
@@ -104,7 +91,7 @@ def _fit_and_score(
     number = num_classes or len(manifest.classes)
     for kind in ("labelled", "unlabelled"):
         if kind not in splits:
-            raise BaselineError(f"{manifest.name} has no {kind} image: k-means needs labelled and unlabelled ones")
+            raise ClusteringError(f"{manifest.name} has no {kind} image: k-means needs labelled and unlabelled ones")
     labelled = splits["labelled"]
     check_classes(manifest, number, labelled.targets)
     centres = semi_supervised_kmeans(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sptnet.commands import evaluate, features, kmeans, predict, report, train
+from sptnet.commands import estimate_k, evaluate, features, kmeans, predict, report, train
 from sptnet.errors import SptnetError
 from sptnet.run.outcome import outcome_of, record_outcome
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": predict,
     "features": features,
     "kmeans": kmeans,
+    "estimate-k": estimate_k,
     "report": report,
 }
 

@@ -9,10 +9,25 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from sptnet.data.features import FeatureFolder, Split
-from sptnet.data.manifest import Kind
-from sptnet.method.kmeans import Matrix
+from sptnet.data.manifest import Kind, Manifest
+from sptnet.errors import SptnetError
+from sptnet.method.kmeans import Ids, Matrix
 from sptnet.method.whitening import Projection, fit_pca
 from sptnet.run.parts import writing_parts
+
+
+class ClusteringError(SptnetError, ValueError):
+    """A clustering that this dataset does not allow."""
+
+
+def check_classes(manifest: Manifest, num_classes: int, labelled: Ids) -> None:
+    """Raise ClusteringError for fewer classes than old ones, or an old class without a labelled sample (targets [n])."""
+    if num_classes < manifest.num_old:
+        raise ClusteringError(
+            f"{num_classes} classes, but {manifest.name} has {manifest.num_old} old ones: ask for more"
+        )
+    if lacking := sorted(set(range(manifest.num_old)) - set(np.unique(labelled).tolist())):
+        raise ClusteringError(f"{manifest.name} has no labelled sample of {manifest.classes[lacking[0]]}, an old class")
 
 
 @contextmanager
