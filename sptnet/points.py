@@ -21,7 +21,7 @@ class ClusteringError(SptnetError, ValueError):
 
 
 def check_classes(manifest: Manifest, num_classes: int, labelled: Ids) -> None:
-    """Raise ClusteringError for fewer classes than old ones, or an old class without a labelled sample (targets [n])."""
+    """Raise ClusteringError for fewer classes than old ones, or an old class without a sample in `labelled` [n]."""
     if num_classes < manifest.num_old:
         raise ClusteringError(
             f"{num_classes} classes, but {manifest.name} has {manifest.num_old} old ones: ask for more"

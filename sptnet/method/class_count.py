@@ -105,11 +105,9 @@ def balance_of(table: Contingency, number: int) -> Balance:
     together = (table.sum(1) * (table.sum(1) - 1)).sum()
     within = (table * (table - 1)).sum()
     split, merged = same - within, together - within
-    tiny = 1e-6  # so that a clustering without fault has a balance
-    w, q = within / max(same, 1), merged / max(pairs - same, 1)
-    return Balance(
-        float(np.log((split + tiny) / (merged + tiny))), float(np.log((1 - w + tiny) / ((number - 1) * q + tiny)))
-    )
+    # one pair more of each: where labelled samples fall into clusters without fault, neither side is infinite
+    apart, q = (split + 1) / (same + 1), (merged + 1) / (pairs - same + 1)
+    return Balance(float(np.log((split + 1) / (merged + 1))), float(np.log(apart / (max(number - 1, 1) * q))))
 
 
 def crossing(numbers: NDArray[np.int64], balances: NDArray[np.float64]) -> int:
