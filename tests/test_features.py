@@ -67,6 +67,7 @@ def test_any_number_of_processes_writes_the_same_files(digits, untrained, made, 
     assert contents(tmp_path / "f") == contents(made)
 
 
+@pytest.mark.slow
 def test_killed_they_go_on_and_what_is_there_is_not_made_again(digits, untrained, made, tmp_path):
     out = tmp_path / "f"
     command = [sys.executable, "-m", "sptnet", "features", str(digits), "--out", str(out), "--run", str(untrained)]
@@ -84,6 +85,7 @@ def test_killed_they_go_on_and_what_is_there_is_not_made_again(digits, untrained
     assert {n: c for n, c in contents(out).items() if not n.endswith(".tmp")} == contents(made)
 
 
+@pytest.mark.slow
 def test_half_precision_is_half_as_large_and_near(digits, untrained, made, tmp_path):
     assert main(["features", str(digits), "--out", str(tmp_path / "f"), "--run", str(untrained)]) == 0
     manifest = LocalStore(digits).manifest

@@ -148,6 +148,7 @@ def test_predictions_are_those_of_the_evaluator(untrained, digits, tmp_path):
     assert errors(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 def test_all_splits_of_shards(untrained, digits, tmp_path):
     assert main(["predict", str(untrained), str(digits), "--out", str(tmp_path / "o"), "--splits", *KINDS]) == 0
     assert len(rows(tmp_path / "o")) == 1797
