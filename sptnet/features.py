@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sptnet.config import RemoteConfig
@@ -97,18 +98,23 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
             augment=encoder.augment, image_size=encoder.image_size, workers=workers,
         ):  # fmt: skip
             _check(block, store.where(source.shard(block.part).file))
-            here.append(block)
+            here.append(block._replace(images=block.images[:0]))
             if len(block.samples):
                 tokens.append(forward(block.images).features.float().cpu().numpy())
             progress.add(len(block.samples))
             if block.begin + len(block.samples) == source.size(block.part):
                 width = encoder.module.backbone.num_features
                 features = np.concatenate(tokens or [np.zeros((0, width), np.float32)]).astype(dtype)
-                samples = [sample for one in here for sample in one.samples]
-                uids, targets = (np.array([getattr(s, name) for s in samples], np.int64) for name in ("uid", "target"))
-                write_part(paths[block.part], encode_part(features, uids, targets, fingerprint))
+                write_part(paths[block.part], _encoded(here, features, fingerprint))
                 here, tokens = [], []
     return fingerprint
+
+
+def _encoded(here: list[Block], features: NDArray[Any], fingerprint: dict[str, Any]) -> bytes:
+    """The file of a part: features [n, D] of the samples of its blocks."""
+    samples = [sample for block in here for sample in block.samples]
+    uids, targets = (np.array([getattr(s, name) for s in samples], np.int64) for name in ("uid", "target"))
+    return encode_part(features, uids, targets, fingerprint)
 
 
 def _check(block: Block, where: str) -> None:

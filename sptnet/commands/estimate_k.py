@@ -25,12 +25,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Estimate, and print what to write into the configuration."""
     from sptnet.estimate_k import PICTURE, RESULT, estimate_classes
-    from sptnet.features import make_features, open_dataset
+    from sptnet.features import barrier, make_features, open_dataset
+    from sptnet.strategy.collectives import rank
 
     out, features = arguments.out, arguments.features
     if features is None:
         features = out / "features"
         make_features(arguments.data, features, encoder_of(arguments), arguments.dtype, arguments.workers)
+        barrier()
+        if rank() != 0:
+            return 0  # the tokens were everybody's work, the estimate is one process's
     found = estimate_classes(
         arguments.data, features, out, arguments.method, arguments.max_classes, arguments.seed
     )  # fmt: skip
