@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment, minimize_scalar
 
-from sptnet.method.kmeans import Ids, Matrix, assign
+from sptnet.method.kmeans import Ids, Matrix, assign, sum_by
 from sptnet.method.ward import cut, ward_tree
 
 Method = Literal["tree", "brent"]
@@ -158,7 +158,7 @@ def estimate_by_tree(
     accuracy = np.zeros(len(numbers))
     for column, number in enumerate(numbers.tolist()):
         clusters = cut(tree, number)
-        cells = [_merged(table, clusters, number) for table in tables]
+        cells = [sum_by(table, clusters, number) for table in tables]
         accuracy[column] = accuracy_of(cells[0])
         balances[:, :, column] = [balance_of(one, number) for one in cells[1:]]
     ends = np.array([[crossing(numbers, curve) for curve in repeat] for repeat in balances], np.float64)
@@ -168,12 +168,6 @@ def estimate_by_tree(
     low = max(num_old, min(low, int((1 - MARGIN) * median)))
     high = max(high, int(np.ceil((1 + MARGIN) * median)))
     return Estimate(median, low, high, numbers.tolist(), accuracy.tolist(), found)
-
-
-def _merged(table: Contingency, clusters: Ids, number: int) -> Contingency:
-    merged = np.zeros((number, table.shape[1]))
-    np.add.at(merged, clusters, table)
-    return merged
 
 
 def estimate_by_brent(
