@@ -4,9 +4,9 @@ For millions of points: they may lie in a memory map, of which a block is looked
 starts and the restarts are tried on a sample, whose best centres then go on over all points. Labelled points never
 move, so that only the count, sum and squared norm of every class enter.
 
-Measured on 2 cores (AMD EPYC, AVX2, shared with other work): blocks of 8,192 x 768 against 1,000 centres, numpy's
-OpenBLAS 20 to 26 GFLOP/s, torch 9 to 15, torch in bfloat16 1 to 2; so numpy it is. benchmarks/kmeans.py
-times the whole.
+Measured on 2 cores (AMD EPYC, AVX2, shared with other work), blocks of 8,192 points, GFLOP/s: of 768 dimensions against
+1,000 centres numpy's OpenBLAS 20, torch 9, torch in bfloat16 2; of 128 against 8,192: 26, 15, 0.7. So numpy it is.
+benchmarks/kmeans.py times the whole.
 """
 
 from collections.abc import Callable
