@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sptnet.method.model import create_model as create_model
     from sptnet.method.prompts import create_prompt as create_prompt
     from sptnet.method.reference import load_reference as load_reference
+    from sptnet.trained import load as load
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ _HOMES = {
     "clustering_accuracy": "sptnet.method.metrics",
     "create_model": "sptnet.method.model",
     "create_prompt": "sptnet.method.prompts",
+    "load": "sptnet.trained",
     "load_reference": "sptnet.method.reference",
 }
 __all__ = sorted(_HOMES)

@@ -1,37 +1,110 @@
-"""The baseline that needs no network: semi-supervised k-means on pixels, evaluated as a run is."""
+"""The baselines that train nothing: semi-supervised k-means on pixels or on class tokens, evaluated as a run is."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from sptnet.data.features import FeatureFolder
 from sptnet.data.loader import pixels
+from sptnet.data.manifest import KINDS, Kind, Manifest
 from sptnet.data.store import LocalStore
 from sptnet.evaluate import PROTOCOLS, Predictions, save_evaluation, score
-from sptnet.method.kmeans import semi_supervised_kmeans, squared_distances
+from sptnet.features import open_dataset
+from sptnet.method.kmeans import Ids, Matrix, assign, semi_supervised_kmeans
+from sptnet.points import ClusteringError, check_classes, projected
+from sptnet.run.folder import CONFIG, RunError
 
 
-def kmeans_on_pixels(root: Path, folder: Path, image_size: int) -> dict[str, Any]:
+class Samples(NamedTuple):
+    """points: [N, D]; targets, uids: [N]."""
+
+    points: Matrix
+    targets: Ids
+    uids: Ids
+
+
+def check_not_trained(folder: Path) -> None:
+    """Raise RunError if a folder is a trained run's, whose metrics these would overwrite."""
+    if (folder / CONFIG).exists():
+        raise RunError(f"{folder} is the folder of a training run, whose metrics.json stays: choose another folder")
+
+
+def kmeans_on_pixels(root: Path, folder: Path, image_size: int, num_classes: int | None = None) -> dict[str, Any]:
     """Fit on the training pixels, score both protocols, write metrics.json and predictions.npz into `folder`.
 
     For small datasets: the pixels of a split are held in memory.
 
     Raises:
         DatasetError: no dataset at `root`.
-        RunError: `folder` cannot be written.
+        ClusteringError: fewer classes than old ones.
+        RunError: `folder` cannot be written, or is a training run's.
     """
+    check_not_trained(folder)
     store = LocalStore(root)
-    manifest = store.manifest
-    labelled, targets, _ = pixels(store, "labelled", "affine", image_size)
-    splits = {kind: pixels(store, kind, "affine", image_size) for kind in PROTOCOLS if manifest.samples(kind)}
+    splits = {k: Samples(*pixels(store, k, "affine", image_size)) for k in KINDS if store.manifest.samples(k)}
+    return _fit_and_score(store.manifest, folder, "k-means on pixels", splits, num_classes)
+
+
+def kmeans_on_features(
+    data: str,
+    folder: Path,
+    features: Path,
+    num_classes: int | None = None,
+    dimensions: int | None = None,
+    whiten: bool = False,
+    told: Callable[[int, float], None] = lambda number, inertia: None,
+) -> dict[str, Any]:
+    """The same on class tokens of unit length, as GCD has it, in memory that does not grow with their width.
+
+    Args:
+        data: the dataset's folder or URL.
+        features: made by `sptnet features`.
+        num_classes: K; the manifest's by default.
+        dimensions, whiten: of a PCA in front, or None.
+        told: called after every pass over all of many points with its number and the sum of squared distances.
+
+    Raises:
+        DatasetError, FeaturesError: no dataset, or no features of it.
+        ClusteringError, RunError, PartsError: as for pixels; a full disk.
+    """
+    check_not_trained(folder)
+    manifest = open_dataset(data).manifest
+    kinds = tuple(kind for kind in KINDS if manifest.samples(kind))
+    folder_of = FeatureFolder(features, manifest)
+    method = f"k-means on {'PCA of ' if dimensions else ''}class tokens"
+    with projected(folder_of, kinds, folder, dimensions, whiten) as points:
+        of = {kind: folder_of.split(kind) for kind in kinds}
+        splits = {kind: Samples(points[kind], of[kind].targets, of[kind].uids) for kind in kinds}
+        return _fit_and_score(manifest, folder, method, splits, num_classes, told)
+
+
+def _fit_and_score(
+    manifest: Manifest,
+    folder: Path,
+    method: str,
+    splits: Mapping[Kind, Samples],
+    num_classes: int | None,
+    told: Callable[[int, float], None] = lambda number, inertia: None,
+) -> dict[str, Any]:
+    number = num_classes or len(manifest.classes)
+    for kind in ("labelled", "unlabelled"):
+        if kind not in splits:
+            raise ClusteringError(f"{manifest.name} has no {kind} image: k-means needs labelled and unlabelled ones")
+    labelled = splits["labelled"]
+    check_classes(manifest, number, labelled.targets)
     centres = semi_supervised_kmeans(
-        labelled, targets, splits["unlabelled"][0], manifest.num_old, len(manifest.classes)
+        labelled.points, labelled.targets, splits["unlabelled"].points, manifest.num_old, number, told=told
     )
     results: dict[str, Any] = {}
     kept: dict[str, Predictions] = {}
-    for kind, (points, truth, uids) in splits.items():
-        order = np.argsort(uids)
-        kept[kind] = Predictions(uids[order], truth[order], squared_distances(points, centres).argmin(1)[order])
-        results[kind] = score(kept[kind], manifest.num_old, len(manifest.classes))
-    save_evaluation(folder, "k-means on pixels", results, kept)
+    for kind in PROTOCOLS:
+        if kind in splits:
+            points, targets, uids = splits[kind]
+            order = np.argsort(uids)
+            clusters = assign(points, centres, sums=False).clusters
+            kept[kind] = Predictions(uids[order], targets[order], clusters[order])
+            results[kind] = score(kept[kind], manifest.num_old, len(centres))
+    save_evaluation(folder, method, results, kept)
     return results

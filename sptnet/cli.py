@@ -7,13 +7,22 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sptnet.commands import config, evaluate, kmeans, report, train
+from sptnet.commands import config, estimate_k, evaluate, features, kmeans, predict, report, train
 from sptnet.errors import SptnetError
 from sptnet.run.outcome import explain, outcome_of, record_outcome
 
 INTERRUPTED = 130  # as a shell says of SIGINT
 RANK_0_TELLS = 10  # seconds; later a rank of every node tells, rank 0 may have met no error
-COMMANDS = {"train": train, "eval": evaluate, "kmeans": kmeans, "report": report, "config": config}
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "features": features,
+    "kmeans": kmeans,
+    "estimate-k": estimate_k,
+    "report": report,
+    "config": config,
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sptnet_shards.make_shards import main as make_shards
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -26,3 +27,30 @@ def digits(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("shards") / "digits"
     assert make_shards(["digits", str(out)]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def untrained(digits, tmp_path_factory) -> Path:
+    """A run's folder as training leaves it, with a small random model whose classes are the tokens of ten images."""
+    from sptnet.build import build_model, build_store
+    from sptnet.config import load_config
+    from sptnet.data.files import write_whole
+    from sptnet.run.folder import FINISHED, open_run, save_model
+    from sptnet.trained import TrainedRun
+
+    folder = tmp_path_factory.mktemp("untrained") / "run"
+    config = load_config(
+        REFERENCE.parents[1] / "configs" / "quickstart.yaml",
+        [f"run={folder}", f"data.root={digits}", "init=null", "evaluate.batch_size=50", "data.workers=0",
+         "model.backbone_options={patch_size: 6, embed_dim: 48, depth: 2, num_heads: 3}"],
+    )  # fmt: skip
+    folder.mkdir()
+    open_run(config, 0)
+    model, prompt = build_model(config, build_store(config).manifest, pretrained=False)
+    save_model(folder, model.state_dict(), prompt, 1)
+    run, draws = TrainedRun(folder), np.random.default_rng(0)
+    tokens = run.features(list(draws.integers(0, 256, (10, 24, 24), np.uint8)))
+    model.head.prototypes.data = torch.from_numpy(tokens - tokens.mean(0))
+    save_model(folder, model.state_dict(), prompt, 1)
+    write_whole(folder / FINISHED, b"")
+    return folder

@@ -1,21 +1,45 @@
-"""Semi-supervised k-means on pixels, a baseline for small datasets.
+"""Semi-supervised k-means on class tokens or pixels, the baseline.
 
-Clusters the pixels of a small dataset, the centres of old classes begun from labelled images.
+Clusters as GCD does it: labelled images stay in the cluster of their class. With --features on what `sptnet features`
+made, however much that is; without, on the pixels of a small dataset.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("data", type=Path, help="a folder of shards")
+    command.add_argument("data", metavar="DATA", help="a folder of shards")
     command.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the results")
-    command.add_argument("--image-size", type=int, default=24, help="pixels (default: %(default)s)")
+    command.add_argument("--image-size", type=int, default=24, help="pixels of pixels (default: %(default)s)")
+    command.add_argument("--features", type=Path, metavar="FOLDER", help="made by sptnet features")
+    command.add_argument("--pca", type=int, metavar="N", help="features: to so many dimensions first, e.g. 128")
+    command.add_argument("--whiten", action="store_true", help="features: with --pca, scale each to variance 1")
+    command.add_argument("--num-classes", type=int, metavar="K", help="old and new (default: as many as there are)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Cluster, score, and write the results."""
-    from sptnet.baseline import kmeans_on_pixels
+    """Cluster, score, write the results and print them."""
+    from sptnet.arguments import ArgumentsError
+    from sptnet.baseline import kmeans_on_features, kmeans_on_pixels
 
-    kmeans_on_pixels(arguments.data, arguments.run_folder, arguments.image_size)
+    folder, number = arguments.run_folder, arguments.num_classes
+    if arguments.features is None:
+        if arguments.pca is not None or arguments.whiten:
+            raise ArgumentsError("--pca and --whiten are for --features")
+        kmeans_on_pixels(Path(arguments.data), folder, arguments.image_size, number)
+        return 0
+    if arguments.whiten and arguments.pca is None:
+        raise ArgumentsError("--whiten needs --pca N, e.g. 128")
+    if arguments.pca is not None and arguments.pca < 1:
+        raise ArgumentsError(f"--pca {arguments.pca}: at least 1 dimension is needed")
+
+    def told(number: int, inertia: float) -> None:
+        print(f"pass {number + 1}: sum of squared distances {inertia:.6g}", file=sys.stderr, flush=True)
+
+    kmeans_on_features(arguments.data, folder, arguments.features, number, arguments.pca, arguments.whiten, told)
+    from sptnet.run.tables import print_table, table_of_runs
+
+    print_table(table_of_runs([folder]))
     return 0

@@ -6,6 +6,9 @@
     schedule    which phase a step is of, learning rates, the teacher's temperature
     metrics     clustering accuracy over old and new classes
     kmeans      semi-supervised k-means, the baseline
+    whitening   PCA of points that do not fit into memory
+    ward        Ward's tree over weighted points
+    class_count how many classes there are
     weights     backbones from files
     reference   checkpoints of the papers' authors
 

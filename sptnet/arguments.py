@@ -1,0 +1,41 @@
+"""Arguments that several commands have in common."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sptnet.errors import SptnetError
+
+if TYPE_CHECKING:
+    from sptnet.trained import Encoder
+
+BACKBONE, IMAGE_SIZE = "vit_base_patch16_224.dino", 224
+
+
+class ArgumentsError(SptnetError, ValueError):
+    """Arguments that do not go together."""
+
+    on_all_ranks = True
+    exit_code = 2
+
+
+def add_encoder(command: argparse.ArgumentParser) -> None:
+    """The arguments that say whose class tokens."""
+    command.add_argument("--run", dest="run_folder", metavar="RUN", type=Path, help="of a trained run, with its prompt")
+    command.add_argument("--backbone", default=BACKBONE, help="of a timm ViT (default: %(default)s)")
+    command.add_argument("--weights", default="timm", help="timm, none, or a file (default: %(default)s)")
+    command.add_argument("--image-size", type=int, help=f"pixels (default: the run's, or {IMAGE_SIZE})")
+    command.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="(default: %(default)s)")
+    command.add_argument("--workers", type=int, default=0, help="loader processes per rank (default: %(default)s)")
+
+
+def encoder_of(arguments: argparse.Namespace) -> "Encoder":
+    """The encoder that the arguments name. Raises ArgumentsError, RunError, BackboneError."""
+    from sptnet.trained import encoder_of_backbone, load
+
+    if arguments.run_folder is not None:
+        encoder = load(arguments.run_folder, "cpu").encoder
+        if arguments.image_size not in (None, encoder.image_size):
+            raise ArgumentsError(f"--image-size: {arguments.run_folder} was trained at {encoder.image_size} pixels")
+        return encoder
+    return encoder_of_backbone(arguments.backbone, arguments.weights, arguments.image_size or IMAGE_SIZE)

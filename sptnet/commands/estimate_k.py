@@ -1,0 +1,47 @@
+"""Estimate how many classes a dataset has.
+
+From the class tokens of --features, or of the run or backbone that is named, which are then made and kept in
+OUT/features. Prints a median and an interval, and the line for the configuration; writes estimate_k.json and .svg.
+"""
+
+import argparse
+from pathlib import Path
+
+from sptnet.arguments import add_encoder, encoder_of
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("data", metavar="DATA", help="a folder of shards, or its URL")
+    command.add_argument("--features", type=Path, metavar="FOLDER", help="made by sptnet features")
+    add_encoder(command)
+    command.add_argument("--method", choices=["tree", "brent"], default="tree", help="(default: %(default)s)")
+    command.add_argument("--max-classes", type=int, metavar="N", help="tried (default: 4 an old class, 1000 at least)")
+    command.add_argument(
+        "--out", type=Path, default=Path("estimate_k"), metavar="FOLDER", help="(default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Estimate, and print what to write into the configuration."""
+    from sptnet.estimate_k import PICTURE, RESULT, estimate_classes
+    from sptnet.features import barrier, make_features, open_dataset
+    from sptnet.strategy.collectives import rank
+
+    out, features = arguments.out, arguments.features
+    if features is None:
+        features = out / "features"
+        make_features(arguments.data, features, encoder_of(arguments), arguments.dtype, arguments.workers)
+        barrier()
+        if rank() != 0:
+            return 0  # the tokens were everybody's work, the estimate is one process's
+    found = estimate_classes(
+        arguments.data, features, out, arguments.method, arguments.max_classes, arguments.seed
+    )  # fmt: skip
+    num_old = open_dataset(arguments.data).manifest.num_old
+    print(
+        f"{found.median} classes, between {found.low} and {found.high}: {num_old} old ones and, for the configuration,"
+    )
+    print(f"model: {{num_new: {found.median - num_old}}}")
+    print(f"{out / RESULT} has the curve, {out / PICTURE} a picture of it")
+    return 0

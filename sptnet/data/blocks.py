@@ -1,0 +1,176 @@
+"""Images in fixed blocks, for what is computed once over many of them: features and predictions.
+
+A source of images consists of parts, a part of blocks of `block_size` images. A part is computed whole by one process
+and its blocks are the same on any number of processes: kernels may round differently for another batch, so only equal
+batches give equal bits. A damaged image keeps its place in its block, black, so that nobody else's numbers change.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sptnet.data.augment import AugmentName, eval_view
+from sptnet.data.image import DecodeError, decode
+from sptnet.data.manifest import DatasetError, Kind, Shard
+from sptnet.data.reader import ShardReader
+from sptnet.data.store import Store
+
+UNKNOWN = -1  # the target of an image whose class is not known
+ADDRESS = re.compile(r" <_io\.\w+ object at 0x\w+>")  # in Pillow's messages; another one in every process
+PREFETCHED = 4  # blocks that every loader worker keeps ready
+
+
+class Sample(NamedTuple):
+    """One image of a source; `error`: why it cannot be read, empty where it can."""
+
+    path: str
+    uid: int
+    target: int
+    encoded: bytes
+    error: str = ""
+
+
+class Source(Protocol):
+    """Images in parts. Picklable or forkable: loader workers get a copy."""
+
+    def __len__(self) -> int:
+        """How many parts."""
+
+    def size(self, part: int) -> int:
+        """Images of a part."""
+
+    def read(self, part: int, positions: range) -> list[Sample]:
+        """Some images of a part; one that cannot be read comes with its `error`. Raises DatasetError."""
+
+    def fetch_ahead(self, part: int) -> None:
+        """Begin to fetch what a part needs, where that takes time; returns at once."""
+
+
+class Block(NamedTuple):
+    """images: uint8 [n, 3, S, S], black where `samples[i].error` says why; samples: [n], without their bytes."""
+
+    part: int
+    begin: int
+    images: Tensor
+    samples: tuple[Sample, ...]
+
+
+class ShardSource:
+    """The shards of some kinds, in the manifest's order; a part is a shard."""
+
+    def __init__(self, store: Store, kinds: Sequence[Kind]):
+        self.store = store
+        self.readers = {kind: ShardReader(store, store.manifest.of_kind(kind)) for kind in kinds}
+        self.parts: list[tuple[Kind, int]] = [(k, n) for k in kinds for n in range(len(store.manifest.of_kind(k)))]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def shard(self, part: int) -> Shard:
+        kind, number = self.parts[part]
+        return self.readers[kind].shards[number]
+
+    def size(self, part: int) -> int:
+        return self.shard(part).samples
+
+    def read(self, part: int, positions: range) -> list[Sample]:
+        kind, number = self.parts[part]
+        encoded = [self.readers[kind].read(number, position) for position in positions]
+        return [Sample(path_of_sample(kind, one.uid), one.uid, one.target, one.image) for one in encoded]
+
+    def fetch_ahead(self, part: int) -> None:
+        if self.store.remote and part < len(self):
+            self.store.fetch_ahead([self.shard(part)])
+
+
+def path_of_sample(kind: Kind, uid: int) -> str:
+    """What a sample of a shard is called in tables: today its uid, which is unique in training and in test."""
+    return f"{'test' if kind == 'test' else 'train'}/{uid}"
+
+
+class _Blocks(Dataset[Block | DatasetError]):
+    """Blocks by (part, begin); damage is passed on as a value: raised in a worker, it would arrive as a traceback."""
+
+    def __init__(self, source: Source, block_size: int, augment: AugmentName, image_size: int):
+        self.source, self.block_size, self.augment, self.image_size = source, block_size, augment, image_size
+
+    def __getitem__(self, place: tuple[int, int]) -> Block | DatasetError:
+        part, begin = place
+        try:
+            samples = self.source.read(part, range(begin, min(begin + self.block_size, self.source.size(part))))
+        except DatasetError as error:
+            return error
+        return Block(part, begin, *prepared(samples, self.augment, self.image_size))
+
+
+def prepared(samples: Sequence[Sample], augment: AugmentName, image_size: int) -> tuple[Tensor, tuple[Sample, ...]]:
+    """Decode, resize and crop as an evaluation does: uint8 [n, 3, S, S], and the samples without their bytes."""
+    images = torch.zeros(len(samples), image_size, image_size, 3, dtype=torch.uint8).movedim(-1, -3)
+    told = []
+    for i, sample in enumerate(samples):
+        error = sample.error
+        if not error:
+            try:
+                images[i] = eval_view(augment, decode(sample.encoded), image_size)
+            except DecodeError as reason:
+                error = ADDRESS.sub("", str(reason))
+        told.append(sample._replace(encoded=b"", error=error))
+    return images, tuple(told)
+
+
+class _Places:
+    """(part, begin) of every block of the parts that are wanted; a part that lacks images has one empty block."""
+
+    def __init__(self, source: Source, parts: range, wanted: Callable[[int], bool], block_size: int):
+        self.source, self.parts, self.wanted, self.block_size = source, parts, wanted, block_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for part in self.parts:
+            if self.wanted(part):
+                for begin in range(0, max(1, self.source.size(part)), self.block_size):
+                    yield part, begin
+
+
+def blocks(
+    source: Source,
+    parts: range,
+    wanted: Callable[[int], bool],
+    *,
+    block_size: int,
+    augment: AugmentName,
+    image_size: int,
+    workers: int = 0,
+) -> Iterator[Block]:
+    """The blocks of some parts, in order; memory does not grow with the number of parts or images.
+
+    Args:
+        parts: those of this process.
+        wanted: whether a part is to be computed; asked once for each, shortly before it is read.
+        workers: loader processes; decide speed only.
+
+    Raises:
+        DatasetError: a shard that is missing or damaged as a whole.
+    """
+    loader = DataLoader(
+        _Blocks(source, block_size, augment, image_size),
+        sampler=_Places(source, parts, wanted, block_size),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=PREFETCHED if workers else None,
+    )
+    for block in loader:
+        if isinstance(block, DatasetError):
+            raise block
+        if block.begin == 0:
+            source.fetch_ahead(block.part + (parts.step if len(parts) > 1 else 1))
+        yield block
+
+
+def _unchanged(item: object) -> object:
+    return item

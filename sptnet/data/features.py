@@ -1,0 +1,162 @@
+"""Class tokens of a dataset, kept: what `sptnet features` writes, and how it is read a block at a time.
+
+    features.json                   what they are: dataset, weights, image size, ...; written first
+    unlabelled-000003.safetensors   features [n, D] float16 or float32, uid [n] and target [n] int64 of one shard, in
+                                    the shard's order; whole or absent, and marked with the digest of features.json
+
+Knows no model: the maker is `sptnet/features.py`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from sptnet.data.manifest import KINDS, Kind, Manifest
+from sptnet.errors import SptnetError
+
+SCHEMA = "sptnet-features/1"
+FINGERPRINT = "features.json"
+
+
+class FeaturesError(SptnetError, ValueError):
+    """A folder that does not hold the features that are wanted; the message says why."""
+
+    on_all_ranks = True
+
+
+def fingerprint_digest(fingerprint: dict[str, Any]) -> str:
+    """sha256 of what features are of and by."""
+    return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+
+def part_path(folder: Path, kind: Kind, number: int) -> Path:
+    """The file of the features of a kind's shard."""
+    return folder / f"{kind}-{number:06d}.safetensors"
+
+
+def encode_part(
+    features: NDArray[Any], uids: NDArray[np.int64], targets: NDArray[np.int64], fingerprint: dict[str, Any]
+) -> bytes:
+    """The content of a part's file: features [n, D], uids [n], targets [n]."""
+    arrays = {"features": features, "uid": uids, "target": targets}
+    return save(arrays, metadata={"fingerprint": fingerprint_digest(fingerprint)})
+
+
+class Part:
+    """The features of one shard, of which only what is asked for is read.
+
+    Raises:
+        FeaturesError: not whole, of another fingerprint, or not of the shard's length.
+    """
+
+    def __init__(self, path: Path, samples: int, digest: str):
+        self.path, self.samples = path, samples
+        try:
+            self._file = safe_open(path, "np")
+            metadata, shape = self._file.metadata() or {}, self._file.get_slice("features").get_shape()
+            lengths = {
+                len(shape) == 2 and shape[0],
+                *(self._file.get_slice(n).get_shape()[0] for n in ("uid", "target")),
+            }
+        except (OSError, SafetensorError) as error:
+            raise FeaturesError(f"{path} cannot be read ({error}): remove it and make it again") from None
+        if metadata.get("fingerprint") != digest:
+            raise FeaturesError(f"{path} is not of what {FINGERPRINT} beside it says: remove it and make it again")
+        if lengths != {samples}:
+            raise FeaturesError(f"{path} does not hold the {samples} samples of its shard: remove it and make it again")
+        self.width = int(shape[1])
+
+    def array(self, name: str) -> NDArray[np.int64]:
+        """`uid` or `target`: [n]."""
+        return np.asarray(self._file.get_tensor(name), np.int64)
+
+    def rows(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Features [end - begin, D]."""
+        return np.asarray(self._file.get_slice("features")[begin:end], np.float32)
+
+
+class Split:
+    """The features of all samples of a kind, in the manifest's order. len() is their number; `width` is D."""
+
+    def __init__(self, parts: list[Part]):
+        self.parts = parts
+        self.width = parts[0].width if parts else 0
+
+    def __len__(self) -> int:
+        return sum(part.samples for part in self.parts)
+
+    @cached_property
+    def uids(self) -> NDArray[np.int64]:
+        """[N]."""
+        return self._all("uid")
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """[N]; negative where nobody knows."""
+        return self._all("target")
+
+    def _all(self, name: str) -> NDArray[np.int64]:
+        return np.concatenate([part.array(name) for part in self.parts] or [np.zeros(0, np.int64)])
+
+    def blocks(self, size: int = 8192) -> Iterator[NDArray[np.float32]]:
+        """Features [at most `size`, D], one block after the other; no more than one is in memory."""
+        for part in self.parts:
+            for begin in range(0, part.samples, size):
+                yield part.rows(begin, min(begin + size, part.samples))
+
+
+class FeatureFolder:
+    """The features of a dataset.
+
+    Args:
+        folder: made by `sptnet features`.
+        manifest: of the dataset that they are to be of.
+
+    Raises:
+        FeaturesError: of another dataset, unfinished, or damaged.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder, self.manifest = folder, manifest
+        self.fingerprint = read_fingerprint(folder)
+        if self.fingerprint.get("dataset") != manifest.digest():
+            name = self.fingerprint.get("name")
+            raise FeaturesError(
+                f"{folder} holds features of another dataset ({name}, {self.fingerprint.get('dataset')!s:.12}) than "
+                f"{manifest.name} ({manifest.digest():.12})"
+            )
+        paths = [part_path(folder, kind, n) for kind in KINDS for n in range(len(manifest.of_kind(kind)))]
+        if missing := [path for path in paths if not path.exists()]:
+            raise FeaturesError(
+                f"{folder} lacks {len(missing)} of {len(paths)} parts ({missing[0].name}): run the command that began "
+                "it again, it goes on"
+            )
+
+    def split(self, kind: Kind) -> Split:
+        """The features of a kind. Raises FeaturesError."""
+        digest, shards = fingerprint_digest(self.fingerprint), self.manifest.of_kind(kind)
+        return Split([Part(part_path(self.folder, kind, n), s.samples, digest) for n, s in enumerate(shards)])
+
+
+def read_fingerprint(folder: Path) -> dict[str, Any]:
+    """What a folder's features are of and by. Raises FeaturesError."""
+    path = folder / FINGERPRINT
+    try:
+        fingerprint = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FeaturesError(
+            f"{folder} holds no features ({FINGERPRINT} is missing): make them with sptnet features"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise FeaturesError(f"{path} cannot be read: {error}") from None
+    if not isinstance(fingerprint, dict) or fingerprint.get("schema") != SCHEMA:
+        raise FeaturesError(f"{path} is not of schema {SCHEMA}: make the features again in another folder")
+    return fingerprint

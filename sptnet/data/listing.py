@@ -1,0 +1,159 @@
+"""Lists of image files on disk: of a folder of any depth, or named by a CSV file.
+
+    listing.bin   the paths as the file system has them, each ended by a zero byte, in order
+    listing.npy   int64: how many paths there are, where in listing.bin every 256th begins, and where the last one ends
+
+Written once, so that a run that is killed and goes on means the same images by the same numbers; read by parts, so that
+memory does not grow with their number.
+"""
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sptnet.data.blocks import UNKNOWN, Sample
+from sptnet.errors import SptnetError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+PATHS, STARTS = "listing.bin", "listing.npy"
+COLUMN = "image"
+SMALLEST, LARGEST = 256, 4096  # images of a part
+
+
+class ListingError(SptnetError, ValueError):
+    """Images that cannot be listed; the message says where."""
+
+    on_all_ranks = True
+
+
+def images_below(root: Path) -> Iterator[bytes]:
+    """Paths, relative to `root`, of files that are images by their suffix: sorted within every folder, its own first.
+
+    Names that begin with a dot are left out; links to folders are not followed.
+
+    Raises:
+        ListingError: a folder that cannot be read.
+    """
+    pending = [b""]
+    while pending:
+        below = pending.pop()
+        folder = os.path.join(os.fsencode(root), below)
+        try:
+            with os.scandir(folder) as entries:
+                there = sorted(
+                    (e.name, e.is_dir(follow_symlinks=False)) for e in entries if not e.name.startswith(b".")
+                )
+        except OSError as error:
+            raise ListingError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from None
+        pending += [os.path.join(below, name) for name, is_folder in reversed(there) if is_folder]
+        for name, is_folder in there:
+            if not is_folder and os.path.splitext(os.fsdecode(name))[1].lower() in IMAGE_SUFFIXES:
+                yield os.path.join(below, name)
+
+
+def images_named_by(path: Path) -> Iterator[bytes]:
+    """The column `image` of a CSV file with a header, row by row: paths relative to its folder, or absolute.
+
+    Raises:
+        ListingError: not such a file, or a row without an image.
+    """
+    try:
+        # names that are no UTF-8 come through as the bytes they are
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file)
+            if COLUMN not in (reader.fieldnames or ()):
+                raise ListingError(
+                    f"{path} has no column {COLUMN!r}: it needs a header with one, and a path in each row"
+                )
+            for row in reader:
+                if not row[COLUMN] or "\0" in row[COLUMN]:
+                    raise ListingError(f"{path}, line {reader.line_num}: the column {COLUMN} holds no path")
+                yield os.fsencode(row[COLUMN])
+    except (OSError, csv.Error) as error:
+        raise ListingError(f"{path} cannot be read: {error}") from None
+
+
+def write_listing(folder: Path, names: Iterator[bytes]) -> None:
+    """Write both files of a listing; `listing.npy`, by which it counts as there, last. Raises OSError, ListingError."""
+    starts, count = [], 0
+    temporary = folder / (PATHS + ".tmp")
+    with open(temporary, "wb") as file:
+        for name in names:
+            if count % SMALLEST == 0:
+                starts.append(file.tell())
+            file.write(name + b"\0")
+            count += 1
+        starts.append(file.tell())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / PATHS)
+    temporary = folder / (STARTS + ".tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, np.array([count, *starts], np.int64))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / STARTS)
+
+
+def part_size(count: int) -> int:
+    """Images of a part: about 64 parts of few images, so that several processes share them, and at most 4,096 each."""
+    return min(LARGEST, max(SMALLEST, -(-count // 64 // SMALLEST) * SMALLEST))
+
+
+class ListedSource:
+    """The files of a listing in `folder`, in parts; relative paths are below `root`; a uid is a place in the list.
+
+    Raises:
+        ListingError: no listing there, or half of one.
+    """
+
+    def __init__(self, folder: Path, root: Path):
+        self.folder, self.root = folder, root
+        try:
+            count, *starts = np.load(folder / STARTS, allow_pickle=False).tolist()
+            listed = (folder / PATHS).stat().st_size
+        except (OSError, ValueError) as error:
+            raise ListingError(f"the listing in {folder} cannot be read ({error}): remove the folder") from None
+        if listed != starts[-1]:
+            raise ListingError(f"{folder / PATHS} has {listed} bytes, not {starts[-1]}: remove the folder")
+        self.count, self.part_size = int(count), part_size(count)
+        self._starts: list[int] = [*starts[: -1 : self.part_size // SMALLEST], starts[-1]]
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def size(self, part: int) -> int:
+        return min(self.part_size, self.count - part * self.part_size)
+
+    def names(self, part: int) -> list[bytes]:
+        """The paths of a part as they were listed."""
+        with open(self.folder / PATHS, "rb") as file:
+            file.seek(self._starts[part])
+            return file.read(self._starts[part + 1] - self._starts[part]).split(b"\0")[:-1]
+
+    def digest(self) -> str:
+        """sha256 of the list."""
+        digest = hashlib.sha256()
+        with open(self.folder / PATHS, "rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def read(self, part: int, positions: range) -> list[Sample]:
+        names = self.names(part)[positions.start : positions.stop]
+        first = part * self.part_size + positions.start
+        return [self._read(first + i, name) for i, name in enumerate(names)]
+
+    def _read(self, uid: int, name: bytes) -> Sample:
+        try:
+            encoded, error = (self.root / os.fsdecode(name)).read_bytes(), ""
+        except OSError as reason:
+            encoded, error = b"", reason.strerror or str(reason)
+        return Sample(os.fsdecode(name), uid, UNKNOWN, encoded, error)
+
+    def fetch_ahead(self, part: int) -> None:
+        pass

@@ -1,0 +1,123 @@
+"""Class tokens of every image of a dataset, computed once and kept; the format is in `sptnet/data/features.py`.
+
+A part is the features of one shard, computed whole by one process in blocks of fixed size: any number of processes
+writes the same files. A run that was killed goes on with the parts that are missing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sptnet.config import RemoteConfig
+from sptnet.data.augment import normalise
+from sptnet.data.blocks import Block, ShardSource, blocks
+from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path
+from sptnet.data.manifest import KINDS, DatasetError
+from sptnet.data.store import Store, open_store
+from sptnet.method.model import Outputs
+from sptnet.run.parts import ImageProgress, begin_parts, write_part
+from sptnet.strategy.base import Strategy, parameter_groups
+from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.connect import StrategyError, connect
+from sptnet.strategy.create import create_strategy
+from sptnet.trained import Encoder
+
+FeatureType = Literal["float16", "float32"]
+TIMEOUT_S = 3600.0  # that ranks wait for rank 0 to list what there is to do
+Forward = Callable[[Tensor], Outputs]
+
+
+def open_dataset(root: str) -> Store:
+    """A dataset by path or URL, with the default cache. Raises DatasetError."""
+    return open_store(root, **RemoteConfig().model_dump())
+
+
+def forward_on_ranks(encoder: Encoder) -> tuple[Forward, Strategy]:
+    """Connect the processes and give each a copy of the model: uint8 [n, 3, S, S] -> outputs, on the device.
+
+    Raises:
+        StrategyError: another strategy than single or ddp, or not the processes that were asked for.
+    """
+    accelerator, launch = connect(TIMEOUT_S)
+    if launch.strategy not in ("single", "ddp"):
+        raise StrategyError(f"every process has a copy of the model here, not {launch.strategy}: use launch/ddp.yaml")
+    strategy = create_strategy(
+        accelerator, launch, encoder.module, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1
+    )
+    strategy.module.eval()
+    prompt = None if encoder.prompt is None else encoder.prompt.to(strategy.device)
+
+    def forward(images: Tensor) -> Outputs:
+        return strategy.forward_evaluation(normalise(images.to(strategy.device, non_blocking=True)), prompt)
+
+    return forward, strategy
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, workers: int = 0) -> dict[str, Any]:
+    """Compute the class tokens of every image of a dataset into a folder; returns its fingerprint.
+
+    Args:
+        data: the dataset's folder or URL.
+        out: made here, or begun by the same call.
+        dtype: in which they are kept; they are computed in the launch's precision.
+
+    Raises:
+        DatasetError: damage.
+        PartsError: `out` cannot be written, or holds something else.
+    """
+    store = open_dataset(data)
+    source = ShardSource(store, [kind for kind in KINDS if store.manifest.samples(kind)])
+    forward, strategy = forward_on_ranks(encoder)
+    fingerprint = {
+        "schema": SCHEMA, "name": store.manifest.name, "dataset": store.manifest.digest(), **encoder.fingerprint(),
+        "precision": strategy.launch.precision, "dtype": dtype,
+    }  # fmt: skip
+    if rank() == 0:
+        begin_parts(out / FINGERPRINT, fingerprint)
+    barrier()
+    paths = [part_path(out, *part) for part in source.parts]
+    mine = range(rank(), len(source), world_size())
+    here: list[Block] = []
+    with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
+        progress.console.print(f"{strategy.wrapper} on {world_size()} processes", highlight=False)
+        tokens: list[np.ndarray] = []
+        for block in blocks(
+            source, mine, lambda part: not paths[part].exists(), block_size=encoder.batch_size,
+            augment=encoder.augment, image_size=encoder.image_size, workers=workers,
+        ):  # fmt: skip
+            _check(block, store.where(source.shard(block.part).file))
+            here.append(block._replace(images=block.images[:0]))
+            if len(block.samples):
+                tokens.append(forward(block.images).features.float().cpu().numpy())
+            progress.add(len(block.samples))
+            if block.begin + len(block.samples) == source.size(block.part):
+                width = encoder.module.backbone.num_features
+                features = np.concatenate(tokens or [np.zeros((0, width), np.float32)]).astype(dtype)
+                write_part(paths[block.part], _encoded(here, features, fingerprint))
+                here, tokens = [], []
+    return fingerprint
+
+
+def _encoded(here: list[Block], features: NDArray[Any], fingerprint: dict[str, Any]) -> bytes:
+    """The file of a part: features [n, D] of the samples of its blocks."""
+    samples = [sample for block in here for sample in block.samples]
+    uids, targets = (np.array([getattr(s, name) for s in samples], np.int64) for name in ("uid", "target"))
+    return encode_part(features, uids, targets, fingerprint)
+
+
+def _check(block: Block, where: str) -> None:
+    for sample in block.samples:
+        if sample.error:
+            raise DatasetError(f"{where}: sample {sample.uid} does not decode ({sample.error}): make the shards again")

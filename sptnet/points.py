@@ -1,0 +1,66 @@
+"""The points that clustering looks at: features of a dataset, projected once, in memory maps."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from sptnet.data.features import FeatureFolder, Split
+from sptnet.data.manifest import Kind, Manifest
+from sptnet.errors import SptnetError
+from sptnet.method.kmeans import Ids, Matrix
+from sptnet.method.whitening import Projection, fit_pca
+from sptnet.run.parts import writing_parts
+
+
+class ClusteringError(SptnetError, ValueError):
+    """A clustering that this dataset does not allow."""
+
+
+def check_classes(manifest: Manifest, num_classes: int, labelled: Ids) -> None:
+    """Raise ClusteringError for fewer classes than old ones, or an old class without a sample in `labelled` [n]."""
+    if num_classes < manifest.num_old:
+        raise ClusteringError(
+            f"{num_classes} classes, but {manifest.name} has {manifest.num_old} old ones: ask for more"
+        )
+    if lacking := sorted(set(range(manifest.num_old)) - set(np.unique(labelled).tolist())):
+        raise ClusteringError(f"{manifest.name} has no labelled sample of {manifest.classes[lacking[0]]}, an old class")
+
+
+@contextmanager
+def projected(
+    features: FeatureFolder, kinds: tuple[Kind, ...], folder: Path, dimensions: int | None, whiten: bool
+) -> Iterator[Mapping[Kind, Matrix]]:
+    """Points [N, d] float32 of unit length of every kind that has samples, in files that are gone afterwards.
+
+    Args:
+        folder: where the files are for as long as they are needed: 4 bytes times N times d.
+        dimensions: of a PCA of all training features; None: features as they are, of unit length.
+        whiten: scale the dimensions to variance 1.
+
+    Raises:
+        FeaturesError, PartsError: features that cannot be read, a folder that cannot be written.
+    """
+    splits = {kind: features.split(kind) for kind in kinds}
+    projection = Projection()
+    if dimensions is not None:
+        training = chain(*(splits[kind].blocks() for kind in ("labelled", "unlabelled") if kind in splits))
+        projection = fit_pca(training, dimensions, whiten)
+    with writing_parts(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".points-", dir=folder) as place:
+            yield {
+                kind: _project(split, projection, Path(place, f"{kind}.npy")) for kind, split in splits.items() if split
+            }
+
+
+def _project(split: Split, projection: Projection, path: Path) -> Matrix:
+    """Written by `write`, not through the map: a full disk would end the process with SIGBUS."""
+    shape = (len(split), projection.width(split.width))
+    with open(path, "wb") as file:
+        for block in split.blocks():
+            file.write(projection(block).tobytes())
+    return np.memmap(path, np.float32, "r", shape=shape)

@@ -1,0 +1,212 @@
+"""Predictions of a trained run for images: a folder of any depth, a CSV list, or shards; a table in parts.
+
+OUT/predict.json                       of which model and images, the columns, what the confidence is; written first
+OUT/listing.bin, listing.npy           which file is which, of a folder or a CSV; see sptnet/data/listing.py
+OUT/predictions/part-000000.csv        a row for every image that can be read, in order, or .parquet; whole or absent
+OUT/embeddings/part-000000.npy         [rows, D] float32, a row for every row of the table (in Parquet: a column)
+OUT/errors/part-000000.csv             the images of a part that cannot be read; written before its table
+OUT/errors.csv                         all of those; written last, when every part is there
+
+A part is computed whole by one process in fixed blocks, so that any number of processes writes the same files.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sptnet.data.blocks import Block, Sample, ShardSource, Source, blocks
+from sptnet.data.files import write_whole
+from sptnet.data.listing import STARTS, ListedSource, ListingError, images_below, images_named_by, write_listing
+from sptnet.data.manifest import MANIFEST, Kind
+from sptnet.data.remote import is_url
+from sptnet.data.table import Table, TableFormat, check_format, encode_csv, encode_table
+from sptnet.features import Forward, barrier, forward_on_ranks, open_dataset
+from sptnet.run.parts import ImageProgress, begin_parts, write_part, writing_parts
+from sptnet.strategy.collectives import rank, world_size
+from sptnet.trained import TrainedRun, prediction_columns
+
+ABOUT, ERRORS = "predict.json", "errors.csv"
+CALIBRATION = "confidence is a softmax of cosines; it is not calibrated, least of all on new classes"
+
+
+class What(NamedTuple):
+    """What is told of every image beside its class.
+
+    table_format, top, embeddings: as `sptnet predict` has them; kinds: which splits of shards.
+    """
+
+    table_format: TableFormat = "csv"
+    top: int = 5
+    embeddings: bool = False
+    kinds: tuple[Kind, ...] = ("unlabelled", "test")
+
+
+class Done(NamedTuple):
+    """How many images have a row, and how many cannot be read."""
+
+    predicted: int
+    unreadable: int
+
+
+def predict_images(run_folder: Path, images: str, out: Path, what: What, workers: int = 0) -> Done | None:
+    """Predict every image, on as many processes as this is called by.
+
+    Args:
+        images: a folder of images, a .csv file with a column `image`, or a folder or URL of shards.
+        out: made here, or begun by the same call.
+
+    Returns:
+        The counts, on the process that finished last; None on the others.
+
+    Raises:
+        RunError, DatasetError, ListingError, TableError: no model, no images, a format that is not there.
+        PartsError: `out` cannot be written, or holds something else.
+    """
+    check_format(what.table_format)
+    run = TrainedRun(run_folder)
+    forward, strategy = forward_on_ranks(run.encoder)
+    if rank() == 0:
+        _begin(run, images, out, what, strategy.launch.precision)
+    barrier()
+    source = open_images(images, out, what.kinds)
+    mine = range(rank(), len(source), world_size())
+    parts = _Parts(out, run, what)
+    with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
+        progress.console.print(f"{strategy.wrapper} on {world_size()} processes; {CALIBRATION}", highlight=False)
+        for part, samples, tokens, logits in _computed(run, source, mine, parts, forward, progress, workers):
+            parts.write(part, samples, tokens, logits)
+    return _finish(out, source, parts)
+
+
+def is_shards(images: str) -> bool:
+    """Whether a path or URL is a dataset's."""
+    return is_url(images) or (Path(images) / MANIFEST).is_file()
+
+
+def open_images(images: str, out: Path, kinds: tuple[Kind, ...]) -> Source:
+    """The images, in parts; of a folder or a CSV, as listed in `out`."""
+    if is_shards(images):
+        store = open_dataset(images)
+        return ShardSource(store, [kind for kind in kinds if store.manifest.samples(kind)])
+    path = Path(images)
+    return ListedSource(out, path.parent if path.is_file() else path)
+
+
+def _begin(run: TrainedRun, images: str, out: Path, what: What, precision: str) -> None:
+    """Write what `out` is of and list the images, or check that it is the same."""
+    about: dict[str, Any] = {
+        "images": images, **what._asdict(), "precision": precision, "temperature": run.temperature,
+        "classes": run.classes.names, "num_old": run.classes.num_old, **run.encoder.fingerprint(), "note": CALIBRATION,
+    }  # fmt: skip
+    if is_shards(images):
+        manifest = open_dataset(images).manifest
+        if not sum(manifest.samples(kind) for kind in what.kinds):
+            raise ListingError(f"{images} has no image in {', '.join(what.kinds)}")
+        about["dataset"] = manifest.digest()
+    begin_parts(out / ABOUT, about)
+    with writing_parts(out):
+        (out / "predictions").mkdir(exist_ok=True)
+        if not is_shards(images) and not (out / STARTS).exists():
+            write_listing(out, _names(Path(images)))
+
+
+def _names(path: Path) -> Iterator[bytes]:
+    if not path.exists():
+        raise ListingError(f"{path} is neither a folder of images, a CSV file that lists them, nor shards")
+    names = images_named_by(path) if path.is_file() else images_below(path)
+    first = next(names, None)
+    if first is None:
+        raise ListingError(f"{path} holds no image")
+    yield first
+    yield from names
+
+
+class _Parts:
+    """The files of the parts."""
+
+    def __init__(self, out: Path, run: TrainedRun, what: What):
+        self.out, self.run, self.what = out, run, what
+
+    def path(self, part: int) -> Path:
+        return self.out / "predictions" / f"part-{part:06d}.{self.what.table_format}"
+
+    def errors(self, part: int) -> Path:
+        return self.out / "errors" / f"part-{part:06d}.csv"
+
+    def is_missing(self, part: int) -> bool:
+        return not self.path(part).exists()
+
+    def write(self, part: int, samples: list[Sample], tokens: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
+        """Write a part: samples [n], class tokens [n, D], logits [n, K]; its table, by which it counts, last."""
+        good = np.array([not sample.error for sample in samples], bool)
+        columns: Table = {
+            "path": [sample.path for sample in samples if not sample.error],
+            **prediction_columns(logits[good], self.run.classes, self.run.temperature, self.what.top),
+        }
+        with writing_parts(self.out):
+            if not good.all():
+                self.errors(part).parent.mkdir(exist_ok=True)
+                bad = [sample for sample in samples if sample.error]
+                table = {"path": [sample.path for sample in bad], "error": [sample.error for sample in bad]}
+                write_part(self.errors(part), encode_csv(table))
+            if self.what.embeddings and self.what.table_format == "parquet":
+                columns["embedding"] = tokens[good]
+            elif self.what.embeddings:
+                (self.out / "embeddings").mkdir(exist_ok=True)
+                content = io.BytesIO()
+                np.save(content, tokens[good])
+                write_part(self.out / "embeddings" / f"part-{part:06d}.npy", content.getvalue())
+            write_part(self.path(part), encode_table(columns, self.what.table_format))
+
+
+Computed = tuple[int, list[Sample], NDArray[np.float32], NDArray[np.float32]]
+
+
+def _computed(
+    run: TrainedRun, source: Source, mine: range, parts: _Parts, forward: Forward, progress: ImageProgress, workers: int
+) -> Iterator[Computed]:
+    """Part, samples [n], class tokens [n, D] and logits [n, K] of every part that is missing."""
+    encoder, width, classes = run.encoder, run.encoder.module.backbone.num_features, len(run.classes.names)
+    here: list[Block] = []
+    tokens, logits = [np.zeros((0, width), np.float32)], [np.zeros((0, classes), np.float32)]
+    for block in blocks(
+        source, mine, parts.is_missing, block_size=encoder.batch_size, augment=encoder.augment,
+        image_size=encoder.image_size, workers=workers,
+    ):  # fmt: skip
+        here.append(block._replace(images=block.images[:0]))
+        if len(block.samples):
+            outputs = forward(block.images)
+            tokens.append(outputs.features.float().cpu().numpy())
+            logits.append(outputs.logits.cpu().numpy())
+        progress.add(len(block.samples))
+        if block.begin + len(block.samples) == source.size(block.part):
+            samples = [sample for one in here for sample in one.samples]
+            yield block.part, samples, np.concatenate(tokens), np.concatenate(logits)
+            here, tokens, logits = [], tokens[:1], logits[:1]
+
+
+def _finish(out: Path, source: Source, parts: _Parts) -> Done | None:
+    """Gather the errors when all parts are there, whichever process sees it: no process waits for another."""
+    if any(parts.is_missing(part) for part in range(len(source))):
+        return None
+    rows = b"path,error\n"
+    unreadable = 0
+    with writing_parts(out):
+        for part in range(len(source)):
+            if parts.errors(part).exists():
+                rows += parts.errors(part).read_bytes().partition(b"\n")[2]
+                unreadable += _count(parts.errors(part))
+        write_whole(out / ERRORS, rows)
+    return Done(sum(source.size(part) for part in range(len(source))) - unreadable, unreadable)
+
+
+def _count(path: Path) -> int:
+    """Rows of a table of errors; a path in it may hold newlines."""
+
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return sum(1 for _ in csv.reader(file)) - 1

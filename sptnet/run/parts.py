@@ -1,0 +1,104 @@
+"""Results in parts: each whole or absent, made by whichever process it falls to, and not made again.
+
+A folder of parts begins with a small JSON file that says what they are of. Whoever finds it there with the same content
+goes on where it stands; with another content the folder is refused, so that old results never pass for new ones.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sptnet.data.files import write_whole
+from sptnet.errors import SptnetError
+from sptnet.run.outcome import STAYING
+
+LINE_EVERY = 10.0  # seconds, where there is no terminal
+
+
+class PartsError(SptnetError, OSError):
+    """Results that cannot be written, or a folder that holds others."""
+
+
+@contextmanager
+def writing_parts(path: Path) -> Iterator[None]:
+    """Turn an OSError into a PartsError that names the path; raised by whichever rank meets it."""
+    try:
+        yield
+    except PartsError:
+        raise
+    except OSError as error:
+        told = PartsError(
+            f"{path} cannot be written: {error.strerror or error}; what was finished stays, the same command goes on"
+        )
+        told.outcome = "final" if error.errno in STAYING else "retry"
+        raise told from error
+
+
+def write_part(path: Path, content: bytes) -> None:
+    """Write one part. Raises PartsError."""
+    with writing_parts(path):
+        write_whole(path, content)
+
+
+def begin_parts(path: Path, says: dict[str, Any]) -> None:
+    """Write the file that says what a folder's parts are of, or check that it says the same.
+
+    Raises:
+        PartsError: the folder holds other results, or cannot be written.
+    """
+    with writing_parts(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if any(path.parent.iterdir()):
+                raise PartsError(f"{path.parent} is not empty and lacks {path.name}: choose another folder")
+            write_whole(path, (json.dumps(says, indent=1) + "\n").encode())
+            return
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError:
+            raise PartsError(f"{path} is damaged: remove {path.parent}") from None
+    if found != json.loads(json.dumps(says)):
+        odd = [key for key in sorted({*found, *says}) if found.get(key) != says.get(key)]
+        shown = ", ".join(f"{key}: {found.get(key)!s:.40} there, {says.get(key)!s:.40} here" for key in odd[:3])
+        raise PartsError(f"{path.parent} holds results of something else ({shown}): remove it or choose another folder")
+
+
+class ImageProgress:
+    """How many images are done: a bar on a terminal, a plain line every few seconds elsewhere. Silent if not active."""
+
+    def __init__(self, total: int, active: bool):
+        self.total, self.active, self.done = total, active, 0
+        self.console = Console(stderr=True, quiet=not active)
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total} images"), BarColumn(), TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(), console=self.console, disable=not (active and sys.stderr.isatty()),
+        )  # fmt: skip
+
+    def __enter__(self) -> "ImageProgress":
+        self._bar.start()
+        self._task = self._bar.add_task("images", total=self.total, speed="")
+        self._start = self._told = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def add(self, images: int) -> None:
+        """So many more are done."""
+        self.done += images
+        now = time.monotonic()
+        speed = f"{self.done / max(now - self._start, 1e-9):,.1f} images/s"
+        self._bar.update(self._task, completed=self.done, speed=speed)
+        if self._bar.disable and now - self._told > LINE_EVERY:
+            self._told = now
+            self.console.print(f"{self.done}/{self.total} images  {speed}", highlight=False)

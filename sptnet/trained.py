@@ -1,0 +1,247 @@
+"""A trained run, or a bare backbone, for use: `sptnet.load(RUN)` from Python, `Encoder` for the commands.
+
+run = sptnet.load("runs/photos/sptnet")
+table = run.predict(["a.jpg", "b.jpg"])     # columns by name; pandas.DataFrame(table)
+tokens = run.features(["a.jpg", "b.jpg"])   # float32 [2, D]
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sptnet.build import build_model, build_store
+from sptnet.config import Config
+from sptnet.data.augment import MEAN, STD, AugmentName, eval_view, normalise
+from sptnet.data.image import DecodeError, decode, from_pillow
+from sptnet.data.manifest import MANIFEST, DatasetError, Manifest, parse_manifest
+from sptnet.data.remote import is_url
+from sptnet.data.table import Table
+from sptnet.errors import SptnetError
+from sptnet.method.model import Outputs, PromptedViT, create_model
+from sptnet.method.prompts import Prompt
+from sptnet.run.folder import read_config
+from sptnet.run.model_file import load_model
+
+ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
+BACKBONE_BATCH = 64  # images of a forward pass where no run says how many
+
+
+class ImageError(SptnetError, ValueError):
+    """An image given from Python that is none."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model with its prompt, and what decides its numbers beside the weights.
+
+    Attributes:
+        module, prompt: on the CPU, in evaluation mode; the prompt as an image [1, 3, S, S], or None.
+        batch_size: images of a forward pass; another one may round differently.
+        source: who it is, for people.
+    """
+
+    module: PromptedViT
+    prompt: Tensor | None
+    augment: AugmentName
+    image_size: int
+    batch_size: int
+    source: str
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that decides the class token of an image, as plain values."""
+        return {
+            "source": self.source,
+            "weights": weights_digest(self.module, self.prompt),
+            "image_size": self.image_size,
+            "batch_size": self.batch_size,
+            "view": self.augment,
+            "mean": list(MEAN),
+            "std": list(STD),
+        }
+
+
+def weights_digest(module: PromptedViT, prompt: Tensor | None) -> str:
+    """sha256 over names, types, shapes and values of backbone and prompt; the head has no part in class tokens."""
+    digest = hashlib.sha256()
+    named = [*sorted(module.backbone.state_dict().items()), *([] if prompt is None else [("prompt", prompt)])]
+    for name, tensor in named:
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def encoder_of_backbone(backbone: str, weights: str, image_size: int) -> Encoder:
+    """A timm ViT as it comes; `weights` as for `model.weights`. Raises BackboneError."""
+    # the head is not read: as small as it can be
+    module = create_model(backbone, 1, 1, image_size=image_size, weights=weights, head_hidden=8, head_bottleneck=8)
+    return Encoder(module.eval(), None, "crop_flip", image_size, BACKBONE_BATCH, f"{backbone} ({weights})")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What a run's outputs mean: the first `num_old` of `names` are old classes, the others `new-000`, ..."""
+
+    names: list[str]
+    num_old: int
+
+
+def classes_of(manifest: Manifest, num_classes: int) -> Classes:
+    """Names for a model's classes; a new class has no name but its number, also where a benchmark knows better."""
+    new = [f"new-{number:03d}" for number in range(num_classes - manifest.num_old)]
+    return Classes([*manifest.classes[: manifest.num_old], *new], manifest.num_old)
+
+
+def manifest_of(config: Config) -> Manifest:
+    """The manifest of a run's dataset, whose shards need not be there. Raises DatasetError."""
+    if is_url(config.data.root):
+        return build_store(config).manifest
+    path = Path(config.data.root) / MANIFEST
+    try:
+        return parse_manifest(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DatasetError(
+            f"{path} cannot be read ({error.strerror}): it has the names of the run's classes; copy it there"
+        ) from None
+
+
+class TrainedRun:
+    """A run's model and its classes, in this process.
+
+    Attributes:
+        config: of the run.
+        encoder: its model and prompt.
+        classes: what the outputs mean.
+    """
+
+    def __init__(self, folder: str | PathLike[str], device: str | torch.device = "cpu"):
+        self.folder = Path(folder)
+        self.config = read_config(self.folder)
+        manifest = manifest_of(self.config)
+        module, prompt = build_model(self.config, manifest, pretrained=False)
+        load_model(self.folder, module, prompt)
+        self.classes = classes_of(manifest, len(module.head.prototypes))
+        self.device = torch.device(device)
+        module.eval().to(self.device)
+        self.encoder = Encoder(
+            module, _image_of(prompt, self.device), self.config.data.augment, self.config.model.image_size,
+            self.config.evaluate.batch_size, str(self.folder),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Outputs:
+        """uint8 [n, 3, S, S] -> features [n, D], projections [n, P], logits [n, K]."""
+        return self.encoder.module(normalise(images.to(self.device)), self.encoder.prompt)
+
+    def predict(self, images: Sequence[ImageLike], top: int = 5) -> Table:
+        """A row for every image: the columns that `prediction_columns` tells, `path` before them.
+
+        Args:
+            images: paths, PIL images, or uint8 arrays [H, W, 3] or [H, W]; `path` is empty for what is no path.
+            top: how many classes are told, at most.
+
+        Raises:
+            ImageError: one that cannot be read; the message says which.
+        """
+        logits = [self.forward(batch).logits.cpu().numpy() for batch in self._batches(images)]
+        paths = [str(image) if isinstance(image, str | PathLike) else "" for image in images]
+        together = np.concatenate(logits or [np.zeros((0, len(self.classes.names)), np.float32)])
+        return {"path": paths, **prediction_columns(together, self.classes, self.temperature, top)}
+
+    def features(self, images: Sequence[ImageLike]) -> NDArray[np.float32]:
+        """Class tokens as the head reads them: [N, D]. Raises ImageError."""
+        tokens = [self.forward(batch).features.float().cpu().numpy() for batch in self._batches(images)]
+        return np.concatenate(tokens or [np.zeros((0, self.encoder.module.backbone.num_features), np.float32)])
+
+    @property
+    def temperature(self) -> float:
+        """By which logits are divided for a confidence: the student's, with which the head was trained."""
+        return self.config.loss.student_temperature
+
+    def _batches(self, images: Sequence[ImageLike]) -> "list[Tensor] | Any":
+        size = self.encoder.batch_size
+        for begin in range(0, len(images), size):
+            some = images[begin : begin + size]
+            pixels = [_pixels(image, begin + i) for i, image in enumerate(some)]
+            yield torch.stack([eval_view(self.encoder.augment, one, self.encoder.image_size) for one in pixels])
+
+
+def load(run: str | PathLike[str], device: str | torch.device | None = None) -> TrainedRun:
+    """A trained run for use from Python.
+
+    Args:
+        run: the run's folder; `manifest.json` of its dataset, which has the classes' names, must be where the run's
+            configuration says.
+        device: a GPU if there is one, by default.
+
+    Raises:
+        RunError, DatasetError: nothing trained there, or no manifest.
+    """
+    return TrainedRun(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@torch.no_grad()
+def _image_of(prompt: Prompt | None, device: torch.device) -> Tensor | None:
+    return None if prompt is None else prompt().to(device)
+
+
+def _pixels(image: ImageLike, number: int) -> Tensor:
+    """uint8 [3, H, W] of an image in any of its forms."""
+    try:
+        if isinstance(image, Image.Image):
+            return from_pillow(image.convert("RGB"))
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+                raise ImageError(
+                    f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [H, W, 3] or [H, W]"
+                )
+            return from_pillow(Image.fromarray(image).convert("RGB"))
+        return decode(Path(image).read_bytes())
+    except (OSError, DecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(f"image {number}, {image}, cannot be read: {reason}") from None
+
+
+def prediction_columns(logits: NDArray[np.float32], classes: Classes, temperature: float, top: int) -> Table:
+    """What is told of predictions, by columns of [n].
+
+    class_id, class_name    the class of the largest logit, the first of equal ones, as an evaluation takes it
+    is_new                  whether it is a new one
+    confidence, margin      softmax of logits / temperature: the largest, and its distance to the second; not calibrated
+                            on new classes
+    nearest_old_class, nearest_old_similarity   the old class with the largest logit, and that logit, which is a cosine
+    top1_class, top1_confidence, ...            the `top` most confident classes, by name
+
+    Args:
+        logits: [n, K] cosines between class token and class.
+    """
+    rows = np.arange(len(logits))
+    scaled = logits.astype(np.float64) / temperature
+    shares = np.exp(scaled - scaled.max(1, keepdims=True, initial=-np.inf))
+    shares /= shares.sum(1, keepdims=True)
+    count = min(max(top, 2), logits.shape[1])
+    # [n, count]: the largest first, of equal ones the first, as argmax has it
+    best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    old = logits[:, : classes.num_old]
+    nearest = old.argmax(1) if len(old) else np.zeros(0, np.int64)
+    columns: Table = {
+        "class_id": best[:, 0].astype(np.int64),
+        "class_name": [classes.names[c] for c in best[:, 0]],
+        "is_new": best[:, 0] >= classes.num_old,
+        "confidence": shares[rows, best[:, 0]].astype(np.float32),
+        "margin": (shares[rows, best[:, 0]] - shares[rows, best[:, 1]]).astype(np.float32),
+        "nearest_old_class": [classes.names[c] for c in nearest],
+        "nearest_old_similarity": old[rows, nearest].astype(np.float32),
+    }
+    for place in range(min(top, count)):
+        columns[f"top{place + 1}_class"] = [classes.names[c] for c in best[:, place]]
+        columns[f"top{place + 1}_confidence"] = shares[rows, best[:, place]].astype(np.float32)
+    return columns

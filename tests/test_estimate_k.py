@@ -1,0 +1,86 @@
+"""How many classes: Ward's tree with weights, Brent's search as published, the command."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.optimize import minimize_scalar
+from sklearn.cluster import KMeans
+
+from sptnet.cli import main
+from sptnet.method.class_count import estimate_by_brent, estimate_by_tree
+from sptnet.method.metrics import clustering_accuracy
+from sptnet.method.ward import cut, ward_tree
+
+
+def blobs(classes=30, each=40, width=16, spread=0.45, seed=0):
+    draws = np.random.default_rng(seed)
+    targets = np.repeat(np.arange(classes), each)
+    points = draws.standard_normal((classes, width))[targets] + spread * draws.standard_normal((len(targets), width))
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    return points, targets, (targets < classes // 2) & (draws.random(len(targets)) < 0.5)
+
+
+def same_partition(a, b):
+    return len(set(zip(a.tolist(), b.tolist(), strict=True))) == len(set(a.tolist())) == len(set(b.tolist()))
+
+
+def test_the_tree_is_scipys_where_all_weights_are_one():
+    points = blobs(each=10)[0]
+    tree, theirs = ward_tree(points, np.ones(len(points))), linkage(points.astype(np.float64), "ward")
+    np.testing.assert_allclose(tree[:, 2], theirs[:, 2] ** 2 / 2, rtol=1e-6)
+    for number in (1, 2, 17, 30, 299, 300):
+        assert same_partition(cut(tree, number), fcluster(theirs, number, "maxclust"))
+
+
+def test_a_weight_is_as_many_points_in_one_place():
+    draws = np.random.default_rng(0)
+    points, weights = draws.standard_normal((60, 5)), draws.integers(1, 6, 60)
+    theirs = linkage(np.repeat(points, weights, 0), "ward")
+    for number in (2, 7, 20):
+        ours = np.repeat(cut(ward_tree(points, weights), number), weights)
+        assert same_partition(ours, fcluster(theirs, number, "maxclust"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blobs_are_counted_by_the_tree(seed):
+    points, targets, labelled = blobs(seed=seed)
+    found = estimate_by_tree(points[labelled], targets[labelled], points[~labelled], 15, 120)
+    assert found.median == pytest.approx(30, rel=0.1)
+    assert found.low <= 30 <= found.high
+    assert len(found.repeats) == 10
+
+
+def test_brent_is_the_published_search():
+    points, targets, labelled = blobs(classes=16, each=30)
+    mine, others, told = points[labelled], points[~labelled], targets[labelled]
+    found = estimate_by_brent(mine, told, others, 8, 60)
+    everything = np.concatenate([mine, others])
+
+    def loss(number):
+        clusters = KMeans(int(number), n_init=1, max_iter=100, random_state=0).fit(everything).labels_[: len(told)]
+        return -clustering_accuracy(told, clusters, 8).all
+
+    plain = minimize_scalar(loss, bounds=(8, 60), method="bounded", options={"maxiter": 20}).x
+    assert abs(found.median - int(plain)) <= 1
+    assert found.low <= found.median <= found.high
+
+
+def test_the_command_writes_numbers_a_picture_and_the_line(digits, untrained, tmp_path, capsys):
+    out = tmp_path / "k"
+    assert main(["estimate-k", str(digits), "--run", str(untrained), "--out", str(out), "--max-classes", "60"]) == 0
+    told = capsys.readouterr().out
+    result = json.loads((out / "estimate_k.json").read_text())
+    assert f"{result['median']} classes, between {result['low']} and {result['high']}" in told
+    assert f"model: {{num_new: {result['median'] - 5}}}" in told
+    assert len(result["numbers"]) == len(result["accuracy"]) > 30
+    assert result["numbers"][0] == 5
+    assert ElementTree.parse(out / "estimate_k.svg").getroot().tag.endswith("svg")
+    again = ["estimate-k", str(digits), "--features", str(out / "features"), "--out", str(out), "--max-classes"]
+    assert main([*again, "60"]) == 0
+    assert json.loads((out / "estimate_k.json").read_text()) == result
+    capsys.readouterr()
+    assert main([*again, "4"]) == 1
+    assert capsys.readouterr().err == "error: 4 classes, but digits has 5 old ones: ask for more\n"

@@ -1,0 +1,265 @@
+"""Predictions for images that come as users have them: damaged, oddly named, many, on any number of processes."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import ENVIRONMENT, ROOT, launcher
+from PIL import Image
+
+import sptnet
+from sptnet.cli import main
+from sptnet.data import listing
+from sptnet.data.manifest import KINDS
+from sptnet.evaluate import evaluate_run
+
+ODD = ["with space.png", "new\nline.png", 'quo"te, comma.png', os.fsdecode(b"latin-\xe9.png"), "ünï.PNG"]
+
+
+def rows(out):
+    """The table, part by part, in order."""
+    found = []
+    for path in sorted((out / "predictions").glob("*.csv")):
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            found += list(csv.DictReader(file))
+    return found
+
+
+def errors(out):
+    with open(out / "errors.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(out):
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def pile(tmp_path_factory):
+    """1,000 images in nested folders, 10 of them damaged, some with odd names; and what is no image."""
+    root = tmp_path_factory.mktemp("pile") / "pile"
+    draws = np.random.default_rng(0)
+    for number in range(1000):
+        name = ODD[number] if number < len(ODD) else f"{number:04d}.png"
+        path = root / f"d{number % 7}" / "deep er" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 256, (6, 6, 3), np.uint8)
+        Image.fromarray(pixels).resize((24 + number % 5, 24), Image.Resampling.BICUBIC).save(path)
+        if number % 100 == 50:
+            path.write_bytes(path.read_bytes()[: number % 90])
+    (root / "notes.txt").write_text("no image")
+    (root / ".hidden.png").write_bytes(b"")
+    return root
+
+
+@pytest.fixture(scope="module")
+def predicted(untrained, pile, tmp_path_factory):
+    out, threads = tmp_path_factory.mktemp("predicted") / "out", torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main(["predict", str(untrained), str(pile), "--out", str(out), "--embeddings"]) == 0
+    torch.set_num_threads(threads)
+    return out
+
+
+def test_damaged_images_are_listed_and_shift_nobody(untrained, pile, predicted):
+    table, bad = rows(predicted), errors(predicted)
+    assert (len(table), len(bad)) == (990, 10)
+    everyone = [os.fsdecode(name) for name in listing.images_below(pile)]
+    damaged = {str(p.relative_to(pile)) for n in range(50, 1000, 100) for p in pile.rglob(f"{n:04d}.png")}
+    assert {row["path"] for row in bad} == damaged
+    assert all(row["error"] for row in bad)
+    assert [row["path"] for row in table] == [name for name in everyone if name not in damaged]
+    assert {Path(row["path"]).name for row in table} >= set(ODD)
+    # each row is of its own image
+    run = sptnet.load(untrained, "cpu")
+    tokens = np.concatenate([np.load(path) for path in sorted((predicted / "embeddings").iterdir())])
+    assert tokens.shape == (990, 48)
+    for number in (0, 7, 333, 989):
+        np.testing.assert_allclose(tokens[number], run.features([pile / table[number]["path"]])[0], atol=1e-4)
+    alone = run.predict([pile / row["path"] for row in table[::50]])
+    assert alone["class_name"] == [row["class_name"] for row in table[::50]]
+
+
+def test_rows_say_what_the_columns_promise(untrained, predicted):
+    about = json.loads((predicted / "predict.json").read_text())
+    assert "not calibrated" in about["note"]
+    assert about["classes"][5:] == [f"new-{n:03d}" for n in range(5)]
+    table = rows(predicted)
+    assert {row["is_new"] for row in table} == {"True", "False"}
+    for row in table:
+        assert row["class_name"] == about["classes"][int(row["class_id"])] == row["top1_class"]
+        assert (row["is_new"] == "True") == (int(row["class_id"]) >= 5)
+        assert row["nearest_old_class"] in about["classes"][:5]
+        assert -1 <= float(row["nearest_old_similarity"]) <= 1
+        shares = [float(row[f"top{n}_confidence"]) for n in range(1, 6)]
+        assert shares == sorted(shares, reverse=True)
+        assert float(row["confidence"]) == shares[0]
+        assert float(row["margin"]) == pytest.approx(shares[0] - shares[1], abs=2e-6)
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_number_of_processes_writes_the_same_files(untrained, pile, predicted, tmp_path, processes):
+    command = [*launcher("ddp", processes), "-m", "sptnet", "predict", str(untrained), str(pile)]
+    command += ["--out", str(tmp_path / "out"), "--embeddings", "--workers", "1"]
+    ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=200)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert f"DistributedDataParallel on {processes} processes" in ran.stderr
+    assert "not calibrated" in ran.stderr
+    assert contents(tmp_path / "out") == contents(predicted)
+
+
+def test_killed_it_goes_on(untrained, pile, predicted, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sptnet", "predict", str(untrained), str(pile), "--out", str(out), "--embeddings"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(out.glob("predictions/*.csv")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    there = {path: path.stat().st_mtime_ns for path in out.glob("predictions/*.csv")}
+    assert 1 <= len(there) < 4
+    subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+    assert {n: c for n, c in contents(out).items() if not n.endswith(".tmp")} == contents(predicted)
+
+
+def test_predictions_are_those_of_the_evaluator(untrained, digits, tmp_path):
+    run = Path(shutil.copytree(untrained, tmp_path / "run"))
+    evaluate_run(run)
+    evaluated = np.load(run / "predictions.npz")
+    assert main(["predict", str(run), str(digits), "--out", str(tmp_path / "out")]) == 0
+    table = {row["path"]: int(row["class_id"]) for row in rows(tmp_path / "out")}
+    assert len(table) == 1072 + 359
+    for protocol, part in (("unlabelled", "train"), ("test", "test")):
+        uids, classes = evaluated[f"{protocol}_uid"], evaluated[f"{protocol}_prediction"]
+        assert [table[f"{part}/{uid}"] for uid in uids] == classes.tolist()
+        assert len(set(classes.tolist())) >= 3
+    assert errors(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+def test_all_splits_of_shards(untrained, digits, tmp_path):
+    assert main(["predict", str(untrained), str(digits), "--out", str(tmp_path / "o"), "--splits", *KINDS]) == 0
+    assert len(rows(tmp_path / "o")) == 1797
+
+
+def test_a_csv_lists_images_and_parquet_holds_the_same(untrained, pile, predicted, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    wanted = rows(predicted)[100:160]
+    names = pile / "list.csv"
+    with open(names, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerows([["id", "image"], *([n, row["path"]] for n, row in enumerate(wanted)), [99, "gone.png"]])
+    arguments = ["predict", str(untrained), str(names), "--out", str(tmp_path / "out"), "--top", "2"]
+    assert main([*arguments, "--format", "parquet", "--embeddings"]) == 0
+    names.unlink()
+    table = parquet.read_table(tmp_path / "out" / "predictions").to_pydict()
+    assert table["path"] == [row["path"] for row in wanted]
+    assert table["class_name"] == [row["class_name"] for row in wanted]
+    np.testing.assert_allclose(table["confidence"], [float(row["confidence"]) for row in wanted], atol=1e-5)
+    assert len(table["embedding"][0]) == 48
+    assert "top3_class" not in table
+    assert errors(tmp_path / "out") == [{"path": "gone.png", "error": "No such file or directory"}]
+
+
+def test_a_listing_is_read_by_parts(tmp_path):
+    names = [f"{number}".encode() for number in range(20_000)]
+    listing.write_listing(tmp_path, iter(names))
+    source = listing.ListedSource(tmp_path, tmp_path)
+    assert source.part_size == 512
+    assert [name for part in range(len(source)) for name in source.names(part)] == names
+    assert sum(source.size(part) for part in range(len(source))) == 20_000
+    assert source.read(3, range(5, 7))[1].uid == 3 * 512 + 6
+
+
+def test_mistakes_are_one_line(untrained, pile, predicted, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no_column.csv").write_text("file\na.png\n")
+    (tmp_path / "no_path.csv").write_text("image,x\n,1\n")
+    (tmp_path / "full").symlink_to("/dev/full")
+    no_model = Path(shutil.copytree(untrained, tmp_path / "no_model"))
+    (no_model / "model.safetensors").unlink()
+    cases = {
+        ("nowhere", str(pile), "o1"): "nowhere is not a run",
+        (str(no_model), str(pile), "o2"): "has the run been trained?",
+        (str(untrained), str(tmp_path / "empty"), "o3"): "empty holds no image",
+        (str(untrained), "nowhere", "o4"): "nowhere is neither a folder of images",
+        (str(untrained), str(tmp_path / "no_column.csv"), "o5"): "has no column 'image'",
+        (str(untrained), str(tmp_path / "no_path.csv"), "o6"): "line 2: the column image holds no path",
+        (str(untrained), str(pile), "/dev/null/o"): "/dev/null/o cannot be written: Not a directory",
+        (str(untrained), str(pile), str(predicted)): "holds results of something else (embeddings: True there",
+    }
+    for (run, images, out), told in cases.items():
+        out = out if out.startswith("/") else str(tmp_path / out)
+        assert main(["predict", run, images, "--out", out]) == 1
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert len(lines) == 1
+        assert told in lines[0]
+
+
+def test_a_full_disk_is_one_line_and_what_is_there_stays(untrained, pile, tmp_path, capsys, monkeypatch):
+    from sptnet.run import parts
+
+    written, whole = [], parts.write_whole
+
+    def until_full(path, content):
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        whole(path, content)
+
+    monkeypatch.setattr(parts, "write_whole", until_full)
+    arguments = ["predict", str(untrained), str(pile), "--out", str(tmp_path / "o")]
+    assert main(arguments) == 1
+    assert re.search(r"error: .* cannot be written: No space left on device; what was", capsys.readouterr().err)
+    monkeypatch.undo()
+    assert main(arguments) == 0
+    assert len(rows(tmp_path / "o")) == 990
+
+
+def test_from_python_paths_images_and_arrays_are_the_same(untrained, pile):
+    paths = sorted(pile.rglob("00[12]*.png"))[:9]
+    run = sptnet.load(untrained)
+    tokens = run.features(paths)
+    assert (tokens.shape, tokens.dtype) == ((9, 48), np.float32)
+    images = [Image.open(path) for path in paths]
+    arrays = [np.asarray(image) for image in images]
+    assert np.array_equal(run.features(images), tokens)
+    assert np.array_equal(run.features(arrays), tokens)
+    table = run.predict([str(path) for path in paths], top=3)
+    assert table["path"] == [str(path) for path in paths]
+    assert all(len(column) == 9 for column in table.values())
+    assert run.predict(arrays)["class_name"] == table["class_name"]
+    assert all(len(column) == 0 for column in run.predict([]).values())
+    with pytest.raises(sptnet.trained.ImageError, match=r"image 1, gone.png, cannot be read: No such file"):
+        run.predict([paths[0], "gone.png"])
+    with pytest.raises(ValueError, match="is an array of float64"):
+        run.features([np.zeros((4, 4, 3))])
+
+
+def test_the_snippets_of_the_docs_run(untrained, pile, predicted, tmp_path, monkeypatch):
+    pytest.importorskip("pandas")
+    text = (ROOT / "docs" / "discover.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) >= 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    (tmp_path / "runs" / "photos" / "sptnet").symlink_to(untrained)
+    shutil.copytree(predicted, tmp_path / "sorted")
+    for name, path in zip(("a.jpg", "b.jpg"), sorted(pile.rglob("00[12]*.png")), strict=False):
+        shutil.copy(path, tmp_path / name)
+    namespace = {}
+    for snippet in snippets:
+        exec(snippet, namespace)  # as a reader would, one after the other
+    assert len(namespace["table"]["class_name"]) == 2
