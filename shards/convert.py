@@ -18,6 +18,7 @@ from sptnet_shards.writer import Written, content_of, index_name, skipped_of, wr
 
 from sptnet.data.files import file_sha256, open_regular
 from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, Skipped, write_manifest
+from sptnet.data.paths import paths_name
 from sptnet.data.shard_index import read_entries
 
 LOCK_WAIT = 10  # seconds; the workers of a killed conversion end within moments
@@ -120,6 +121,8 @@ def _look(out: Path, planned: Planned, shard: Shard, source: Source, settings: S
         if file_sha256(path) != shard.sha256:
             return None
         index = read_entries(index_path, shard, targets)
+        if file_sha256(out / paths_name(planned.file)) != shard.paths_sha256:
+            return None
         contents = _contents(path, index)
     except (OSError, DatasetError):
         return None
@@ -154,4 +157,7 @@ def _manifest(source: Source, settings: Settings, planned: list[Planned], writte
         **counts,
         **source.protocol,
     }
-    return Manifest(source.name, source.classes, source.num_old, protocol, shards, settings.recorded(), skipped)
+    return Manifest(
+        source.name, source.classes, source.num_old, protocol, shards, settings.recorded(), skipped,
+        source.num_new, source.unknown,
+    )  # fmt: skip

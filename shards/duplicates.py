@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from sptnet_shards.plan import Planned
-from sptnet_shards.source import Item
+from sptnet_shards.source import UNKNOWN, Item
 from sptnet_shards.writer import Written
 
 
@@ -21,7 +21,7 @@ def duplicates(planned: Sequence[Planned], written: Sequence[Written], classes: 
     if not same.size:
         return []
     one, other = order[same], order[same + 1]
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {UNKNOWN: -1} | {name: number for number, name in enumerate(classes)}
     items: list[Item] = []
     for shard, done in zip(planned, written, strict=True):
         left_out = set(done.skipped)
@@ -29,7 +29,7 @@ def duplicates(planned: Sequence[Planned], written: Sequence[Written], classes: 
     labels = np.array([numbers[item.class_name] for item in items])
     is_test = np.repeat([shard.kind == "test" for shard in planned], [len(done.contents) for done in written])
     across = is_test[one] != is_test[other]
-    mixed = ~across & (labels[one] != labels[other])
+    mixed = ~across & (labels[one] != labels[other]) & (labels[one] >= 0) & (labels[other] >= 0)
     told = []
     for chosen, where in ((across, "in training and in test"), (mixed, "in two classes")):
         if count := int(chosen.sum()):

@@ -11,8 +11,10 @@ from sptnet_shards.source import (
     Source,
     SourceCommand,
     SourceError,
+    add_old,
     need_classes,
     need_folder,
+    old_first,
 )
 
 # what parts of a dataset are called elsewhere; beside class folders, and as one, each is a mistake
@@ -47,8 +49,8 @@ def _left_out(root: Path, parts: list[str], tested: bool) -> list[str]:
     return told
 
 
-def source(root: Path, num_old: int, name: str | None = None) -> Source:
-    """The first `num_old` classes, by folder name, are old.
+def source(root: Path, num_old: int | None, name: str | None = None, old_names: str | None = None) -> Source:
+    """The first `num_old` classes, by folder name, are old, or those of `old_names` (see `old_first`).
 
     Raises:
         SourceError: no folders, no images, a test class that training lacks, or an impossible `num_old`.
@@ -59,6 +61,9 @@ def source(root: Path, num_old: int, name: str | None = None) -> Source:
     has_test = bool(part) and (root / "test").is_dir()
     tested = files.class_folders("test") if has_test else []
     _need_no_parts(root / part, classes)
+    if old_names is not None:
+        classes, num_old = old_first(classes, old_names, root)
+    assert num_old is not None  # one of the two is always said
     need_classes(root, classes, tested, num_old)
     train = _items(files, part, classes)
     if lacking := sorted(set(classes) - {item.class_name for item in train}):
@@ -70,7 +75,7 @@ def source(root: Path, num_old: int, name: str | None = None) -> Source:
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("root", type=Path, help="folder of class folders, or of train/ and test/ with class folders")
-    command.add_argument("--old", type=int, required=True, help="how many classes, the first by name, are old")
+    add_old(command)
     command.add_argument("--name", help="name of the dataset (default: that of the folder)")
 
 
@@ -81,6 +86,6 @@ COMMANDS = [
         "Expects one folder per class, optionally below train/ and test/. Files that are no images by their suffix are "
         "left alone.",
         _add_arguments,
-        lambda arguments: source(arguments.root, arguments.old, arguments.name),
+        lambda arguments: source(arguments.root, arguments.old, arguments.name, arguments.old_classes),
     )
 ]

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from rich.console import Console
-from sptnet_shards import aircraft, cifar, csv_list, cub, digits, herbarium_19, imagefolder, imagenet, scars
+from sptnet_shards import aircraft, cifar, csv_list, cub, digits, discover, herbarium_19, imagefolder, imagenet, scars
 from sptnet_shards.convert import convert
 from sptnet_shards.images import SUFFIX, Resize
 from sptnet_shards.index import index
@@ -39,7 +39,7 @@ INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
 
 SOURCES: list[SourceCommand] = [
     command
-    for source in (cifar, imagenet, cub, scars, aircraft, herbarium_19, imagefolder, csv_list, digits)
+    for source in (cifar, imagenet, cub, scars, aircraft, herbarium_19, imagefolder, csv_list, discover, digits)
     for command in source.COMMANDS
 ]
 

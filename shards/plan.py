@@ -60,7 +60,9 @@ def plan(source: Source, settings: Settings) -> list[Planned]:
     """
     if not source.train:
         raise SourceError(f"{source.name} has no training images")
-    labelled = labelled_positions(source, settings.labelled_fraction, settings.seed)
+    labelled = source.labelled
+    if labelled is None:
+        labelled = frozenset(labelled_positions(source, settings.labelled_fraction, settings.seed))
     train = list(enumerate(source.train))
     members: dict[Kind, list[tuple[int, Item]]] = {
         "labelled": [pair for pair in train if pair[0] in labelled],
@@ -102,6 +104,7 @@ def fingerprint(source: Source, settings: Settings) -> str:
     # what happens to a bad image is no part of it: who is told to leave it out may go on where the conversion stopped
     strict = {**asdict(settings), "on_error": "fail"}
     head = {**strict, "resize": resize, "schema": SCHEMA, "name": source.name, "classes": source.classes}
+    head |= {"num_new": source.num_new, "labelled": None if source.labelled is None else sorted(source.labelled)}
     digest.update(json.dumps({**head, "num_old": source.num_old}, sort_keys=True).encode())
     for items in (source.train, source.test):
         digest.update(f"{len(items)}\n".encode())

@@ -13,7 +13,7 @@ from rich.text import Text
 from sptnet.data.files import open_regular
 from sptnet.data.image import DecodeError, decode, resize_short_side, to_pillow
 from sptnet.data.keyed import permutation
-from sptnet.data.manifest import KINDS, Manifest
+from sptnet.data.manifest import KINDS, UNKNOWN, Manifest
 from sptnet.data.shard_index import read_index
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -39,7 +39,7 @@ class _Sample(NamedTuple):
 
 def table(manifest: Manifest) -> Table:
     """Splits, classes, shards and bytes. What a manifest says is text, never markup."""
-    told = Table(title=Text(f"{manifest.name}: {manifest.num_old} old classes of {len(manifest.classes)}"))
+    told = Table(title=Text(f"{manifest.name}: {classes_told(manifest)}"))
     for column in ("split", "samples", "shards", "MB", "kB per sample"):
         told.add_column(column, justify="left" if column == "split" else "right")
     for kind in KINDS:
@@ -54,15 +54,24 @@ def table(manifest: Manifest) -> Table:
     return told
 
 
+def classes_told(manifest: Manifest) -> str:
+    """How many classes are old and new, as far as anybody knows."""
+    new = manifest.new_classes()
+    if not manifest.unknown:
+        return f"{manifest.num_old} old classes of {len(manifest.classes)}"
+    return f"{manifest.num_old} old classes, {'an unknown number of' if new is None else new} new ones"
+
+
 def _samples_by_class(root: Path, manifest: Manifest, seed: int) -> dict[int, list[_Sample]]:
     """A few samples per class, from shards in a random order until every class has some."""
-    chosen: dict[int, list[_Sample]] = {target: [] for target in range(len(manifest.classes))}
+    targets = [*range(len(manifest.classes)), *([UNKNOWN] if manifest.unknown else [])]
+    chosen: dict[int, list[_Sample]] = {target: [] for target in targets}
     for number in permutation(seed, SHOW, 0, 0, 0, len(manifest.shards)):
         shard = manifest.shards[number]
         index = read_index(root, manifest, shard)
         for i in permutation(seed, SHOW, 1, int(number), 0, len(index)):
             uid, target, offset, size = index[i].item()
-            if len(chosen[target]) < PER_CLASS:
+            if len(chosen.setdefault(target, [])) < PER_CLASS:
                 chosen[target].append(_Sample(shard.file, uid, offset, size))
         if all(len(samples) == PER_CLASS for samples in chosen.values()):
             break
@@ -76,15 +85,18 @@ def contact_sheet(root: Path, manifest: Manifest, seed: int = 0) -> Sheet:
         DatasetError: an index that is damaged. OSError: a shard that cannot be read.
     """
     chosen = _samples_by_class(root, manifest, seed)
-    rows = min(len(manifest.classes), CLASSES)
+    shown = list(chosen)[: CLASSES - manifest.unknown] + ([UNKNOWN] if manifest.unknown else [])
+    shown = list(dict.fromkeys(shown))
+    rows = len(shown)
     sheet = Image.new("RGB", (PER_CLASS * TILE, rows * (TILE + CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
     bad = []
-    for row in range(rows):
+    for row, target in enumerate(shown):
         top = row * (TILE + CAPTION)
-        age = "old" if row < manifest.num_old else "new"
-        draw.text((2, top), f"{row} {manifest.classes[row]} ({age})", fill="black")
-        for column, sample in enumerate(chosen[row]):
+        age = "old" if target < manifest.num_old else "new"
+        caption = "to be sorted" if target == UNKNOWN else f"{target} {manifest.classes[target]} ({age})"
+        draw.text((2, top), caption, fill="black")
+        for column, sample in enumerate(chosen[target]):
             try:
                 tile = _tile(root, sample)
             except DecodeError as error:

@@ -14,6 +14,7 @@ from sptnet_shards.progress import Scan
 from sptnet.data.files import LARGEST_IMAGE, read_regular
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+UNKNOWN = ""  # in the place of a class's name
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
 
@@ -23,7 +24,10 @@ class SourceError(ValueError):
 
 
 class Item(NamedTuple):
-    """One image. `where` is whatever the source's `read` understands; bytes: its size."""
+    """One image. `where` is whatever the source's `read` understands; bytes: its size.
+
+    `class_name` is UNKNOWN where nobody knows it; such an image is unlabelled.
+    """
 
     class_name: str
     where: str
@@ -41,6 +45,8 @@ class Source:
         protocol: what the source adds to the manifest's protocol.
         whole: images per class, for training and for testing, of the published dataset that this one was chosen from.
         remarks: what was left out on the way here, and other things that whoever converts it should know.
+        labelled: positions in `train` of the labelled images, where the source itself says them; None draws them.
+        num_new: how many new classes there are, where images of unknown classes leave that open and somebody said it.
     """
 
     name: str
@@ -52,6 +58,13 @@ class Source:
     protocol: dict[str, Any] = field(default_factory=dict)
     whole: tuple[Counts, Counts] | None = None
     remarks: list[str] = field(default_factory=list)
+    labelled: frozenset[int] | None = None
+    num_new: int | None = None
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nobody knows the classes of the unlabelled images."""
+        return self.labelled is not None
 
 
 class SourceCommand(NamedTuple):
@@ -186,6 +199,33 @@ def need_classes(where: Path, trained: Sequence[str], tested: Iterable[str], num
         raise SourceError(f"{where} has a class in test that is not in train: {strange[0]}")
     if not 0 < num_old < len(trained):
         raise SourceError(f"--old {num_old} must leave old and new classes: {where} has {len(trained)}")
+
+
+def old_first(classes: Sequence[str], told: str, where: Path) -> tuple[list[str], int]:
+    """Class names with those that are told first, and how many these are.
+
+    Args:
+        told: a file with a name on each line, or the names themselves, separated by commas.
+
+    Raises:
+        SourceError: a name that is no class, one that is told twice, or all of them.
+    """
+    path = Path(told)
+    is_file = "\0" not in told and len(told.encode(errors="replace")) < 4096 and path.is_file()
+    names = [line.strip() for line in text_lines(path)] if is_file else [name.strip() for name in told.split(",")]
+    if strange := next((name for name in names if name not in classes), None):
+        raise SourceError(f"--old-classes names {strange!r}, and {where} has no class of that name")
+    if len(set(names)) < len(names) or not names:
+        raise SourceError(f"--old-classes {told!r} names a class twice, or none")
+    ordered = [name for name in classes if name in set(names)]
+    return [*ordered, *(name for name in classes if name not in set(names))], len(ordered)
+
+
+def add_old(command: argparse.ArgumentParser, required: bool = True) -> None:
+    """How old classes are chosen: by number, or by name."""
+    old = command.add_mutually_exclusive_group(required=required)
+    old.add_argument("--old", type=int, help="how many classes, the first by name, are old")
+    old.add_argument("--old-classes", metavar="NAMES", help="which are: a,b,c or a file with a name on each line")
 
 
 def by_split(classes: list[str], old: Iterable[int], new: Iterable[int]) -> tuple[list[str], int]:

@@ -13,9 +13,10 @@ from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
 from sptnet_shards.workers import run_all
 
-from sptnet.data.files import file_sha256, open_regular
+from sptnet.data.files import file_sha256, open_regular, read_regular
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, read_manifest
+from sptnet.data.paths import largest_paths, parse_paths
 from sptnet.data.shard_index import read_index
 
 LONGEST_LABEL = 2**20  # bytes of a .cls or .json
@@ -52,6 +53,15 @@ def check_shard(root: Path, manifest: Manifest, decode_images: bool, number: int
     except DatasetError as error:
         return Checked(shard, none, [*problems, str(error)])
     problems += _against_tar(path, index, shard, manifest)
+    if not manifest.unknown and len(index) and index["target"].min() < 0:
+        problems.append(f"{root / shard.index} has unknown targets, and the manifest says that they are known")
+    if shard.paths is not None:
+        try:
+            parse_paths(read_regular(root / shard.paths, largest_paths(shard)), shard, str(root / shard.paths))
+        except OSError as error:
+            problems.append(f"{root / shard.paths} cannot be read: {error.strerror}")
+        except DatasetError as error:
+            problems.append(str(error))
     if decode_images:
         problems += _decoding(path, index)
     return Checked(shard, np.array(index["uid"]), problems)

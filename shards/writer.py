@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sptnet_shards.images import BadImage
 from sptnet_shards.plan import Planned, Settings
+from sptnet_shards.source import UNKNOWN as UNKNOWN_CLASS
 from sptnet_shards.source import Source, SourceError
 from webdataset import TarWriter
 
-from sptnet.data.files import create, to_disk
-from sptnet.data.manifest import Shard
+from sptnet.data.files import create, to_disk, write_whole
+from sptnet.data.manifest import UNKNOWN, Shard
+from sptnet.data.paths import encode_paths, paths_name
 from sptnet.data.shard_index import INDEX_DTYPE
 
 TAR_BLOCK = 512
@@ -59,12 +61,15 @@ def write_shard(out: Path, planned: Planned, source: Source, settings: Settings)
     """
     path, index_path = out / planned.file, out / index_name(planned.file)
     temporary, temporary_index = path.with_name(path.name + ".tmp"), index_path.with_name(index_path.name + ".tmp")
+    paths_path = out / paths_name(planned.file)
     try:
         with create(temporary) as file:
             stream = _Hashing(file)
             index, contents = _write_samples(stream, planned, source, settings)
             to_disk(file)
         sha256 = write_index(temporary_index, index)
+        paths = paths_of(planned, index)
+        write_whole(paths_path, paths)
         temporary_index.replace(index_path)
         temporary.replace(path)
     except OSError as error:
@@ -74,7 +79,8 @@ def write_shard(out: Path, planned: Planned, source: Source, settings: Settings)
             with suppress(OSError):
                 left.unlink(missing_ok=True)
     shard = Shard(
-        planned.file, index_path.name, planned.kind, len(index), stream.written, stream.sha256(), sha256
+        planned.file, index_path.name, planned.kind, len(index), stream.written, stream.sha256(), sha256,
+        paths_path.name, hashlib.sha256(paths).hexdigest(),
     )  # fmt: skip
     return Written(shard, skipped_of(planned, index), contents)
 
@@ -82,6 +88,12 @@ def write_shard(out: Path, planned: Planned, source: Source, settings: Settings)
 def skipped_of(planned: Planned, index: NDArray[np.void]) -> list[int]:
     """The planned uids that an index does not have."""
     return sorted({uid for uid, _ in planned.samples} - set(index["uid"].tolist()))
+
+
+def paths_of(planned: Planned, index: NDArray[np.void]) -> bytes:
+    """What the file says that tells where the samples of an index came from."""
+    where = {uid: item.where for uid, item in planned.samples}
+    return encode_paths([where[uid] for uid in index["uid"].tolist()])
 
 
 def write_index(path: Path, index: NDArray[np.void]) -> str:
@@ -117,9 +129,10 @@ def _write_samples(
                     continue
                 told = "does not fit into memory" if isinstance(error, MemoryError) else error
                 raise SourceError(f"{item.where} {told}; --on-error skip leaves such images out") from None
-            target = targets[item.class_name]
+            target = UNKNOWN if item.class_name == UNKNOWN_CLASS else targets[item.class_name]
+            label = {} if target == UNKNOWN else {"cls": str(target).encode()}
             # TarWriter sorts by suffix: the class comes first, so now the tar ends with the image, padded
-            tar.write({"__key__": f"{uid:09d}", "cls": str(target).encode(), suffix: encoded})
+            tar.write({"__key__": f"{uid:09d}", **label, suffix: encoded})
             padding = -len(encoded) % TAR_BLOCK
             rows.append((uid, target, tar.tarstream.offset - padding - len(encoded), len(encoded)))
             contents.append(content_of(encoded))

@@ -88,7 +88,10 @@ def _fit_and_score(
     num_classes: int | None,
     told: Callable[[int, float], None] = lambda number, inertia: None,
 ) -> dict[str, Any]:
-    number = num_classes or len(manifest.classes)
+    new = manifest.new_classes()
+    if num_classes is None and new is None:
+        raise ClusteringError(f"nobody has said how many classes {manifest.name} has: give --num-classes K")
+    number = num_classes or manifest.num_old + (new or 0)
     for kind in ("labelled", "unlabelled"):
         if kind not in splits:
             raise ClusteringError(f"{manifest.name} has no {kind} image: k-means needs labelled and unlabelled ones")

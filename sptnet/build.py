@@ -81,6 +81,21 @@ def build_loss(config: Config) -> GCDLoss:
     )
 
 
+def num_new_classes(config: Config, manifest: Manifest) -> int:
+    """How many new classes the head has: as configured, or as the dataset says.
+
+    Raises:
+        ConfigError: nobody has said it; or the dataset knows it and the configuration says another number.
+    """
+    known, wanted = manifest.new_classes(), config.model.num_new
+    if known is None and wanted is None:
+        raise ConfigError(
+            f"nobody has said how many new classes {config.data.root} has: set model.num_new=N, or ask "
+            f"`sptnet estimate-k {config.data.root}`"
+        )
+    return wanted if wanted is not None else known or 0
+
+
 def build_model(config: Config, manifest: Manifest, pretrained: bool = True) -> tuple[PromptedViT, Prompt | None]:
     """Model and prompt as they stand before the first step.
 
@@ -97,7 +112,7 @@ def build_model(config: Config, manifest: Manifest, pretrained: bool = True) -> 
     model = create_model(
         spec.backbone,
         manifest.num_old,
-        len(manifest.classes) - manifest.num_old,
+        num_new_classes(config, manifest),
         image_size=spec.image_size,
         weights=spec.weights if pretrained and start is None else "none",
         train_from_block=spec.train_from_block,
@@ -134,10 +149,11 @@ def _from_reference(config: Config, path: Path, manifest: Manifest) -> tuple[Pro
     spec = config.prompts
     model, prompt = load_reference(path, config.init_num_heads, spec.border, config.model.train_from_block)
     classes = len(model.head.prototypes)
-    if classes != len(manifest.classes) or model.image_size != config.model.image_size:
+    expected = manifest.num_old + num_new_classes(config, manifest)
+    if classes != expected or model.image_size != config.model.image_size:
         raise ConfigError(
             f"init {path} has {classes} classes at {model.image_size} pixels, "
-            f"the run {len(manifest.classes)} at {config.model.image_size}"
+            f"the run {expected} at {config.model.image_size}"
         )
     if prompt is None:
         return model, _new_prompt(config, model)

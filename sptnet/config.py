@@ -146,6 +146,8 @@ class ModelConfig(Section):
     """Pixels; a multiple of the patch size."""
     train_from_block: int = Field(-1, ge=-1000, le=1000)
     """First trained block, negative from the end; 0 trains the whole backbone."""
+    num_new: int | None = Field(None, gt=0, le=10**6)
+    """How many new classes the head has; null: as many as the dataset says."""
     head_hidden: int = Field(2048, gt=0, le=2**17)
     """Width of the projection head."""
     head_bottleneck: int = Field(256, gt=0, le=2**17)

@@ -13,7 +13,7 @@ from sptnet.config import Config, ConfigError, ModelConfig
 LARGEST_FILE = 2**20  # bytes
 MOST_VALUES = 10_000  # of a file, aliases counted as often as they are used
 # what a model must share with the run that it begins from
-OF_INIT = ("backbone", "backbone_options", "image_size", "head_hidden", "head_bottleneck")
+OF_INIT = ("backbone", "backbone_options", "image_size", "num_new", "head_hidden", "head_bottleneck")
 
 
 class _Loader(yaml.SafeLoader):

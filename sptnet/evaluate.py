@@ -35,6 +35,7 @@ from sptnet.strategy.collectives import gather_rows, rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_strategy
 
+MILLION = 1_000_000  # a confidence travels as a whole number, beside uids
 PROTOCOLS: tuple[Kind, Kind] = ("unlabelled", "test")
 
 
@@ -43,11 +44,12 @@ class EvaluationError(SptnetError, RuntimeError):
 
 
 class Predictions(NamedTuple):
-    """[N] each, sorted by uid."""
+    """[N] each, sorted by uid; a target is -1 where nobody knows it."""
 
     uid: NDArray[np.int64]
     target: NDArray[np.int64]
     prediction: NDArray[np.int64]
+    confidence: NDArray[np.float32] | None = None
 
 
 def expected_uids(store: Store, kind: Kind) -> NDArray[np.int64]:
@@ -57,7 +59,7 @@ def expected_uids(store: Store, kind: Kind) -> NDArray[np.int64]:
 
 
 def exactly_once(gathered: NDArray[np.int64], expected: NDArray[np.int64]) -> Predictions:
-    """Check gathered rows [N, 3] of (uid, target, prediction) against the uids of the manifest.
+    """Check gathered rows [N, 4] of (uid, target, prediction, confidence) against the uids of the manifest.
 
     Raises:
         EvaluationError: uids that are missing, there twice, or of no sample; the message names the first of them.
@@ -72,7 +74,7 @@ def exactly_once(gathered: NDArray[np.int64], expected: NDArray[np.int64]) -> Pr
     told = [f"{len(uids)} {what} (uid {', '.join(map(str, uids[:5]))})" for what, uids in faults.items() if len(uids)]
     if told:
         raise EvaluationError(f"of {len(expected)} samples, {'; '.join(told)}: no accuracy is given")
-    return Predictions(rows[:, 0], rows[:, 1], rows[:, 2])
+    return Predictions(rows[:, 0], rows[:, 1], rows[:, 2], (rows[:, 3] / MILLION).astype(np.float32))
 
 
 def predict(
@@ -83,14 +85,17 @@ def predict(
     kind: Kind,
     each_round: Callable[[int], None] = lambda images: None,
 ) -> Tensor:
-    """This rank's share of a split's predictions: int64 [n, 3] of (uid, target, prediction), on the device.
+    """This rank's share of a split's predictions, on the device.
+
+    int64 [n, 4] of (uid, target, prediction, confidence in millionths): the softmax of the predicted class at the
+    student's temperature.
 
     Args:
         each_round: called on every rank equally often, with the images that all ranks together have taken; it may
             raise, if it does so on all ranks at once.
     """
     device = strategy.device
-    rows = [torch.zeros(0, 3, dtype=torch.int64, device=device)]
+    rows = [torch.zeros(0, 4, dtype=torch.int64, device=device)]
     batches = eval_batches(
         store, kind, batch_size=config.evaluate.batch_size, augment=config.data.augment,
         image_size=config.model.image_size, workers=config.data.workers, rank=rank(), world_size=world_size(),
@@ -105,7 +110,9 @@ def predict(
         else:
             outputs = strategy.forward_evaluation(normalise(batch.images.to(device, non_blocking=True)), prompt)
             told = torch.stack([batch.uids, batch.targets], dim=1).to(device, non_blocking=True)
-            rows.append(torch.cat([told, outputs.logits.argmax(1, keepdim=True)], dim=1))
+            best = outputs.logits.argmax(1, keepdim=True)
+            shares = torch.softmax(outputs.logits.float() / config.loss.student_temperature, 1).gather(1, best)
+            rows.append(torch.cat([told, best, (shares * MILLION).round().long()], dim=1))
         each_round(min((number + 1) * size * world_size(), samples))
     return torch.cat(rows)
 
@@ -113,18 +120,27 @@ def predict(
 def score(predictions: Predictions, num_old: int, num_classes: int) -> dict[str, Any]:
     """All/Old/New per instance, the same balanced over classes, how many images, and the classes they are in.
 
-    `effective_classes` is exp of the entropy of the cluster sizes: as many as equally large ones would be.
+    Images whose class nobody knows have no part in an accuracy; where all are such there is none. `effective_classes`
+    is exp of the entropy of the cluster sizes: as many as equally large ones would be.
     """
-    _, targets, predicted = predictions
-    balanced = clustering_accuracy(targets, predicted, num_old, balanced=True)._asdict()
-    shares = np.bincount(predicted)[np.unique(predicted)] / len(predicted)
-    counts = {
+    _, targets, predicted, confidence = predictions
+    known = targets >= 0
+    sizes = np.bincount(predicted, minlength=num_classes)
+    shares = sizes[sizes > 0] / len(predicted)
+    told: dict[str, Any] = {"all": None, "old": None, "new": None}
+    if known.any():
+        told = clustering_accuracy(targets[known], predicted[known], num_old)._asdict()
+        told["balanced"] = clustering_accuracy(targets[known], predicted[known], num_old, balanced=True)._asdict()
+    if not known.all():
+        told |= {"unknown": int((~known).sum()), "sizes": sizes.tolist()}
+    if confidence is not None:
+        told["confidence"] = round(float(confidence.mean()), 4)
+    return told | {
         "samples": len(targets),
         "classes": num_classes,
         "classes_used": len(shares),
         "effective_classes": round(float(np.exp(-(shares * np.log(shares)).sum())), 2),
     }
-    return clustering_accuracy(targets, predicted, num_old)._asdict() | {"balanced": balanced} | counts
 
 
 def evaluate(
@@ -155,7 +171,7 @@ def evaluate(
         gathered = gather_rows(mine)
         if gathered is not None:
             kept[protocol] = exactly_once(gathered.cpu().numpy(), expected_uids(store, protocol))
-            results[protocol] = score(kept[protocol], manifest.num_old, len(manifest.classes))
+            results[protocol] = score(kept[protocol], manifest.num_old, strategy.module.head.num_classes)
     strategy.module.train()
     return (results, kept) if rank() == 0 else None
 
@@ -163,6 +179,7 @@ def evaluate(
 def save_evaluation(folder: Path, method: str, results: dict[str, Any], predictions: dict[str, Predictions]) -> None:
     """Write metrics.json and predictions.npz, each whole or not at all. Raises RunError."""
     arrays = {f"{protocol}_{k}": v for protocol, p in predictions.items() for k, v in p._asdict().items()}
+    arrays = {name: values for name, values in arrays.items() if values is not None}
     compressed = io.BytesIO()
     np.savez_compressed(compressed, allow_pickle=False, **arrays)
     with writing(folder):

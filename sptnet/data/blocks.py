@@ -64,6 +64,7 @@ class ShardSource:
 
     def __init__(self, store: Store, kinds: Sequence[Kind]):
         self.store = store
+        self._latest: tuple[int, list[str] | None] | None = None
         self.readers = {kind: ShardReader(store, store.manifest.of_kind(kind)) for kind in kinds}
         self.parts: list[tuple[Kind, int]] = [(k, n) for k in kinds for n in range(len(store.manifest.of_kind(k)))]
 
@@ -80,7 +81,17 @@ class ShardSource:
     def read(self, part: int, positions: range) -> list[Sample]:
         kind, number = self.parts[part]
         encoded = [self.readers[kind].read(number, position) for position in positions]
-        return [Sample(path_of_sample(kind, one.uid), one.uid, one.target, one.image) for one in encoded]
+        paths = self._paths(part)
+        return [
+            Sample(paths[i] if paths else path_of_sample(kind, one.uid), one.uid, one.target, one.image)
+            for i, one in zip(positions, encoded, strict=True)
+        ]
+
+    def _paths(self, part: int) -> list[str] | None:
+        """Where the samples of a part came from; of one part at a time, as blocks come part by part."""
+        if self._latest is None or self._latest[0] != part:
+            self._latest = part, self.store.paths(self.shard(part))
+        return self._latest[1]
 
     def fetch_ahead(self, part: int) -> None:
         if self.store.remote and part < len(self):
@@ -88,7 +99,7 @@ class ShardSource:
 
 
 def path_of_sample(kind: Kind, uid: int) -> str:
-    """What a sample of a shard is called in tables: today its uid, which is unique in training and in test."""
+    """What stands for a path where a dataset does not keep it: uids repeat between training and test."""
     return f"{'test' if kind == 'test' else 'train'}/{uid}"
 
 

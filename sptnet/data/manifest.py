@@ -3,7 +3,8 @@
     manifest.json                   name, classes (old ones first), num_old, protocol, transform, shards, skipped
     train-labelled-000000.tar       WebDataset members <uid>.<jpg|png|webp> and <uid>.cls (the target, as text)
     train-labelled-000000.idx.npy   [samples] of (uid, target, offset, size), little-endian int64 each
-    train-unlabelled-000000.tar     the same; targets are there for evaluation only
+    train-labelled-000000.paths.jsonl   a line of JSON per sample: its path in the source
+    train-unlabelled-000000.tar     the same; targets are there for evaluation only, and -1 where nobody knows them
     test-000000.tar
 
 `offset` and `size` (bytes) are those of the image in its tar. A uid is a sample's position in the source's own order
@@ -27,7 +28,8 @@ from sptnet.data.fields import STRICT, Count, Digest, Facts, FileName, Name, is_
 from sptnet.data.files import read_regular, write_whole
 from sptnet.errors import Outcome, SptnetError
 
-SCHEMA = "sptnet-shards/2"
+SCHEMA, BEFORE = "sptnet-shards/3", "sptnet-shards/2"  # of version 2: no paths, no unknown targets
+UNKNOWN = -1  # the target of an image whose class nobody knows; only in unlabelled shards
 MANIFEST = "manifest.json"
 Kind = Literal["labelled", "unlabelled", "test"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -47,7 +49,10 @@ class UnreachableError(DatasetError):
 
 @dataclass(frozen=True, config=STRICT)
 class Shard:
-    """One tar file and its index. bytes and sha256 are those of the tar, index_sha256 of the index."""
+    """One tar file and its index. bytes and sha256 are those of the tar, index_sha256 of the index.
+
+    `paths`, with `paths_sha256`, names the file that says where the samples came from; readers may do without it.
+    """
 
     file: FileName
     index: FileName
@@ -56,11 +61,15 @@ class Shard:
     bytes: Count
     sha256: Digest
     index_sha256: Digest
+    paths: FileName | None = None
+    paths_sha256: Digest | None = None
 
     @model_validator(mode="after")
     def _holds_its_samples(self) -> "Shard":
         if self.samples * MEMBER > self.bytes:
             raise ValueError(f"{self.samples} samples do not fit into the {self.bytes} bytes of {self.file}")
+        if (self.paths is None) != (self.paths_sha256 is None):
+            raise ValueError(f"{self.file} has paths without their sha256, or the other way round")
         return self
 
 
@@ -78,11 +87,13 @@ class Manifest:
     """What a dataset folder holds. Strict: what has another type, range or form is no manifest, here or on disk.
 
     Attributes:
-        classes: names in the order of targets, old classes first.
+        classes: names in the order of targets, old classes first; of new classes those that anybody knows.
+        num_new: how many new classes there are, where targets are unknown and somebody said it.
         protocol: how old classes and labelled images were chosen: seed, labelled_fraction, the source's counts, and
             what the source adds.
         transform: what was done to the images at sharding; empty where their bytes are untouched.
         skipped: images that did not decode and were left out.
+        unknown: whether the targets of unlabelled images are unknown, all of them.
     """
 
     name: Name
@@ -92,6 +103,8 @@ class Manifest:
     shards: Annotated[list[Shard], Field(min_length=1)]
     transform: Facts = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    num_new: Count | None = None
+    unknown: bool = False
     schema: str = SCHEMA
 
     @model_validator(mode="after")
@@ -100,6 +113,10 @@ class Manifest:
             raise ValueError(f"it names {self.num_old} old classes of {len(self.classes)}")
         unique([shard.index for shard in self.shards])
         unique([f"{shard.file} ({shard.kind})" for shard in self.shards])
+        if self.schema == BEFORE and (self.unknown or self.num_new is not None or self.shards[0].paths is not None):
+            raise ValueError(f"it has what {BEFORE} has not")
+        if self.num_new is not None and not self.unknown:
+            raise ValueError("it has num_new, and targets that say how many new classes there are")
         if both := {shard.file for shard in self.shards} & {shard.index for shard in self.shards}:
             raise ValueError(f"{min(both)!r} is both a tar and an index")
         if len({(shard.file, shard.bytes, shard.sha256) for shard in self.shards}) > len(
@@ -121,8 +138,16 @@ class Manifest:
         return self.num_old if kind == "labelled" else len(self.classes)
 
     def digest(self) -> str:
-        """sha256 of all that decides which image a sample is and what its target is."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """sha256 of all that decides which image a sample is and what its target is; as versions before computed it."""
+        told = asdict(self) | {"schema": BEFORE}
+        told["shards"] = [{k: v for k, v in shard.items() if not k.startswith("paths")} for shard in told["shards"]]
+        if not self.unknown:
+            del told["num_new"], told["unknown"]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def new_classes(self) -> int | None:
+        """How many new classes there are; None where nobody has said it."""
+        return self.num_new if self.unknown else len(self.classes) - self.num_old
 
 
 def _protocol_fault(manifest: Manifest) -> str | None:
@@ -171,7 +196,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         schema = _schema_of(text)
         if first["type"] == "json_invalid":
             told = f"is not valid JSON ({first['msg']})"
-        elif schema != SCHEMA:
+        elif schema not in (SCHEMA, BEFORE):
             told = f"has schema {schema!a}, this version reads {SCHEMA!r}"
         else:
             place = ".".join(map(str, first["loc"]))
@@ -179,7 +204,7 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         raise DatasetError(f"{where} {told}: make the shards again") from None
     except _KeyTwice as error:
         raise DatasetError(f"{where} is malformed ({error}): make the shards again") from None
-    if manifest.schema != SCHEMA:
+    if manifest.schema not in (SCHEMA, BEFORE):
         found = ascii(manifest.schema)
         raise DatasetError(f"{where} has schema {found}, this version reads {SCHEMA!r}: make the shards again")
     return manifest

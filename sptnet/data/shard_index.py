@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.files import LARGEST_IMAGE, read_regular
-from sptnet.data.manifest import DatasetError, Manifest, Shard
+from sptnet.data.manifest import UNKNOWN, DatasetError, Manifest, Shard
 
 INDEX_DTYPE = np.dtype([("uid", "<i8"), ("target", "<i8"), ("offset", "<i8"), ("size", "<i8")])
 INDEX_HEADER = 4096  # bytes; more than the header of such an array can have
@@ -80,7 +80,8 @@ def _entries_fault(index: NDArray[np.void], shard: Shard, targets: int) -> str |
         return None
     if index["uid"].min() < 0:
         return "has a negative uid"
-    if index["target"].min() < 0 or index["target"].max() >= targets:
+    lowest = UNKNOWN if shard.kind == "unlabelled" else 0
+    if index["target"].min() < lowest or index["target"].max() >= targets:
         return f"has a target that is not one of the {targets} that {shard.kind} shards may have"
     if index["size"].min() <= 0 or index["size"].max() > LARGEST_IMAGE:
         return f"has an image of no byte, or of more than {LARGEST_IMAGE:,}"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.cache import Fetch, NodeCache
-from sptnet.data.files import open_regular
+from sptnet.data.files import open_regular, read_regular
 from sptnet.data.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,
@@ -20,6 +20,7 @@ from sptnet.data.manifest import (
     parse_manifest,
     read_manifest,
 )
+from sptnet.data.paths import largest_paths, parse_paths
 from sptnet.data.remote import Remote, is_url
 from sptnet.data.shard_index import index_size, parse_index, read_index
 
@@ -43,6 +44,9 @@ class Store(Protocol):
 
     def entries(self, shard: Shard) -> NDArray[np.void]:
         """The shard's index, [samples] of INDEX_DTYPE; raises DatasetError."""
+
+    def paths(self, shard: Shard) -> list[str] | None:
+        """Where the shard's samples came from, [samples], or None where it is not kept; raises DatasetError."""
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
         """Begin to fetch what will be opened soon; returns at once."""
@@ -71,6 +75,15 @@ class LocalStore:
 
     def entries(self, shard: Shard) -> NDArray[np.void]:
         return read_index(self.root, self.manifest, shard)
+
+    def paths(self, shard: Shard) -> list[str] | None:
+        if shard.paths is None:
+            return None
+        try:
+            encoded = read_regular(self.root / shard.paths, largest_paths(shard))
+        except OSError as error:
+            raise DatasetError(f"{self.where(shard.paths)} cannot be read: {error.strerror}") from None
+        return parse_paths(encoded, shard, self.where(shard.paths))
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
         pass
@@ -108,6 +121,11 @@ class RemoteStore:
         descriptor = self._cache.open(shard.index_sha256, size, self._fetch(shard.index, size))
         with os.fdopen(descriptor, "rb") as file:
             return parse_index(file.read(size + 1), shard, self.manifest.targets(shard.kind), self.where(shard.index))
+
+    def paths(self, shard: Shard) -> list[str] | None:
+        if shard.paths is None:
+            return None
+        return parse_paths(self._remote.read(shard.paths, largest_paths(shard)), shard, self.where(shard.paths))
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
         for shard in shards:

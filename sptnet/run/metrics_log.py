@@ -168,9 +168,12 @@ class MetricsLog:
             return
         self._append([{"step": done, "evaluation": results}])
         for protocol, result in results.items():
-            named = {f"{protocol}/{name}": result[name] for name in ("all", "old", "new", "classes_used")}
+            known = result["all"] is not None
+            named = {f"{protocol}/{name}": result[name] for name in ("all", "old", "new", "classes_used") if known}
             self.trackers.log(named, done - 1)  # with the last step before it: a continued run keeps that one
-            shares = "/".join(f"{result[name]:.3f}" for name in ("all", "old", "new"))
-            self.line(f"step {done}: {protocol} All/Old/New {shares} ({result['samples']} images)")
+            shares = "/".join(f"{result[name]:.3f}" for name in ("all", "old", "new")) if known else ""
+            used = f"{result['classes_used']} of {result['classes']} classes in use"
+            told_of = f"All/Old/New {shares}" if known else used
+            self.line(f"step {done}: {protocol} {told_of} ({result['samples']} images)")
             if told := collapse(result):
                 self.line(f"warning: step {done}: {protocol}: {told}")

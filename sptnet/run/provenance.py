@@ -98,13 +98,14 @@ def describe(
     """The facts of the header, by name."""
     strategy, schedule = learner.strategy, learner.schedule
     processes, batch = strategy.launch.world_size, config.data.batch_size
+    num_new = learner.strategy.module.head.num_classes - manifest.num_old
     counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
     return {
         "method": config.method + (f", from {config.init}" if config.init else ""),
         "start": f"continues from {checkpoint}" if checkpoint else "from the first step",
         "strategy": f"{strategy.launch.strategy} ({strategy.wrapper}), {processes} x {strategy.device.type}",
         "mixed precision": strategy.launch.precision,
-        "data": f"{manifest.name}: {counts}; {manifest.num_old} old classes of {len(manifest.classes)}",
+        "data": f"{manifest.name}: {counts}; {manifest.num_old} old classes, {num_new} new",
         "batch": f"{batch} = {processes} x {batch // processes}, {order.steps_per_epoch} steps per epoch",
         "model": f"{config.model.backbone} at {config.model.image_size} px",
         "parameters": f"{size.trained:,} trained, {size.frozen:,} frozen, {size.prompt:,} prompt",

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from sptnet.config import Config, flat
+from sptnet.config_file import keys_of
 from sptnet.data.manifest import Manifest
 from sptnet.method.model import PromptedViT
 from sptnet.run.checkpoint import CheckpointError, Facts, checkpoints, digest, is_of_run, read_facts, read_tensors
@@ -150,6 +151,8 @@ def _below(key: str, sections: Sequence[str]) -> bool:
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], allow: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
+    usual = {name: field.get_default(call_default_factory=True) for name, field in keys_of()}
     for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key) and not _below(key, allow):
-            yield key, old.get(key), new.get(key)
+        before = old.get(key, usual.get(key))  # a key that is newer than the checkpoint
+        if before != new.get(key) and not _below(key, allow):
+            yield key, before, new.get(key)

@@ -102,6 +102,8 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def _cell(results: Sequence[dict[str, Any]]) -> str:
+    if len(results) == 1 and results[0]["all"] is None:
+        return f"{results[0]['classes_used']} of {results[0].get('classes', '?')} classes used"
     cells = []
     for name in NAMES:
         values = [100 * result[name] for result in results if known(result[name])]

@@ -1,0 +1,118 @@
+"""Images whose classes nobody knows: some folders are named, the rest is to be sorted."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from sptnet_shards.source import UNKNOWN, Folder, Item, Source, SourceCommand, SourceError, need_folder
+
+LABELLED, UNLABELLED, TEST = "labelled", "unlabelled", "test"  # before a path, where folders lie apart
+
+
+def of_unknown(
+    name: str, train: list[Item], test: list[Item], read: Callable[[str], bytes], num_new: int | None
+) -> Source:
+    """A source whose training images are labelled, of old classes, or of a class that nobody knows.
+
+    Classes that only test images have are new, and known there.
+
+    Raises:
+        SourceError: nothing is labelled, or nothing is unlabelled.
+    """
+    old = sorted({item.class_name for item in train} - {UNKNOWN})
+    new = sorted({item.class_name for item in test} - set(old))
+    labelled = frozenset(i for i, item in enumerate(train) if item.class_name != UNKNOWN)
+    if not labelled:
+        raise SourceError(f"{name} has no labelled image: sptnet needs some classes with names to learn from")
+    if len(labelled) == len(train):
+        raise SourceError(f"{name} has no unlabelled image: there is nothing to be sorted")
+    if num_new is not None and num_new < len(new):
+        raise SourceError(f"--new is {num_new}, and the test images alone have {len(new)} classes that are not old")
+    remarks = []
+    if num_new is None:
+        remarks.append(
+            "how many new classes there are is not known yet: give --new N here, model.num_new=N when training, or "
+            "estimate it by `sptnet estimate-k`"
+        )
+    return Source(name, [*old, *new], len(old), train, test, read, remarks=remarks, labelled=labelled, num_new=num_new)
+
+
+class _Apart:
+    """Reads `labelled/...`, `unlabelled/...` and `test/...` below folders that may lie anywhere."""
+
+    def __init__(self, folders: dict[str, Folder]):
+        self.folders = folders
+
+    def __call__(self, where: str) -> bytes:
+        part, _, path = where.partition("/")
+        return self.folders[part](path)
+
+
+def _classes(part: str, files: Folder) -> list[Item]:
+    items = []
+    for name in files.class_folders(""):
+        found = files.images(name, name)
+        if not found:
+            raise SourceError(f"{files.root / name} holds no image: remove it, or put some there")
+        items += found
+    if not items:
+        raise SourceError(f"{files.root} has no class folders: every folder in it is a class, named by the folder")
+    return [item._replace(where=f"{part}/{item.where}") for item in items]
+
+
+def source(labelled: Path, unlabelled: Path, num_new: int | None, test: Path | None, name: str | None) -> Source:
+    """Class folders, all of them old and all their images labelled, and a tree of images of any depth.
+
+    Raises:
+        SourceError: a folder that is missing, empty, or inside of another one.
+    """
+    roots = {LABELLED: labelled, UNLABELLED: unlabelled} | ({} if test is None else {TEST: test})
+    real = {part: os.path.realpath(need_folder(root)) for part, root in roots.items()}
+    for part, path in real.items():
+        for other, above in real.items():
+            if part != other and (path == above or path.startswith(os.path.join(above, ""))):
+                raise SourceError(f"{roots[part]} lies inside of {roots[other]}: its images would be there twice")
+    folders = {part: Folder(root) for part, root in roots.items()}
+    train = _classes(LABELLED, folders[LABELLED])
+    rest = folders[UNLABELLED].images(UNKNOWN, "")
+    if not rest:
+        raise SourceError(f"{unlabelled} holds no image: there is nothing to be sorted")
+    train += [item._replace(where=f"{UNLABELLED}/{item.where}") for item in rest]
+    tested = [] if test is None else _classes(TEST, folders[TEST])
+    return of_unknown(name or labelled.resolve().name, train, tested, _Apart(folders), num_new)
+
+
+def _new(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0 and len(text) < 8):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of classes")
+    return int(text)
+
+
+def add_new(command: argparse.ArgumentParser) -> None:
+    """How many new classes there are, where somebody knows it."""
+    command.add_argument(
+        "--new", type=_new, metavar="N", help="how many new classes there are; it may be said later, or estimated"
+    )
+
+
+def _add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("labelled", type=Path, help="class folders: all of them are old, all their images labelled")
+    command.add_argument("unlabelled", type=Path, help="the images to be sorted, in folders of any depth")
+    command.add_argument("--test", type=Path, help="class folders to measure on; new classes may be among them")
+    command.add_argument("--name", help="name of the dataset (default: that of LABELLED)")
+    add_new(command)
+
+
+COMMANDS = [
+    SourceCommand(
+        "discover",
+        "images to be sorted, and named examples of some classes",
+        "Expects a folder with a folder of images for each class that is known, and a folder with all images that are "
+        "to be sorted into these classes and new ones. Nobody needs to know what is in it.",
+        _add_arguments,
+        lambda arguments: source(
+            arguments.labelled, arguments.unlabelled, arguments.new, arguments.test, arguments.name
+        ),
+    )
+]
