@@ -4,7 +4,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from sptnet_shards.source import Item, Source, SourceError
+from sptnet_shards.source import UNKNOWN, Item, Source, SourceError
 
 from sptnet.data.fields import name_fault
 
@@ -14,7 +14,7 @@ def check_source(source: Source) -> None:
     if fault := name_fault(source.name):
         raise SourceError(f"the dataset's name {source.name!a} {fault}: give another one with --name")
     check_classes(source.name, source.classes)
-    known = set(source.classes)
+    known = {*source.classes, *([UNKNOWN] if source.unknown else [])}
     for item in (*source.train, *source.test):
         if item.class_name not in known:
             raise SourceError(f"{item.where} is of class {item.class_name!r}, which training does not have")

@@ -26,7 +26,7 @@ from sptnet_shards.plan import Settings
 from sptnet_shards.progress import ShardProgress
 from sptnet_shards.protocol import deviation
 from sptnet_shards.published import FORCED, PARTS, check_published
-from sptnet_shards.show import CONTACT_SHEET, classes_without_samples, contact_sheet, table
+from sptnet_shards.show import CONTACT_SHEET, classes_told, classes_without_samples, contact_sheet, table
 from sptnet_shards.source import SourceCommand, SourceError
 from sptnet_shards.verify import verify
 from sptnet_shards.workers import cores
@@ -207,7 +207,7 @@ def shown(line: str) -> str:
 
 def _told(root: Path, manifest: Manifest) -> None:
     counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
-    _say(f"{root}: {manifest.name}, {counts}; {manifest.num_old} old classes of {len(manifest.classes)}")
+    _say(f"{root}: {manifest.name}, {counts}; {classes_told(manifest)}")
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> None:

@@ -1,0 +1,69 @@
+"""What is unknown stays unknown: training never looks at it, and no accuracy is made of it."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from sptnet.cli import main
+from sptnet.data.manifest import UNKNOWN, read_manifest
+from sptnet.data.shard_index import INDEX_DTYPE
+
+
+def with_targets(root, draw):
+    """Overwrite the targets of unlabelled samples in indexes and manifest; `draw(n)` gives them."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        if shard["kind"] == "unlabelled":
+            path = root / shard["index"]
+            content = bytearray(path.read_bytes())
+            begin = len(content) - shard["samples"] * INDEX_DTYPE.itemsize
+            entries = np.frombuffer(content[begin:], INDEX_DTYPE).copy()
+            entries["target"] = draw(len(entries))
+            path.write_bytes(content[:begin] + entries.tobytes())
+            shard["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return manifest
+
+
+@pytest.mark.parametrize("method", ["simgcd", "sptnet"])
+def test_the_weights_are_the_same_bit_for_bit_whatever_unlabelled_targets_say(before, method):
+    config = yaml.safe_load((before / method / "config.yaml").read_text())
+    config |= {"init": None, "schedule": config["schedule"] | {"epochs": 1}}
+    noise = np.random.default_rng(0)
+    written = []
+    for name, draw in (("truth", None), ("noise", lambda n: noise.integers(0, 6, n)), ("unknown", lambda n: UNKNOWN)):
+        if draw is not None:
+            manifest = with_targets(before / "data", draw)
+            if name == "unknown":
+                manifest |= {"schema": "sptnet-shards/3", "unknown": True, "num_new": 3}
+            (before / "data" / "manifest.json").write_text(json.dumps(manifest))
+        (before / "c.yaml").write_text(yaml.safe_dump(config | {"run": name}))
+        assert main(["train", "c.yaml"]) == 0
+        written.append((before / name / "model.safetensors").read_bytes())
+    assert written[0] == written[1] == written[2]
+    metrics = json.loads((before / "unknown" / "metrics.json").read_text())
+    assert metrics["unlabelled"]["all"] is None
+    assert sum(metrics["unlabelled"]["sizes"]) == metrics["unlabelled"]["unknown"] == 81
+    assert metrics["test"]["all"] is not None
+    assert main(["report", "unknown", "truth"]) == 0
+    assert main(["eval", "unknown"]) == 0
+
+
+def test_a_number_of_classes_that_nobody_said_is_one_line(before, capsys):
+    manifest = with_targets(before / "data", lambda n: UNKNOWN)
+    manifest |= {"schema": "sptnet-shards/3", "unknown": True, "classes": manifest["classes"][:3], "num_old": 3}
+    (before / "data" / "manifest.json").write_text(json.dumps(manifest))
+    with open(before / "data" / "manifest.json") as file:
+        manifest = json.load(file)
+    manifest["shards"] = [shard for shard in manifest["shards"] if shard["kind"] != "test"]
+    manifest["protocol"] = {}
+    (before / "data" / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(before / "data").new_classes() is None
+    config = yaml.safe_load((before / "simgcd" / "config.yaml").read_text())
+    (before / "c.yaml").write_text(yaml.safe_dump(config | {"run": "fresh"}))
+    assert main(["train", "c.yaml"]) == 2
+    assert "nobody has said how many new classes" in capsys.readouterr().err
+    assert main(["train", "c.yaml", "model.num_new=4"]) == 0
+    assert json.loads((before / "fresh" / "metrics.json").read_text())["unlabelled"]["classes"] == 7
