@@ -86,6 +86,9 @@ def entry() -> NoReturn:
     if os.name != "posix":
         sys.exit("error: sptnet runs on Linux and macOS; on Windows use WSL")
     code = main()
+    if code == INTERRUPTED:  # Python ends by SIGINT where KeyboardInterrupt came through an exec, though it was caught
+        sys.stderr.flush()
+        os._exit(code)
     if "torch" in sys.modules:  # there may be a process group, which must not be torn down by the interpreter
         from sptnet.strategy.collectives import exit_process
 
