@@ -70,7 +70,7 @@ def train(config: Config) -> bool:
             log.summary(f"sptnet train: {config.run}", header)
             for warning in warnings(config, run.schedule, run.learner.strategy.module.train_from_block):
                 log.line(f"warning: {warning}")
-            finished = run_steps(run, log, stop) == run.schedule.total_steps
+            finished = run_steps(run, log, stop)
         run.learner.strategy.accelerator.wait_for_everyone()
         if run.lock is not None:
             run.lock.release()
@@ -199,8 +199,8 @@ def build_optimizer(spec: OptimizerConfig, model: nn.Module) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=spec.lr)
 
 
-def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> int:
-    """Take the steps that are left, or those until asked to stop; returns how many are done, from the run's first."""
+def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
+    """Take the steps that are left, or those until asked to stop; returns whether the run is finished."""
     config, total, done = run.config, run.schedule.total_steps, run.start
     # asked to stop, or killed, before it was evaluated: a checkpoint comes first
     stopped = run.evaluation_is_due(done) and not evaluate_now(run, log, done, stop)
@@ -226,7 +226,7 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> int:
     if stopped:
         again = "the same command" if config.resume.source == "auto" else "the same command with resume=auto"
         log.line(f"asked to stop after step {done} of {total}: {again} continues")
-    return -1 if stopped else done
+    return not stopped
 
 
 def take_step(run: Run, batch: Batch) -> GCDTerms | None:

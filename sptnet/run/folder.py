@@ -94,8 +94,8 @@ def open_run(config: Config, start: int) -> None:
 
 def is_before(record: dict[str, Any], start: int) -> bool:
     """Whether a line of metrics.jsonl tells of what was done before step `start` was taken."""
-    # an evaluation is numbered by the steps done before it
-    return bool(record["step"] < start + ("evaluation" in record))
+    # an evaluation is numbered by the steps done before it; one at `start` is made again
+    return bool(record["step"] < start)
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
