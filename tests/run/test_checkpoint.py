@@ -102,7 +102,7 @@ def test_killed_while_it_writes_the_newest_complete_one_loads(tmp_path):
         process = context.Process(target=_write_for_ever, daemon=True, args=(tmp_path, steps[-1] + 1))
         process.start()
         end = time.monotonic() + 60
-        while not checkpoints(tmp_path):
+        while not (there := checkpoints(tmp_path)) or int(there[-1].name[5:]) <= steps[-1]:
             assert time.monotonic() < end, "no checkpoint appeared"
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.1))
@@ -112,8 +112,8 @@ def test_killed_while_it_writes_the_newest_complete_one_loads(tmp_path):
         facts = read_facts(newest)
         assert read_tensors(newest, facts)["model.a"][7] == 7 + facts.step
         steps.append(facts.step)
-    assert steps == sorted(steps)
-    assert steps[-1] > 20
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= 20
 
 
 def test_damage_is_told(tmp_path):
