@@ -4,24 +4,27 @@ A tar of training samples usually holds labelled and unlabelled ones together, s
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from pydantic_core import from_json
 from sptnet_shards.checks import check_classes, near_duplicates
+from sptnet_shards.discover import of_unknown
 from sptnet_shards.plan import Settings
 from sptnet_shards.progress import Scan
 from sptnet_shards.protocol import labelled_positions
-from sptnet_shards.source import Item, Source, SourceError, need_classes
+from sptnet_shards.source import UNKNOWN, Item, Source, SourceError, need_classes
 from sptnet_shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
 from sptnet_shards.writer import write_index
 
 from sptnet.data.fields import LONGEST_NAME, is_file_name, name_fault
 from sptnet.data.files import LARGEST_IMAGE, file_sha256
 from sptnet.data.manifest import KINDS, MANIFEST, Kind, Manifest, Shard, write_manifest
+from sptnet.data.manifest import UNKNOWN as UNKNOWN_TARGET
 from sptnet.data.shard_index import INDEX_DTYPE
 
 LONGEST_LABEL = 2**20  # bytes of a .cls or .json
@@ -94,6 +97,8 @@ def _samples(path: Path, json_key: str, scan: Scan, remarks: list[str]) -> list[
         raise SourceError(f"{path} cannot be read as a tar: {error.strerror}") from None
     except TarError as error:
         raise SourceError(f"{path} cannot be read as a tar: {error}") from None
+    if images and not labels:  # somebody left all of them out; one image without a label among others lost it
+        return [Found(path.name, UNKNOWN, offset, size) for offset, size in images.values()]
     if lacking := next((key for key in images if key not in labels), None):
         raise SourceError(f"{path}: image {lacking!r} has neither .cls nor .json")
     if not images:
@@ -148,16 +153,24 @@ def _digests(root: Path, tars: Sequence[str]) -> dict[str, str]:
 
 
 def index(
-    root: Path, train: Sequence[Path], test: Sequence[Path], num_old: int, settings: Settings, name: str, json_key: str
+    root: Path,
+    train: Sequence[Path],
+    test: Sequence[Path],
+    num_old: int | None,
+    settings: Settings,
+    name: str,
+    json_key: str,
+    num_new: int | None = None,
 ) -> Indexed:
     """Write indexes and a manifest beside tars.
 
     The uid of a sample is its position in the tars, taken by name; its class is what its .cls says, else the key
-    `json_key` of its .json. The first `num_old` classes, by number or name, are old.
+    `json_key` of its .json. The first `num_old` classes, by number or name, are old. Where tars for training have no
+    label at all, nobody knows their images' classes: all other images for training are labelled, of old classes.
 
     Raises:
         SourceError: a tar outside of `root`, no tar or a hostile one, a tar in both parts, a sample without label, an
-            impossible `num_old`.
+            impossible `num_old`, or one that is not needed, or not said.
     """
     if os.path.lexists(root / MANIFEST):
         raise SourceError(f"{root} has a {MANIFEST} already: remove it to index again")
@@ -171,18 +184,11 @@ def index(
         part: [sample for path in sorted(tars) for sample in _samples(path, json_key, scan, remarks)]
         for part, tars in (("train", train), ("test", test))
     }
-    labels = {sample.label for sample in found["train"]}
-    if not labels:
-        raise SourceError(f"{root} has no image in its tars for training ({', '.join(IMAGE_MEMBERS)})")
-    if long := next((label for label in labels if len(label) > LONGEST_NAME), None):
-        raise SourceError(f"{root} has a label of {len(long)} characters, no class has: {long[:40]!a}...")
-    classes = _class_order(labels)
-    check_classes(str(root), classes)
-    need_classes(root, classes, (sample.label for sample in found["test"]), num_old)
-    items = {part: [Item(s.label, s.tar, s.size) for s in samples] for part, samples in found.items()}
-    source = Source(name, classes, num_old, items["train"], items["test"], lambda where: b"")
-    labelled = labelled_positions(source, settings.labelled_fraction, settings.seed)
-    rows = _rows(found, classes, labelled)
+    source = _source(root, name, found, num_old, num_new)
+    labelled = source.labelled
+    if labelled is None:
+        labelled = frozenset(labelled_positions(source, settings.labelled_fraction, settings.seed))
+    rows = _rows(found, source.classes, labelled)
     protocol = {
         "seed": settings.seed,
         "labelled_fraction": settings.labelled_fraction,
@@ -191,16 +197,45 @@ def index(
     }
     digests = _digests(root, sorted({tar for tar, _ in rows}))
     try:
-        manifest = Manifest(name, classes, num_old, protocol, _write(root, rows, digests))
+        shards = _write(root, rows, digests)
+        manifest = Manifest(
+            name, source.classes, source.num_old, protocol, shards, num_new=source.num_new, unknown=source.unknown
+        )
         write_manifest(root, manifest)
     except OSError as error:
         raise SourceError(f"{error.filename or root} cannot be written: {error.strerror}") from None
-    return Indexed(manifest, [*remarks, *near_duplicates(classes)])
+    return Indexed(manifest, [*remarks, *source.remarks, *near_duplicates(source.classes)])
 
 
-def _rows(found: dict[str, list[Found]], classes: list[str], labelled: set[int]) -> Rows:
+def _source(root: Path, name: str, found: dict[str, list[Found]], num_old: int | None, num_new: int | None) -> Source:
+    """Classes and images, checked; raises SourceError."""
+    labels = {sample.label for sample in found["train"]} - {UNKNOWN}
+    if not found["train"]:
+        raise SourceError(f"{root} has no image in its tars for training ({', '.join(IMAGE_MEMBERS)})")
+    if bare := next((sample.tar for sample in found["test"] if sample.label == UNKNOWN), None):
+        raise SourceError(f"{root / bare} is for testing, and has no label at all: there is nothing to measure on")
+    if long := next((label for label in labels if len(label) > LONGEST_NAME), None):
+        raise SourceError(f"{root} has a label of {len(long)} characters, no class has: {long[:40]!a}...")
+    train, test = ([Item(s.label, s.tar, s.size) for s in found[part]] for part in ("train", "test"))
+    if any(item.class_name == UNKNOWN for item in train):
+        if num_old is not None:
+            raise SourceError(f"{root} has tars without labels: all its classes are old, leave --old out")
+        source = of_unknown(name, train, test, lambda where: b"", num_new)
+        old, new = _class_order(labels), _class_order(set(source.classes) - labels)
+        source = replace(source, classes=[*old, *new])
+    elif num_old is None or num_new is not None:
+        raise SourceError(f"{root} has labels in all its tars: say by --old which are old; --new is for tars without")
+    else:
+        classes = _class_order(labels)
+        need_classes(root, classes, (sample.label for sample in found["test"]), num_old)
+        source = Source(name, classes, num_old, train, test, lambda where: b"")
+    check_classes(str(root), source.classes)
+    return source
+
+
+def _rows(found: dict[str, list[Found]], classes: list[str], labelled: Set[int]) -> Rows:
     rows: Rows = {}
-    targets = {label: target for target, label in enumerate(classes)}
+    targets = {UNKNOWN: UNKNOWN_TARGET} | {label: target for target, label in enumerate(classes)}
     for part, samples in found.items():
         for uid, sample in enumerate(samples):
             kind: Kind = "test" if part == "test" else "labelled" if uid in labelled else "unlabelled"

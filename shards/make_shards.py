@@ -20,6 +20,7 @@ if __name__ == "__main__":
 from rich.console import Console
 from sptnet_shards import aircraft, cifar, csv_list, cub, digits, discover, herbarium_19, imagefolder, imagenet, scars
 from sptnet_shards.convert import convert
+from sptnet_shards.discover import add_new
 from sptnet_shards.images import SUFFIX, Resize
 from sptnet_shards.index import index
 from sptnet_shards.plan import Settings
@@ -159,7 +160,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("dir", type=Path, help="the folder of the tars, where indexes and manifest are written")
     command.add_argument("--train", default="train*.tar", help="which tars are for training (default: %(default)s)")
     command.add_argument("--test", default="test*.tar", help="which tars are for testing (default: %(default)s)")
-    command.add_argument("--old", type=positive, required=True, help="how many classes, the first, are old")
+    command.add_argument("--old", type=positive, help="how many classes, the first, are old (not if tars lack labels)")
+    add_new(command)
     command.add_argument("--json-key", default="label", help="where a .json has the class (default: %(default)s)")
     command.add_argument("--name", help="name of the dataset (default: that of the folder)")
     _add_protocol(command)
@@ -248,7 +250,7 @@ def _index(arguments: argparse.Namespace, console: Console) -> None:
         raise SourceError(f"{root} has no {arguments.train}")
     settings = Settings(arguments.labelled_fraction, arguments.seed)
     name = arguments.name or root.resolve().name
-    manifest, remarks = index(root, train, test, arguments.old, settings, name, arguments.json_key)
+    manifest, remarks = index(root, train, test, arguments.old, settings, name, arguments.json_key, arguments.new)
     _told(root, manifest)
     _warn(remarks)
 

@@ -15,7 +15,7 @@ from sptnet_shards.workers import run_all
 
 from sptnet.data.files import file_sha256, open_regular, read_regular
 from sptnet.data.image import DecodeError, decode
-from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, read_manifest
+from sptnet.data.manifest import KINDS, UNKNOWN, DatasetError, Manifest, Shard, read_manifest
 from sptnet.data.paths import largest_paths, parse_paths
 from sptnet.data.shard_index import read_index
 
@@ -132,6 +132,9 @@ def _against_others(path: Path, index: NDArray[np.void], content: _Content, clas
         first = begin if first is None else first
         if begin != first:
             yield f"{path}: image {key} lies where the index has sample {uid}"
+        elif target == UNKNOWN:
+            if key in content.labels:
+                yield f"{path}: sample {uid} is unknown in the index, and {content.labels[key]} in the tar"
         elif (label := content.labels.get(key, classes[target])) != classes[target]:
             yield f"{path}: sample {uid} has target {target} in the index, {classes[target]}, and {label} in the tar"
 

@@ -1,5 +1,6 @@
 """Images whose classes nobody knows: how they are sharded, and what is kept of where they came from."""
 
+import io
 import json
 import tarfile
 
@@ -137,3 +138,37 @@ def test_damaged_paths_are_noticed(folders, capsys):
     (folders / "out" / shard.paths).write_text(json.dumps("pile/0.png") + "\n")
     assert main(["verify", str(folders / "out")]) == 1
     assert "is not the file that the manifest means (sha256)" in "".join(capsys.readouterr())
+
+
+def tar(path, labels):
+    """A WebDataset tar of an image for each label; None: without one."""
+    with tarfile.open(path, "w") as out:
+        for number, label in enumerate(labels):
+            content = io.BytesIO()
+            Image.fromarray(DRAWS.integers(0, 256, (8, 8, 3), np.uint8)).save(content, "PNG")
+            members = {"png": content.getvalue()} | ({} if label is None else {"cls": str(label).encode()})
+            for suffix, data in members.items():
+                member = tarfile.TarInfo(f"{path.stem}-{number}.{suffix}")
+                member.size = len(data)
+                out.addfile(member, io.BytesIO(data))
+
+
+def test_tars_without_labels_beside_labelled_ones(tmp_path, capsys):
+    tar(tmp_path / "train-0.tar", [2, 10, 2, 10])
+    tar(tmp_path / "train-1.tar", [None] * 5)
+    tar(tmp_path / "test-0.tar", [2, 11])
+    assert main(["index", str(tmp_path), "--old", "1"]) == 1
+    assert "has tars without labels: all its classes are old, leave --old out" in capsys.readouterr().err
+    assert main(["index", str(tmp_path), "--new", "3"]) == 0
+    manifest = read_manifest(tmp_path)
+    assert (manifest.classes, manifest.num_old, manifest.new_classes()) == (["2", "10", "11"], 2, 3)
+    assert (manifest.samples("labelled"), manifest.samples("unlabelled")) == (4, 5)
+    (shard,) = manifest.of_kind("unlabelled")
+    assert set(LocalStore(tmp_path).entries(shard)["target"].tolist()) == {UNKNOWN}
+    assert main(["verify", str(tmp_path), "--decode"]) == 0
+
+
+def test_an_image_that_lost_its_label_among_others_is_an_error(tmp_path, capsys):
+    tar(tmp_path / "train-0.tar", [0, 1, None, 1])
+    assert main(["index", str(tmp_path), "--old", "1"]) == 1
+    assert "has neither .cls nor .json" in capsys.readouterr().err
