@@ -138,7 +138,7 @@ def test_index_says_what_is_wrong(others, capsys):
     assert "--old 3 must leave" in told("--old", "3")
     assert "has no nothing*.tar" in told("--old", "2", "--train", "nothing*.tar")
     assert "is --json-key right?" in told("--old", "2", "--json-key", "target")
-    write_tar(others / "train-9.tar", [("x.png", png())])
+    write_tar(others / "train-9.tar", [("x.png", png()), ("y.png", png()), ("y.cls", b"0")])
     assert "image 'x' has neither .cls nor .json" in told("--old", "2")
     write_tar(others / "train-9.tar", [("x.png", png()), ("x.cls", b"7")])
     write_tar(others / "test-9.tar", [("y.png", png()), ("y.cls", b"8")])
