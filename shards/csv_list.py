@@ -48,7 +48,7 @@ def source(path: Path, num_old: int, name: str | None = None) -> Source:
         parts[part].append(files.item(label, where))
     classes = sorted({item.class_name for item in parts["train"]})
     need_classes(path, classes, (item.class_name for item in parts["test"]), num_old)
-    return Source(name or path.stem, classes, num_old, parts["train"], parts["test"], files)
+    return Source(path.stem if name is None else name, classes, num_old, parts["train"], parts["test"], files)
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:

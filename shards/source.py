@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import posixpath
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,6 +16,7 @@ from sptnet_shards.progress import Scan
 from sptnet.data.files import LARGEST_IMAGE, read_regular
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+NO_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows puts into folders
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
 
@@ -89,6 +92,7 @@ class Folder:
 
     def __init__(self, root: Path, listed: bool = False):
         self.root, self.listed = root, listed
+        self.passed_over: Counter[str] = Counter()  # suffixes of files that were no images by them
         self._scan = Scan("files")
         self._real = lru_cache(maxsize=1024)(os.path.realpath)
 
@@ -101,6 +105,8 @@ class Folder:
     def item(self, class_name: str, where: str) -> Item:
         """An item of a file that must be there; raises SourceError."""
         self._scan.count()
+        if self.listed and where:
+            where = posixpath.normpath(where)  # one name for a file that a list calls a.jpg and ./a.jpg
         try:
             told = os.stat(self._path(where))
         except OSError as error:
@@ -120,8 +126,11 @@ class Folder:
                 if os.path.islink(path := os.path.join(directory, name)):
                     raise SourceError(f"{path} is a link to a folder, which is not followed: put the folder there")
             for name in files:
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix in IMAGE_SUFFIXES and not name.startswith("."):
                     found.append(os.path.relpath(os.path.join(directory, name), self.root))
+                elif not name.startswith(".") and name.lower() not in NO_IMAGES:
+                    self.passed_over[suffix] += 1
         return [self.item(class_name, where) for where in sorted(found)]
 
     def class_folders(self, folder: str) -> list[str]:
