@@ -92,6 +92,7 @@ class Folder:
 
     def __init__(self, root: Path, listed: bool = False):
         self.root, self.listed = root, listed
+        self._prefix = str(root)
         self.passed_over: Counter[str] = Counter()  # suffixes of files that were no images by them
         self._scan = Scan("files")
         self._real = lru_cache(maxsize=1024)(os.path.realpath)
@@ -141,15 +142,15 @@ class Folder:
         except OSError as error:
             _cannot_be_listed(error)
 
-    def _path(self, where: str) -> Path:
+    def _path(self, where: str) -> str:
         """The file that `where` names, below the folder; raises SourceError, and OSError where it cannot be found."""
         if where.startswith("/") or ".." in where.split("/") or "\0" in where:
             raise SourceError(f"{where!r} is not a path below {self.root}: the list that names it is not to be trusted")
-        path = self.root / where
+        path = os.path.join(self._prefix, where)  # as text: this is asked for every image
         if self.listed:
             # the folders' links are looked up once, the file's own each time
-            real = self._real(path.parent)
-            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real, path.name)
+            folder, name = os.path.split(path)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(self._real(folder), name)
             if not real.startswith(os.path.join(self._real(self.root), "")):
                 raise SourceError(f"{path} is a link that leads out of {self.root}: put the image itself there")
         return path
