@@ -66,6 +66,7 @@ def convert(source: Source, out: Path, settings: Settings, workers: int, progres
                     (out / record.LOCK).unlink(missing_ok=True)
                 raise
             written = _write_missing(out, planned, source, settings, workers, progress)
+            _need_images(out, planned, written)
             manifest = _manifest(source, settings, planned, written)
             write_manifest(out, manifest)
             record.remove(out)
@@ -140,6 +141,15 @@ def _contents(path: Path, index: NDArray[np.void]) -> NDArray[np.uint64]:
         )
     finally:
         os.close(descriptor)
+
+
+def _need_images(out: Path, planned: list[Planned], written: list[Written]) -> None:
+    """Raise SourceError where bad images were left out until nothing was left of a kind."""
+    left = {shard.kind: 0 for shard in planned}
+    for done in written:
+        left[done.shard.kind] += done.shard.samples
+    if empty := next((kind for kind, images in left.items() if not images), None):
+        raise SourceError(f"{out} would have no {empty} image: all of them are bad, none decodes or can be stored")
 
 
 def _manifest(source: Source, settings: Settings, planned: list[Planned], written: list[Written]) -> Manifest:

@@ -75,7 +75,7 @@ def source(
     if num_old is None:
         raise SourceError(f"{path} has a class for every image: say by --old, or --old-classes, which are old")
     need_classes(path, classes, (item.class_name for item in parts["test"]), num_old)
-    return Source(name or path.stem, classes, num_old, parts["train"], parts["test"], files)
+    return Source(path.stem if name is None else name, classes, num_old, parts["train"], parts["test"], files)
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:

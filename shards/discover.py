@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sptnet_shards.source import UNKNOWN, Folder, Item, Source, SourceCommand, SourceError, need_folder
@@ -80,7 +81,10 @@ def source(labelled: Path, unlabelled: Path, num_new: int | None, test: Path | N
         raise SourceError(f"{unlabelled} holds no image: there is nothing to be sorted")
     train += [item._replace(where=f"{UNLABELLED}/{item.where}") for item in rest]
     tested = [] if test is None else _classes(TEST, folders[TEST])
-    return of_unknown(name or labelled.resolve().name, train, tested, _Apart(folders), num_new)
+    found = of_unknown(name or labelled.resolve().name, train, tested, _Apart(folders), num_new)
+    left_out = [told for part, files in folders.items() if part != UNLABELLED for told in files.loose_images("")]
+    left_out += [told for files in folders.values() for told in files.other_suffixes()]
+    return replace(found, remarks=[*left_out, *found.remarks])
 
 
 def _new(text: str) -> int:
@@ -104,6 +108,15 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add_new(command)
 
 
+def _build(arguments: argparse.Namespace) -> Source:
+    folders = (arguments.labelled, arguments.unlabelled, arguments.test)
+    found = source(arguments.labelled, arguments.unlabelled, arguments.new, arguments.test, arguments.name)
+    for folder in folders:
+        if folder is not None and arguments.out.resolve().is_relative_to(folder.resolve()):
+            raise SourceError(f"{arguments.out} lies among the images of {folder}: choose a folder outside of it")
+    return found
+
+
 COMMANDS = [
     SourceCommand(
         "discover",
@@ -111,8 +124,6 @@ COMMANDS = [
         "Expects a folder with a folder of images for each class that is known, and a folder with all images that are "
         "to be sorted into these classes and new ones. Nobody needs to know what is in it.",
         _add_arguments,
-        lambda arguments: source(
-            arguments.labelled, arguments.unlabelled, arguments.new, arguments.test, arguments.name
-        ),
+        _build,
     )
 ]

@@ -2,6 +2,7 @@
 
 MARKERS_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD9)}  # of JPEG: TEM, RST0 to RST7, SOI
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15; the three are tables
+SEGMENTS = {*range(256)} - FRAMES - MARKERS_WITHOUT_LENGTH - {0xFF, 0xDA, 0xD9}  # what has a length and is no frame
 MOST_SEGMENTS = 1000
 
 
@@ -42,14 +43,14 @@ def _jpeg(encoded: bytes) -> tuple[int, int] | None:
         if position + 9 > len(encoded) or encoded[position] != 0xFF:
             break
         marker = encoded[position + 1]
-        if marker in FRAMES:
+        if marker in SEGMENTS:
+            position += 2 + max(2, encoded[position + 2] << 8 | encoded[position + 3])
+        elif marker in FRAMES:
             return _big(encoded, position + 7, 2), _big(encoded, position + 5, 2)
-        if marker == 0xFF:  # padding
+        elif marker == 0xFF:  # padding
             position += 1
         elif marker in MARKERS_WITHOUT_LENGTH:
             position += 2
-        elif marker in (0xDA, 0xD9):  # pixels or the end, before any frame
+        else:  # pixels or the end, before any frame
             return None
-        else:
-            position += 2 + max(2, _big(encoded, position + 2, 2))
     return None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sptnet_shards.source import (
     IMAGE_SUFFIXES,
+    TAKEN,
     Folder,
     Item,
     Source,
@@ -34,23 +35,33 @@ def _need_no_parts(root: Path, classes: list[str]) -> None:
         )
 
 
-def _left_out(root: Path, parts: list[str], tested: bool) -> list[str]:
+def _left_out(files: Folder, parts: list[str]) -> list[str]:
     """What lies beside the folders that are read, one sentence each."""
-    told = []
-    for part in parts:
-        if loose := [f for f in sorted(os.listdir(root / part)) if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]:
-            told.append(
-                f"{root / part} has {len(loose)} images outside of class folders, left out: the first is {loose[0]}"
-            )
+    told = [sentence for part in parts for sentence in files.loose_images(part)]
     if parts != [""]:
-        read = {"train", "test"} if tested else {"train"}
-        others = [f.name for f in sorted(root.iterdir()) if f.is_dir() and f.name not in read and f.name[0] != "."]
-        told += [f"{root / name} is left out: only train and test are read" for name in others]
-    return told
+        root = files.root
+        others = [f for f in sorted(root.iterdir()) if f.is_dir() and f.name not in parts and f.name[0] != "."]
+        told += [
+            f"{folder} is left out with its {_count_images(folder):,} images: only {' and '.join(parts)} are read "
+            "(--test FOLDER names the folder of the test part)"
+            for folder in others
+        ]
+    return [*told, *files.other_suffixes()]
 
 
-def source(root: Path, num_old: int | None, name: str | None = None, old_names: str | None = None) -> Source:
+def _count_images(folder: Path) -> int:
+    """Images anywhere below a folder, by their suffixes."""
+    names = (name for _, _, files in os.walk(folder) for name in files if not name.startswith("."))
+    return sum(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names)
+
+
+def source(
+    root: Path, num_old: int | None, name: str | None = None, test: str | None = None, old_names: str | None = None
+) -> Source:
     """The first `num_old` classes, by folder name, are old, or those of `old_names` (see `old_first`).
+
+    Args:
+        test: the folder beside train/ that is the test part; by default test/, if there is one.
 
     Raises:
         SourceError: no folders, no images, a test class that training lacks, or an impossible `num_old`.
@@ -58,8 +69,10 @@ def source(root: Path, num_old: int | None, name: str | None = None, old_names: 
     files = Folder(need_folder(root))
     part = "train" if (root / "train").is_dir() else ""
     classes = files.class_folders(part)
-    has_test = bool(part) and (root / "test").is_dir()
-    tested = files.class_folders("test") if has_test else []
+    if test is not None:
+        _need_test(root, part, test)
+    tests = [test or "test"] if part and (root / (test or "test")).is_dir() else []
+    tested = [name for folder in tests for name in files.class_folders(folder)]
     _need_no_parts(root / part, classes)
     if old_names is not None:
         classes, num_old = old_first(classes, old_names, root)
@@ -67,16 +80,36 @@ def source(root: Path, num_old: int | None, name: str | None = None, old_names: 
     need_classes(root, classes, tested, num_old)
     train = _items(files, part, classes)
     if lacking := sorted(set(classes) - {item.class_name for item in train}):
-        raise SourceError(f"{root / part / lacking[0]} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    remarks = _left_out(root, [part, "test"] if has_test else [part], has_test)
-    test = _items(files, "test", tested)
-    return Source(name or root.resolve().name, classes, num_old, train, test, files, remarks=remarks)
+        raise SourceError(f"{root / part / lacking[0]} holds no image ({TAKEN})")
+    test_items = [item for folder in tests for item in _items(files, folder, tested)]
+    remarks = _left_out(files, [part, *tests])
+    name = root.resolve().name if name is None else name
+    return Source(name, classes, num_old, train, test_items, files, remarks=remarks)
+
+
+def _need_test(root: Path, part: str, test: str) -> None:
+    if not part or test in ("", ".", "..", part) or "/" in test or not (root / test).is_dir():
+        raise SourceError(f"--test {test!a} must be a folder beside {root / 'train'}")
+
+
+def _need_apart(root: Path, out: Path, test: str | None) -> None:
+    """Raise SourceError for an output among the images: the same command, run again, would take it for a class."""
+    parts = [root / "train", root / (test or "test")] if (root / "train").is_dir() else [root]
+    if any(out.resolve().is_relative_to(part.resolve()) for part in parts):
+        raise SourceError(f"{out} lies among the images of {root}: choose a folder outside of it")
+
+
+def _build(arguments: argparse.Namespace) -> Source:
+    built = source(arguments.root, arguments.old, arguments.name, arguments.test, arguments.old_classes)
+    _need_apart(arguments.root, arguments.out, arguments.test)
+    return built
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("root", type=Path, help="folder of class folders, or of train/ and test/ with class folders")
     add_old(command)
     command.add_argument("--name", help="name of the dataset (default: that of the folder)")
+    command.add_argument("--test", metavar="FOLDER", help="folder beside train/ that is the test part (default: test)")
 
 
 COMMANDS = [
@@ -84,8 +117,8 @@ COMMANDS = [
         "imagefolder",
         "your own images, one folder per class",
         "Expects one folder per class, optionally below train/ and test/. Files that are no images by their suffix are "
-        "left alone.",
+        "left out, and counted.",
         _add_arguments,
-        lambda arguments: source(arguments.root, arguments.old, arguments.name, arguments.old_classes),
+        _build,
     )
 ]

@@ -58,7 +58,7 @@ def label_of(text: bytes, suffix: str, json_key: str) -> str:
     """The class that a .cls or .json says; ValueError where it says none."""
     if suffix == "cls":
         return text.decode().strip()
-    found = from_json(text, allow_inf_nan=False)  # of bounded depth, unlike json's own
+    found = from_json(text)  # of bounded depth, unlike json's own; NaN stands beside the labels of some
     if not isinstance(found, dict) or json_key not in found:
         raise ValueError(f"it has no key {json_key!r}")
     value = found[json_key]

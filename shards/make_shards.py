@@ -33,7 +33,7 @@ from sptnet_shards.verify import verify
 from sptnet_shards.workers import cores
 
 from sptnet.data.files import write_whole
-from sptnet.data.manifest import KINDS, DatasetError, Manifest, read_manifest
+from sptnet.data.manifest import KINDS, MANIFEST, DatasetError, Manifest, read_manifest
 
 LARGEST_SIDE = 8192  # pixels of --resize
 INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
@@ -232,15 +232,25 @@ def _show(arguments: argparse.Namespace, console: Console) -> None:
     Console().print(table(manifest))
     if empty := classes_without_samples(arguments.dir, manifest):
         _say(f"classes without samples: {', '.join(empty)}")
+    path = arguments.dir / CONTACT_SHEET if arguments.sheet is None else arguments.sheet
+    _need_sheet(path, arguments.dir, manifest)
     sheet = contact_sheet(arguments.dir, manifest)
     if sheet.bad:
         _warn([f"{len(sheet.bad)} images are shown as a cross, the first: {sheet.bad[0]}"])
-    path = arguments.sheet or arguments.dir / CONTACT_SHEET
     try:
         write_whole(path, sheet.png)
     except OSError as error:
         raise SourceError(f"{path} cannot be written: {error.strerror}") from None
     _say(f"contact sheet: {path}")
+
+
+def _need_sheet(path: Path, root: Path, manifest: Manifest) -> None:
+    """Raise SourceError where a picture would take the place of a folder, a device, or a file of the dataset."""
+    own = {MANIFEST, *(name for shard in manifest.shards for name in (shard.file, shard.index))}
+    if path.name in ("", "..") or (os.path.exists(path) and not os.path.isfile(path)):
+        raise SourceError(f"{path} is no file: give --sheet the name of a picture")
+    if path.name in own and path.parent.resolve() == root.resolve():
+        raise SourceError(f"{path} is a file of the dataset: give --sheet another name")
 
 
 def _index(arguments: argparse.Namespace, console: Console) -> None:
@@ -249,7 +259,7 @@ def _index(arguments: argparse.Namespace, console: Console) -> None:
     if not train:
         raise SourceError(f"{root} has no {arguments.train}")
     settings = Settings(arguments.labelled_fraction, arguments.seed)
-    name = arguments.name or root.resolve().name
+    name = root.resolve().name if arguments.name is None else arguments.name
     manifest, remarks = index(root, train, test, arguments.old, settings, name, arguments.json_key, arguments.new)
     _told(root, manifest)
     _warn(remarks)

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.io import loadmat
 
 from sptnet.data.files import read_regular
@@ -73,7 +74,8 @@ def _read(sending: Connection, content: bytes, variable: str, fields: tuple[str,
         resource.setrlimit(limit, (value, value))
     try:
         found = loadmat(io.BytesIO(content), squeeze_me=True)[variable]
-        columns = {field: found[field].tolist() for field in fields} if fields else {"": found.tolist()}
+        named = {field: found[field] for field in fields} or {"": found}
+        columns = {field: np.atleast_1d(column).tolist() for field, column in named.items()}
         answer = json.dumps({"columns": columns})
     except Exception as error:  # scipy's reader raises whatever damage makes of it; the parent tells
         answer = json.dumps({"fault": f"{type(error).__name__}: {error}"})

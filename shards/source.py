@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import posixpath
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,6 +17,8 @@ from sptnet.data.files import LARGEST_IMAGE, read_regular
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 UNKNOWN = ""  # in the place of a class's name
+TAKEN = ", ".join(sorted(IMAGE_SUFFIXES))
+NO_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows puts into folders
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
 
@@ -102,6 +106,8 @@ class Folder:
 
     def __init__(self, root: Path, listed: bool = False):
         self.root, self.listed = root, listed
+        self._prefix = str(root)
+        self.passed_over: Counter[str] = Counter()  # suffixes of files that were no images by them
         self._scan = Scan("files")
         self._real = lru_cache(maxsize=1024)(os.path.realpath)
 
@@ -114,6 +120,8 @@ class Folder:
     def item(self, class_name: str, where: str) -> Item:
         """An item of a file that must be there; raises SourceError."""
         self._scan.count()
+        if self.listed and where:
+            where = posixpath.normpath(where)  # one name for a file that a list calls a.jpg and ./a.jpg
         try:
             told = os.stat(self._path(where))
         except OSError as error:
@@ -133,9 +141,26 @@ class Folder:
                 if os.path.islink(path := os.path.join(directory, name)):
                     raise SourceError(f"{path} is a link to a folder, which is not followed: put the folder there")
             for name in files:
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                suffix = os.path.splitext(name)[1].lower()
+                if suffix in IMAGE_SUFFIXES and not name.startswith("."):
                     found.append(os.path.relpath(os.path.join(directory, name), self.root))
+                elif not name.startswith(".") and name.lower() not in NO_IMAGES:
+                    self.passed_over[suffix] += 1
         return [self.item(class_name, where) for where in sorted(found)]
+
+    def loose_images(self, folder: str) -> list[str]:
+        """A sentence where images lie in a folder of class folders, outside of these."""
+        path = self.root / folder
+        loose = [f for f in sorted(os.listdir(path)) if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
+        told = f"{path} has {len(loose)} images outside of class folders, left out: the first is {(loose or [''])[0]}"
+        return [told] if loose else []
+
+    def other_suffixes(self) -> list[str]:
+        """A sentence where `images` has passed files over for their suffix."""
+        kinds = ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(self.passed_over.items()))
+        return (
+            [f"{self.root} has files that are left out for their suffix: {kinds}; images are {TAKEN}"] if kinds else []
+        )
 
     def class_folders(self, folder: str) -> list[str]:
         """Names of the folders in a folder, sorted as strings, as torchvision's ImageFolder numbers classes."""
@@ -145,15 +170,15 @@ class Folder:
         except OSError as error:
             _cannot_be_listed(error)
 
-    def _path(self, where: str) -> Path:
+    def _path(self, where: str) -> str:
         """The file that `where` names, below the folder; raises SourceError, and OSError where it cannot be found."""
         if where.startswith("/") or ".." in where.split("/") or "\0" in where:
             raise SourceError(f"{where!r} is not a path below {self.root}: the list that names it is not to be trusted")
-        path = self.root / where
+        path = os.path.join(self._prefix, where)  # as text: this is asked for every image
         if self.listed:
             # the folders' links are looked up once, the file's own each time
-            real = self._real(path.parent)
-            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(real, path.name)
+            folder, name = os.path.split(path)
+            real = os.path.realpath(path) if os.path.islink(path) else os.path.join(self._real(folder), name)
             if not real.startswith(os.path.join(self._real(self.root), "")):
                 raise SourceError(f"{path} is a link that leads out of {self.root}: put the image itself there")
         return path

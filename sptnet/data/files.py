@@ -19,7 +19,7 @@ READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 WRITING = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path | str) -> int:
     """A descriptor of a regular file, for reading; links to one are followed.
 
     Raises:
@@ -35,16 +35,20 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
-def read_regular(path: Path, most: int) -> bytes:
+def read_regular(path: Path | str, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes; raises OSError."""
-    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+    # by descriptor: a conversion reads every image so, and a file object takes as long as a read
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
         if size > most:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, and at most {most:,} are read", str(path))
-        found = file.read(size) or b""
-        while len(found) < size and (more := file.read(size - len(found))):
+        found = os.read(descriptor, size)
+        while len(found) < size and (more := os.read(descriptor, size - len(found))):
             found += more
         return found
+    finally:
+        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:

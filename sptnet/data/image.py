@@ -19,6 +19,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
+from sptnet.data.exif import orientation, upright
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # all that any image is read as; MPO is JPEG to Pillow
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 MAX_ASPECT = 1000  # of the sides
@@ -44,7 +46,7 @@ def decode(encoded: bytes) -> Tensor:
     """Decode an image file to RGB; grey, palette, CMYK, alpha and 16-bit grey images are converted.
 
     Returns:
-        uint8 [3, H, W], channels last in memory. EXIF orientation is not applied, as in the field's ImageFolder.
+        uint8 [3, H, W], channels last in memory; upright, where EXIF data say how the camera was held.
 
     Raises:
         DecodeError: not an image of FORMATS, truncated, or absurdly large.
@@ -56,16 +58,23 @@ def decode(encoded: bytes) -> Tensor:
             try:
                 # bytearray: torch warns of memory that it may not write to
                 pixels = decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8))
-                return pixels.expand(3, -1, -1)
+                return upright(pixels.expand(3, -1, -1), _orientation(image))
             except RuntimeError:
                 pass  # damaged in its eyes; Pillow decides and says what is wrong
-        return from_pillow(_rgb(image))
+        image.load()
+        return upright(from_pillow(_rgb(image)), _orientation(image))
     except DecodeError:
         raise
     except UnidentifiedImageError:
         raise DecodeError(f"is no image of {', '.join(FORMATS)}") from None
     except Exception as error:  # damage makes Pillow's readers raise whatever they stumble over, MemoryError too
         raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the pixels lie; TIFFs are turned by Pillow as it reads them."""
+    exif = image.info.get("exif", b"") if image.format != "TIFF" else b""
+    return orientation(exif) if isinstance(exif, bytes) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

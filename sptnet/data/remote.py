@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import Callback
 
 from sptnet.data.manifest import DatasetError, UnreachableError
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second attempt, doubled for every further one
 LONGEST_TRYING = 480.0  # seconds, all attempts together; collectives of other ranks wait 600 by default
+SLOWEST = 10**6  # bytes/s; files that take longer than LONGEST_TRYING must come as fast
 # what the stores call credentials that must be renewed; trying again does not mend them
 EXPIRED = re.compile(
     "expired.?token|token.{0,40}expired|request.?expired|NoCredentials|InvalidAccessKeyId", re.IGNORECASE
@@ -54,7 +56,7 @@ class Remote:
             if self._protocol in ("s3", "s3a"):
                 filesystem.retries = 1  # its own, above those of botocore: five times five connections for one attempt
             return filesystem
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError, OSError) as error:  # whatever a backend makes of its arguments
             raise DatasetError(
                 f"{self.url} cannot be read: {error} (in the checkout: pip install -c constraints.txt -e '.[remote]')"
             ) from None
@@ -76,9 +78,13 @@ class Remote:
             DatasetError: not there, longer than it may be, or not to be had in `attempts` attempts.
         """
         filesystem = self._filesystem()
+        seconds = max(LONGEST_TRYING, most / SLOWEST)
+        # a server that sends a byte now and then, of a header too, never lets a connection time out
+        within = {"timeout": seconds} if isinstance(filesystem, AsyncFileSystem) else {}
 
         def attempt() -> None:
-            filesystem.get_file(self.where(file), str(path), callback=_Limit(self.where(file), most))
+            limit = _Limit(self.where(file), most, time.monotonic() + seconds)
+            filesystem.get_file(self.where(file), str(path), callback=limit, **within)
             check(path)
 
         self._try(file, attempt)
@@ -92,12 +98,12 @@ class Remote:
                 raise
             except (FileNotFoundError, PermissionError) as error:
                 _need_credentials(self.where(file), error)
-                raise DatasetError(f"{self.where(file)} is not there or may not be read: {error}") from None
+                raise DatasetError(f"{self.where(file)} is not there or may not be read: {_line(error)}") from None
             except Exception as error:  # the backends of fsspec have no error class in common
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise  # of the cache's disk, not of the remote: trying again does not mend it
                 _need_credentials(self.where(file), error)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                reason = f"{type(error).__name__}: {_line(error)}"
                 if number == self.attempts or time.monotonic() - start + wait > LONGEST_TRYING:
                     raise UnreachableError(f"{self.where(file)} failed {number} times: {reason}") from None
                 log.warning("%s: attempt %d of %d failed (%s)", self.where(file), number, self.attempts, reason)
@@ -108,11 +114,11 @@ class Remote:
 
 
 class _Limit(Callback):  # type: ignore[misc]
-    """Told of every piece of a file that comes; ends the transfer where it becomes too long."""
+    """Told of every piece of a file that comes; ends the transfer where it becomes too long, in bytes or in seconds."""
 
-    def __init__(self, where: str, most: int):
+    def __init__(self, where: str, most: int, until: float):
         super().__init__()
-        self._where, self._most, self._come = where, most, 0
+        self._where, self._most, self._until, self._come = where, most, until, 0
 
     def relative_update(self, inc: int = 1) -> None:
         self._come += inc
@@ -120,13 +126,20 @@ class _Limit(Callback):  # type: ignore[misc]
             raise DatasetError(
                 f"{self._where} sends more than the {self._most:,} bytes that it may have: copy it again"
             )
+        if time.monotonic() > self._until:
+            raise TimeoutError(errno.ETIMEDOUT, f"only {self._come:,} bytes came")
 
 
 def _need_credentials(where: str, error: Exception) -> None:
     """Raise DatasetError where the error is one of credentials that are missing or have expired."""
     if EXPIRED.search(f"{type(error).__name__} {error}"):
-        reason = " ".join(str(error).split())
+        reason = _line(error)
         raise DatasetError(f"{where}: the credentials are missing or have expired, renew them ({reason})") from None
+
+
+def _line(error: Exception) -> str:
+    """What an error says, as one line that a terminal may have: a server's words are in it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
 
 
 def _timeouts(protocol: str, seconds: float) -> dict[str, Any]:

@@ -151,4 +151,6 @@ def open_store(
     """
     if not is_url(root):
         return LocalStore(Path(root))
+    if "\0" in cache:
+        raise DatasetError(f"the cache {cache!a} has a NUL in its path, which no path can have")
     return RemoteStore(Remote(root, attempts, timeout_s, options), NodeCache(Path(cache), int(cache_gb * 1e9)))

@@ -1,5 +1,6 @@
 """Remote shards: a real HTTP server and a real S3 API on loopback, also ones that fail, stall and truncate."""
 
+import contextlib
 import http.server
 import json
 import multiprocessing
@@ -21,6 +22,7 @@ from sptnet.data import remote
 from sptnet.data.loader import eval_batches, train_batches
 from sptnet.data.manifest import DatasetError, UnreachableError
 from sptnet.data.reader import ShardReader
+from sptnet.data.store import open_store
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
 
@@ -300,6 +302,53 @@ def test_attempts_end_in_time_and_expired_credentials_are_said_at_once(monkeypat
     with pytest.raises(DatasetError, match="credentials are missing or have expired, renew them"):
         fetching.fetch("a", 9, lambda path: None, tmp_path / "a")
     assert len(tried) == 1
+
+
+@pytest.mark.parametrize("sent", ["body", "header"])
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(sent, tmp_path, monkeypatch):
+    """No connection ever times out."""
+    monkeypatch.setattr(remote, "LONGEST_TRYING", 1.0)
+
+    class Dripping(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"Content-Length: 999\r\n\r\n" * (sent == "body"))
+                for _ in range(200):
+                    self.wfile.write(b"X: 1\r\n" if sent == "header" else b"x")
+                    time.sleep(0.1)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dripping) as dripping:
+        dripping.daemon_threads = True
+        threading.Thread(target=dripping.serve_forever, daemon=True).start()
+        start = time.monotonic()
+        fetching = remote.Remote(f"http://127.0.0.1:{dripping.server_port}", 5, 0.5, {})
+        with pytest.raises(UnreachableError, match=r"failed 1 times: .*Time"):
+            fetching.fetch("a", 999, lambda path: None, tmp_path / "a")
+        assert time.monotonic() - start < 8
+        dripping.shutdown()
+
+
+def test_what_a_server_says_is_one_line_that_can_be_printed(tmp_path, monkeypatch):
+    class Failing:
+        def get_file(self, *_, **__):
+            raise FileNotFoundError("\x1b[2J gone\n\x07")
+
+    fetching = remote.Remote("memory://x", 1, 1, {})
+    monkeypatch.setattr(fetching, "_filesystem", Failing)
+    with pytest.raises(DatasetError) as told:
+        fetching.fetch("a", 9, lambda path: None, tmp_path / "a")
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize(("url", "cache"), [("zip://nowhere", "c"), ("file://x", "a\0b")])
+def test_arguments_that_cannot_be(url, cache, tmp_path):
+    with pytest.raises(DatasetError):
+        open_store(url, cache=str(tmp_path / cache), cache_gb=1, attempts=1, timeout_s=1, options={})
 
 
 def test_open_files_that_left_the_cache_are_closed(server, tmp_path, monkeypatch):

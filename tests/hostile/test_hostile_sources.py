@@ -58,16 +58,67 @@ def test_what_is_odd_is_said(tmp_path, capsys):
     photos(root / "test", ("ant", "bee", "Bee"), 1)
     photos(root / "val", ("ant",))
     put(root / "train" / "loose.jpg", encoded())
+    for name in ("a.heic", "b.HEIC", "c.avif", "IMG_1", "Thumbs.db", ".hidden"):
+        put(root / "train" / "bee" / name, b"x")
     put(root / "train" / "bee" / "copy.jpg", (root / "train" / "ant" / "2.jpg").read_bytes())
     told = accepted(capsys, "imagefolder", root, tmp_path / "out", "--old", "1")
     for part in (
         "outside of class folders",
-        "val is left out",
+        "val is left out with its 4 images",
+        "left out for their suffix: 1 without one, 1 .avif, 2 .heic",
         "'Bee' and 'bee' differ",
         "in training and in test",
         "in two classes",
     ):
         assert part in told
+
+
+def test_another_folder_for_testing(tmp_path, capsys):
+    root = tmp_path / "photos"
+    photos(root / "train")
+    photos(root / "validation", each=2)
+    run = ["imagefolder", root, tmp_path / "out", "--old", "1", "--test"]
+    for wrong in ("test", "train", "..", "validation/ant", ""):
+        assert "must be a folder beside" in refused(capsys, *run, wrong)
+    accepted(capsys, *run, "validation")
+    assert read_manifest(tmp_path / "out").samples("test") == 6
+
+
+@pytest.mark.parametrize("out", ["", "ant/shards", "shards"])
+def test_shards_among_the_images(out, tmp_path, capsys):
+    """Run again, the same command would take them for a class."""
+    root = photos(tmp_path / "photos")
+    assert "choose a folder outside" in refused(capsys, "imagefolder", root, root / out, "--old", "1")
+    photos(root / "train")
+    assert "choose a folder outside" in refused(capsys, "imagefolder", root, root / "train" / out, "--old", "1")
+    accepted(capsys, "imagefolder", root, root / "made", "--old", "1")
+
+
+def test_suffixes_are_those_of_formats_that_are_read():
+    from PIL import Image
+    from sptnet_shards.source import IMAGE_SUFFIXES
+
+    from sptnet.data.image import FORMATS
+
+    assert {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS)
+
+
+@pytest.mark.parametrize("bad", [("ant",), ("bee", "cat"), ("ant", "bee", "cat")])
+def test_a_part_of_which_every_image_is_bad(bad, tmp_path, capsys):
+    root = photos(tmp_path / "photos")
+    for path in root.glob("*/*.jpg"):
+        if path.parent.name in bad:
+            path.write_bytes(b"no image")
+    run = ["imagefolder", root, tmp_path / "out", "--old", "1", "--on-error", "skip", "--labelled-fraction", "1"]
+    assert "labelled image: all of them are bad" in refused(capsys, *run)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_empty_name_is_none(tmp_path, capsys):
+    root = photos(tmp_path / "photos")
+    assert "give another one with --name" in refused(
+        capsys, "imagefolder", root, tmp_path / "out", "--old", "1", "--name", ""
+    )
 
 
 CSV = {
@@ -82,6 +133,8 @@ CSV = {
     "outside": "image,class\n../a.jpg,ant\n",
     "absolute": "image,class\n/etc/passwd,ant\n",
     "listed twice": "image,class\na.jpg,ant\na.jpg,bee\n",
+    "twice by a dot": "image,class\na.jpg,ant\n./a.jpg,bee\nb.jpg,bee\n",
+    "twice by a slash": "image,class\nd/c.jpg,ant\nd//c.jpg,ant\na.jpg,bee\nb.jpg,bee\n",
     "link outside": "image,class\nlink.jpg,ant\n",
     "folder link": "image,class\nout/x.jpg,ant\n",
     "folder": "image,class\n.,ant\n",
@@ -100,8 +153,8 @@ CSV = {
 def test_lists(kind, tmp_path, capsys):
     put(tmp_path / "outside" / "x.jpg", encoded())
     root = tmp_path / "data"
-    for name in "ab":
-        put(root / f"{name}.jpg", encoded(value=ord(name)))
+    for name in ("a", "b", "d/c"):
+        put(root / f"{name}.jpg", encoded(value=ord(name[-1])))
     (root / "link.jpg").symlink_to("../outside/x.jpg")
     (root / "out").symlink_to("../outside")
     refused(capsys, "csv", put(root / "list.csv", CSV[kind]), tmp_path / "shards", "--old", "1")
@@ -217,6 +270,13 @@ def nested_mat(depth):
     )
 
 
+@pytest.mark.parametrize("row", [(1.5, "00000.jpg"), (-1, "00000.jpg"), (1, "../x.jpg"), (1, 7), (np.nan, "00000.jpg")])
+def test_annotations_of_one_row(row, tmp_path, capsys):
+    """Which scipy makes a scalar of."""
+    one = np.array([row], [("class", object), ("fname", object)])
+    refused(capsys, "scars", scars(tmp_path / "cars", annotations=one), tmp_path / "out", "--unofficial")
+
+
 @pytest.mark.parametrize("kind", ["deep", "cut", "text", "empty", "huge"])
 def test_mat_files_that_crash_their_reader(kind, tmp_path, capsys):
     root = scars(tmp_path / "cars")
@@ -304,6 +364,36 @@ def test_show_shows_what_is_bad_and_writes_through_no_link(digits, tmp_path, cap
     assert victim.read_bytes() == b"precious"
     assert (root / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
     refused(capsys, "show", root, "--sheet", tmp_path / "nowhere" / "sheet.png")
+
+
+NO_SHEET = ["", ".", "..", "/", "fifo", "link to it", "folder", "x/manifest.json", "x/test-000000.tar"]
+
+
+@pytest.mark.parametrize("sheet", NO_SHEET)
+def test_a_picture_takes_the_place_of_nothing_else(sheet, digits, tmp_path, capsys, monkeypatch):
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    os.mkdir("folder")
+    os.symlink("fifo", "link to it")
+    shutil.copytree(digits, "x")
+    refused(capsys, "show", "x", "--sheet", sheet)
+    accepted(capsys, "verify", "x")
+    assert not os.path.isfile("fifo")
+
+
+def test_a_shard_that_is_called_as_the_picture_is(digits, tmp_path, capsys):
+    import json
+    import shutil
+
+    root = shutil.copytree(digits, tmp_path / "copy")
+    raw = json.loads((root / "manifest.json").read_text())
+    (root / raw["shards"][0]["file"]).rename(root / "contact_sheet.png")
+    raw["shards"][0]["file"] = "contact_sheet.png"
+    (root / "manifest.json").write_text(json.dumps(raw))
+    assert "is a file of the dataset" in refused(capsys, "show", root)
+    accepted(capsys, "verify", root)
 
 
 def begun(root, out, shards=20):

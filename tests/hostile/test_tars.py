@@ -150,6 +150,20 @@ SOUND_ONES = {
 }
 
 
+def of_img2dataset(i):
+    """What stands in a .json beside the label; where a column has no value, pandas makes NaN of it."""
+    return json.dumps({"caption": None, "url": "https://x/y.jpg", "similarity": float("nan"), "label": i % 3}).encode()
+
+
+SOUND_ONES["img2dataset"] = tar_of(
+    [
+        (f"{i:09d}.{suffix}", {"jpg": encoded(value=9 * i), "json": of_img2dataset(i), "txt": b""}[suffix])
+        for i in range(12)
+        for suffix in ("jpg", "json", "txt")
+    ]
+)
+
+
 @pytest.mark.parametrize("kind", SOUND_ONES)
 def test_a_sound_indexed_dataset_is_sound(kind, tmp_path, capsys):
     put(tmp_path / "train-0.tar", SOUND_ONES[kind])

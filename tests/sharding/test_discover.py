@@ -110,6 +110,7 @@ def test_old_classes_by_name(folders):
         (["discover", "named", "pile", "out", "--test", "gone"], "is missing or not a folder"),
         (["discover", "named", "pile", "out", "--new", "0"], "is not a number of classes"),
         (["discover", "named", "pile", "out", "--new", "1", "--test", "wide"], "test images alone have 2 classes"),
+        (["discover", "named", "pile", "pile/out"], "lies among the images of"),
         (["imagefolder", "measured", "out", "--old-classes", "ant,dog"], "has no class of that name"),
         (["imagefolder", "measured", "out", "--old-classes", "ant,bee,cow"], "must leave old and new classes"),
         (["imagefolder", "measured", "out", "--old-classes", "ant,ant"], "names a class twice"),
@@ -138,6 +139,16 @@ def test_damaged_paths_are_noticed(folders, capsys):
     (folders / "out" / shard.paths).write_text(json.dumps("pile/0.png") + "\n")
     assert main(["verify", str(folders / "out")]) == 1
     assert "is not the file that the manifest means (sha256)" in "".join(capsys.readouterr())
+
+
+def test_what_is_left_out_is_counted(folders, capsys):
+    image(folders / "named" / "loose.png")
+    (folders / "pile" / "a.heic").touch()
+    (folders / "pile" / "Thumbs.db").touch()
+    assert discover(folders, "--new", "2") == 0
+    told = capsys.readouterr().err
+    assert "has 1 images outside of class folders" in told
+    assert "left out for their suffix: 1 .heic" in told
 
 
 def tar(path, labels):
