@@ -158,9 +158,8 @@ class Folder:
     def other_suffixes(self) -> list[str]:
         """A sentence where `images` has passed files over for their suffix."""
         kinds = ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(self.passed_over.items()))
-        return (
-            [f"{self.root} has files that are left out for their suffix: {kinds}; images are {TAKEN}"] if kinds else []
-        )
+        told = f"{self.root} has files that are left out for their suffix: {kinds}; images are {TAKEN}"
+        return [told] if kinds else []
 
     def class_folders(self, folder: str) -> list[str]:
         """Names of the folders in a folder, sorted as strings, as torchvision's ImageFolder numbers classes."""

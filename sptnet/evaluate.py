@@ -178,8 +178,9 @@ def evaluate(
 
 def save_evaluation(folder: Path, method: str, results: dict[str, Any], predictions: dict[str, Predictions]) -> None:
     """Write metrics.json and predictions.npz, each whole or not at all. Raises RunError."""
-    arrays = {f"{protocol}_{k}": v for protocol, p in predictions.items() for k, v in p._asdict().items()}
-    arrays = {name: values for name, values in arrays.items() if values is not None}
+    # not the confidences: they differ in their last digits between strategies, and these files are the same under all
+    kept = ("uid", "target", "prediction")
+    arrays = {f"{protocol}_{name}": getattr(p, name) for protocol, p in predictions.items() for name in kept}
     compressed = io.BytesIO()
     np.savez_compressed(compressed, allow_pickle=False, **arrays)
     with writing(folder):

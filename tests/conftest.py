@@ -33,9 +33,10 @@ def digits(tmp_path_factory) -> Path:
 def untrained(digits, tmp_path_factory) -> Path:
     """A run's folder as training leaves it, with a small random model whose classes are the tokens of ten images."""
     from sptnet.build import build_model, build_store
-    from sptnet.config import load_config
+    from sptnet.config_file import load_config
     from sptnet.data.files import write_whole
-    from sptnet.run.folder import FINISHED, open_run, save_model
+    from sptnet.run.folder import FINISHED, open_run
+    from sptnet.run.model_file import ModelFacts, save_model
     from sptnet.trained import TrainedRun
 
     folder = tmp_path_factory.mktemp("untrained") / "run"
@@ -47,10 +48,10 @@ def untrained(digits, tmp_path_factory) -> Path:
     folder.mkdir()
     open_run(config, 0)
     model, prompt = build_model(config, build_store(config).manifest, pretrained=False)
-    save_model(folder, model.state_dict(), prompt, 1)
+    save_model(folder, model.state_dict(), prompt, ModelFacts(1))
     run, draws = TrainedRun(folder), np.random.default_rng(0)
     tokens = run.features(list(draws.integers(0, 256, (10, 24, 24), np.uint8)))
     model.head.prototypes.data = torch.from_numpy(tokens - tokens.mean(0))
-    save_model(folder, model.state_dict(), prompt, 1)
+    save_model(folder, model.state_dict(), prompt, ModelFacts(1))
     write_whole(folder / FINISHED, b"")
     return folder

@@ -21,7 +21,6 @@ import sptnet
 from sptnet.cli import main
 from sptnet.data import listing
 from sptnet.data.manifest import KINDS
-from sptnet.evaluate import evaluate_run
 
 ODD = ["with space.png", "new\nline.png", 'quo"te, comma.png', os.fsdecode(b"latin-\xe9.png"), "ünï.PNG"]
 
@@ -136,7 +135,7 @@ def test_killed_it_goes_on(untrained, pile, predicted, tmp_path):
 
 def test_predictions_are_those_of_the_evaluator(untrained, digits, tmp_path):
     run = Path(shutil.copytree(untrained, tmp_path / "run"))
-    evaluate_run(run)
+    assert main(["eval", str(run)]) == 0
     evaluated = np.load(run / "predictions.npz")
     assert main(["predict", str(run), str(digits), "--out", str(tmp_path / "out")]) == 0
     table = {row["path"]: int(row["class_id"]) for row in rows(tmp_path / "out")}
@@ -250,9 +249,9 @@ def test_from_python_paths_images_and_arrays_are_the_same(untrained, pile):
 
 def test_the_snippets_of_the_docs_run(untrained, pile, predicted, tmp_path, monkeypatch):
     pytest.importorskip("pandas")
-    text = (ROOT / "docs" / "discover.md").read_text()
+    text = "".join((ROOT / file).read_text() for file in ("README.md", "docs/discover.md"))
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) >= 2
+    assert len(snippets) >= 3
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     (tmp_path / "runs" / "photos" / "sptnet").symlink_to(untrained)

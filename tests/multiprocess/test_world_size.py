@@ -202,7 +202,7 @@ def test_a_mistake_is_told_once_also_by_a_rank_0_that_comes_late(tmp_path):
     ran = launch(arguments, 2, PYTHONPATH=str(tmp_path))
     assert ran.returncode != 0
     told = [line for line in ran.stderr.splitlines() if line.startswith("error")]
-    assert told == ["error: configs/quickstart.yaml: seeed is not a known key"]
+    assert told == ["error: override 'seeed=1': seeed is not a known key: did you mean seed?"]
 
 
 def test_tolerated_damage_is_counted_over_all_ranks_and_limited(digits, tmp_path):

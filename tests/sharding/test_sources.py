@@ -209,7 +209,7 @@ def test_every_source_has_help_and_one_line_for_a_missing_folder(name, tmp_path,
     assert len(capsys.readouterr().out) > 200
     if name == "digits":
         return
-    extra = ["--old", "1"] if name in ("imagefolder", "csv") else []
+    extra = {"imagefolder": ["--old", "1"], "csv": ["--old", "1"], "discover": [str(tmp_path / "out")]}.get(name, [])
     assert main([name, str(tmp_path / "nowhere"), str(tmp_path / "out"), *extra]) == 1
     told = capsys.readouterr().err.strip().splitlines()
     assert len(told) == 1
