@@ -21,6 +21,7 @@ import sptnet
 from sptnet.cli import main
 from sptnet.data import listing
 from sptnet.data.manifest import KINDS
+from sptnet.data.store import LocalStore
 
 ODD = ["with space.png", "new\nline.png", 'quo"te, comma.png', os.fsdecode(b"latin-\xe9.png"), "ünï.PNG"]
 
@@ -140,9 +141,16 @@ def test_predictions_are_those_of_the_evaluator(untrained, digits, tmp_path):
     assert main(["predict", str(run), str(digits), "--out", str(tmp_path / "out")]) == 0
     table = {row["path"]: int(row["class_id"]) for row in rows(tmp_path / "out")}
     assert len(table) == 1072 + 359
-    for protocol, part in (("unlabelled", "train"), ("test", "test")):
+    store = LocalStore(digits)
+    for protocol in ("unlabelled", "test"):
+        shards = store.manifest.of_kind(protocol)
+        paths = {
+            uid: path
+            for shard in shards
+            for uid, path in zip(store.entries(shard)["uid"].tolist(), store.paths(shard), strict=True)
+        }
         uids, classes = evaluated[f"{protocol}_uid"], evaluated[f"{protocol}_prediction"]
-        assert [table[f"{part}/{uid}"] for uid in uids] == classes.tolist()
+        assert [table[paths[uid]] for uid in uids.tolist()] == classes.tolist()
         assert len(set(classes.tolist())) >= 3
     assert errors(tmp_path / "out") == []
 
