@@ -14,6 +14,6 @@
     listing       images in folders and lists         features    class tokens on disk
     table         rows of predictions on disk
 
-Imports nothing of `sptnet` but `errors`. `manifest`, `keyed`, `image` and what these stand on are all that `shards/` may
-know. Begin with `order.py`.
+Imports nothing of `sptnet` but `errors`. `manifest`, `keyed`, `image` and what these stand on are all that `shards/`
+may know. Begin with `order.py`.
 """
