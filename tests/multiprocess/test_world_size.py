@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from interrupted import finish
 from launching import ENVIRONMENT, launcher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -227,3 +228,20 @@ def test_tolerated_damage_is_counted_over_all_ranks_and_limited(digits, tmp_path
     # told by the count over all ranks, or, where one batch has more than that, by the loader that met them
     errors = " ".join(line for line in ran.stderr.splitlines() if line.startswith("error"))
     assert "data.tolerate_bad_samples = 2" in errors or "does not decode" in errors
+
+
+def test_one_process_under_ddp_is_what_a_machine_with_one_gpu_gets(digits, tmp_path):
+    told = finish(tmp_path / "run", digits, "ddp", 1, "schedule.epochs=1")
+    assert "ddp (DistributedDataParallel), 1 x cpu" in (tmp_path / "run" / "log.txt").read_text()
+    assert "step 22: test All/Old/New" in told
+    ran = launch(["-m", "sptnet", "eval", str(tmp_path / "run")], 2, "single")
+    assert "asked for several processes by a configuration that starts one" in ran.stderr
+
+
+def test_a_gpu_that_should_be_there_is_an_error_on_all_ranks(digits, tmp_path):
+    arguments = ["configs/quickstart.yaml", f"run={tmp_path}/r", f"data.root={digits}", "init=null"]
+    ran = launch(["-m", "sptnet", "train", *arguments], 2, SLURM_GPUS_ON_NODE="2")
+    told = [line for line in ran.stderr.splitlines() if line.startswith("error")]
+    assert len(told) == 1
+    assert "there should be a GPU on" in told[0]
+    assert "SLURM_GPUS_ON_NODE=2" in told[0]
