@@ -379,7 +379,9 @@ def test_a_picture_takes_the_place_of_nothing_else(sheet, digits, tmp_path, caps
     os.symlink("fifo", "link to it")
     shutil.copytree(digits, "x")
     refused(capsys, "show", "x", "--sheet", sheet)
-    accepted(capsys, "verify", "x")
+    assert {path.name: path.read_bytes() for path in digits.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()
+    }
     assert not os.path.isfile("fifo")
 
 
