@@ -466,6 +466,21 @@ def test_workers_are_no_more_than_cores_that_may_be_used_or_shards(monkeypatch):
     assert asked == [3]
 
 
+def fails_first(number):
+    if number == 0:
+        raise SourceError("bad")
+    time.sleep(60)
+
+
+def test_nobody_writes_any_more_when_a_conversion_has_failed():
+    """Its lock is free then, and what it left is cleaned up."""
+    start = time.monotonic()
+    with pytest.raises(SourceError, match="bad"):
+        list(workers.run_all(fails_first, (), range(3), 3))
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - start < 20
+
+
 def test_a_bug_of_ours_is_a_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr("sptnet_shards.make_shards._show", lambda *_: [][0])
     with pytest.raises(IndexError):
