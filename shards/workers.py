@@ -37,22 +37,23 @@ def run_all(work: Callable[..., T], job: tuple[Any, ...], numbers: Sequence[int]
     gc.collect()
     gc.freeze()
     with ProcessPoolExecutor(min(workers, len(numbers)), context, _start, (work, job)) as pool:
+        done = False
         try:
             with _interrupts_ignored():
                 futures = [pool.submit(_work, number) for number in numbers]
             for future in as_completed(futures):
                 yield future.result()
+            done = True
         except BrokenProcessPool:
             raise SourceError(
                 "a worker was killed (memory?): run the same command again, with fewer --workers"
             ) from None
-        except (KeyboardInterrupt, GeneratorExit):
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
         finally:
             gc.unfreeze()
-            pool.shutdown(wait=False, cancel_futures=True)
+            for child in [] if done else multiprocessing.active_children():
+                child.terminate()
+            # until they are gone: a shard that is still being written would appear behind the back of what comes next
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager

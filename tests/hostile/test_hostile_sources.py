@@ -1,9 +1,9 @@
 """Datasets that are damaged, mistaken or made to harm: refused with one line, or said to be odd."""
 
+import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import time
 
@@ -379,7 +379,9 @@ def test_a_picture_takes_the_place_of_nothing_else(sheet, digits, tmp_path, caps
     os.symlink("fifo", "link to it")
     shutil.copytree(digits, "x")
     refused(capsys, "show", "x", "--sheet", sheet)
-    accepted(capsys, "verify", "x")
+    assert {path.name: path.read_bytes() for path in digits.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()
+    }
     assert not os.path.isfile("fifo")
 
 
@@ -396,22 +398,19 @@ def test_a_shard_that_is_called_as_the_picture_is(digits, tmp_path, capsys):
     accepted(capsys, "verify", root)
 
 
+def _converting(argv, told):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a process of its own has it while it imports torch
+    with open(told, "w") as sys.stderr:
+        code = main(argv)
+    os._exit(code)
+
+
 def begun(root, out, shards=20):
-    """A conversion that is killed after so many shards."""
-    run = [
-        sys.executable,
-        "-m",
-        "sptnet_shards.make_shards",
-        "imagefolder",
-        str(root),
-        str(out),
-        "--old",
-        "2",
-        "--workers",
-        "1",
-    ]
-    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(list(out.glob("*.tar"))) < shards:
+    """A conversion that has finished so many shards; forked, for its imports would take most of a test's time."""
+    run = ["imagefolder", str(root), str(out), "--old", "2", "--workers", "1"]
+    process = multiprocessing.get_context("fork").Process(target=_converting, args=(run, f"{out}.told"))
+    process.start()
+    while process.exitcode is None and len(list(out.glob("*.tar"))) < shards:
         time.sleep(0.002)
     return process
 
@@ -444,9 +443,10 @@ def test_the_advice_to_skip_goes_on_where_it_stopped(tmp_path, capsys):
 def test_ctrl_c_is_one_line(tmp_path):
     root, out = photos(tmp_path / "photos", each=40), tmp_path / "out"
     process = begun(root, out, shards=3)
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=30)[1]
-    assert process.returncode == 130
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    told = (tmp_path / "out.told").read_text()
+    assert process.exitcode == 130
     assert told.splitlines()[-1].startswith("error: stopped by Ctrl-C")
     assert "Traceback" not in told
     assert not list(out.glob("*.tmp"))
@@ -464,6 +464,21 @@ def test_workers_are_no_more_than_cores_that_may_be_used_or_shards(monkeypatch):
     monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     assert sorted(workers.run_all(pow, (2,), range(3), 40)) == [1, 2, 4]
     assert asked == [3]
+
+
+def fails_first(number):
+    if number == 0:
+        raise SourceError("bad")
+    time.sleep(60)
+
+
+def test_nobody_writes_any_more_when_a_conversion_has_failed():
+    """Its lock is free then, and what it left is cleaned up."""
+    start = time.monotonic()
+    with pytest.raises(SourceError, match="bad"):
+        list(workers.run_all(fails_first, (), range(3), 3))
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - start < 20
 
 
 def test_a_bug_of_ours_is_a_traceback(tmp_path, monkeypatch):
