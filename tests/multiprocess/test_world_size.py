@@ -48,6 +48,7 @@ SLOW = {
     "zero1 2",
     "ddp 3",
     "fsdp2 2, bf16",
+    "zero2 2, bf16",
     "zero3 2, bf16",
     "zero2 2, thrifty",
     "ddp 2, thrifty",
