@@ -161,8 +161,8 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
                 f"{run.continues} is of step {saved.step}, beyond the {schedule.total_steps} of this schedule: raise "
                 "schedule.epochs, or start anew with resume=none"
             )
-        run.start, run.replaced.total = saved.step, int(saved.counters["bad_samples"])
-        run.guard.skipped = int(saved.counters["skipped_steps"])
+        run.start, run.replaced.total = saved.step, int(saved.counters.get("bad_samples", 0))
+        run.guard.skipped = int(saved.counters.get("skipped_steps", 0))
     if rank() == 0:
         own = run.continues is not None and is_of_run(run.continues, Path(config.run))
         remove_from(Path(config.run), run.start if own else -1)

@@ -15,6 +15,7 @@ CHANGING ANYTHING HERE CHANGES THE FORMAT: tests/test_checkpoint.py reads one of
 """
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -111,6 +112,8 @@ def read_facts(path: Path) -> Facts:
         facts = TypeAdapter(Facts).validate_python(raw)
         if facts.step < 0 or "sha256" not in facts.backbone:
             raise DamagedError("step or backbone is not what a run writes")
+        if not all(math.isfinite(count) and count >= 0 for count in facts.counters.values()):
+            raise DamagedError("counters are not what a run writes")
         return facts
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path} is not a checkpoint ({FACTS} is missing)") from None

@@ -112,7 +112,10 @@ def restore(
         if learner.prompt is not None:
             _restore_prompt(learner, tensors)
         if (scaler := learner.strategy.scaler) is not None and "loss_scale" in facts.counters:
-            scaling = {"scale": facts.counters["loss_scale"], "_growth_tracker": int(facts.counters["steps_at_scale"])}
+            scaling = {
+                "scale": facts.counters["loss_scale"],
+                "_growth_tracker": int(facts.counters.get("steps_at_scale", 0)),
+            }
             scaler.load_state_dict({**scaler.state_dict(), **scaling})
     except KeyError as error:
         raise CheckpointError(f"{path} has no tensor {error}: it is of another model") from None

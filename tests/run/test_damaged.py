@@ -43,10 +43,10 @@ def test_config_yaml(before, capsys, content):
 def test_checkpoint_json(again, capsys, key, value):
     path = again.parent / "interrupted" / "checkpoints" / "step-000000005" / "checkpoint.json"
     facts = json.loads(path.read_text())
-    sound = {"numbers": dict, "counters": dict, "written_by": dict}
-    if value == {} and key in sound:
-        pytest.skip("an empty object is of the right type; what it lacks is told by another line")
     path.write_text(json.dumps(facts | {key: value}))
+    if value == {} and key in ("counters", "written_by"):  # what a checkpoint lacks counts as its default
+        assert main(["train", str(again)]) == 0
+        return
     assert "step-000000005" in told(capsys, ["train", str(again)])
 
 
