@@ -16,7 +16,7 @@ quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/finished  ## shard digits, 
 	@echo "Next: $(BIN)/sptnet eval $(RUN)/sptnet   evaluates again;"
 	@echo "      README.md, 'Train on your own folder', takes your images in three commands."
 
-test: .venv/dev  ## the tests, with the environment they need (about 12 minutes on 2 cores)
+test: .venv/dev  ## the tests, with the environment they need (a quarter of an hour on 2 cores)
 	$(BIN)/pytest
 
 test-all: .venv/dev  ## the tests that are marked slow too: more strategies and world sizes
