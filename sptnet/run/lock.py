@@ -1,8 +1,8 @@
 """One process at a time trains in a run's folder: a lock of the filesystem, or, where it has none, a lease.
 
-`flock` is gone when its process is, on this node or another; tried on ext4, overlay and tmpfs. A filesystem without it
-(some Lustre mounts, some FUSE ones) gets a lease instead: `run.lease` names job, host and process and is written again
-every ten seconds. A lease that stands still for half a minute, or is of an earlier start of the same Slurm job, belongs
+`flock` is gone when its process is; tried on ext4 and tmpfs, on one machine. A filesystem without it gets a lease
+instead, which was tried with a `flock` that refuses: `run.lease` names job, host and process and is written again every
+ten seconds. A lease that stands still for half a minute, or is of an earlier start of the same Slurm job, belongs
 to nobody any more and is taken over.
 """
 
