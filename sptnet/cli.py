@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sptnet.commands import config, estimate_k, evaluate, features, kmeans, predict, report, train
+from sptnet.commands import config, estimate_k, evaluate, export, features, kmeans, predict, report, train
 from sptnet.errors import SptnetError
 from sptnet.run.outcome import explain, outcome_of, record_outcome
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "kmeans": kmeans,
     "estimate-k": estimate_k,
     "report": report,
+    "export": export,
     "config": config,
 }
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,19 @@ def record_start(folder: Path, step: int, launch: LaunchSettings) -> None:
     }
     with writing(folder / STARTS), open(folder / STARTS, "a") as starts:
         starts.write(json.dumps(facts) + "\n")
+
+
+def read_starts(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's starts.jsonl, the first start first; what is damaged, or not there, is left out."""
+    try:
+        lines = (folder / STARTS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            found.append(json.loads(line))
+    return [start for start in found if isinstance(start, dict)]
 
 
 def git_revision() -> str | None:

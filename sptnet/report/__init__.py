@@ -1,0 +1,1 @@
+"""One page of a run, which opens from disk without a network."""
