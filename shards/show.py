@@ -1,20 +1,20 @@
 """Look at a dataset: a table of what it holds, and a contact sheet of random samples of every class."""
 
-import io
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
 from sptnet.data.files import open_regular
-from sptnet.data.image import DecodeError, decode, resize_short_side, to_pillow
+from sptnet.data.image import DecodeError
 from sptnet.data.keyed import permutation
 from sptnet.data.manifest import KINDS, UNKNOWN, Manifest
 from sptnet.data.shard_index import read_index
+from sptnet.data.sheet import Row, crossed_tile, encoded_as, sheet_of, tile_of
 
 CONTACT_SHEET = "contact_sheet.png"
 TILE, PER_CLASS, CLASSES, CAPTION = 64, 8, 100, 14  # pixels, samples, classes at most, pixels
@@ -87,45 +87,31 @@ def contact_sheet(root: Path, manifest: Manifest, seed: int = 0) -> Sheet:
     chosen = _samples_by_class(root, manifest, seed)
     shown = list(chosen)[: CLASSES - manifest.unknown] + ([UNKNOWN] if manifest.unknown else [])
     shown = list(dict.fromkeys(shown))
-    rows = len(shown)
-    sheet = Image.new("RGB", (PER_CLASS * TILE, rows * (TILE + CAPTION)), "white")
-    draw = ImageDraw.Draw(sheet)
-    bad = []
-    for row, target in enumerate(shown):
-        top = row * (TILE + CAPTION)
-        age = "old" if target < manifest.num_old else "new"
-        caption = "to be sorted" if target == UNKNOWN else f"{target} {manifest.classes[target]} ({age})"
-        draw.text((2, top), caption, fill="black")
-        for column, sample in enumerate(chosen[target]):
-            try:
-                tile = _tile(root, sample)
-            except DecodeError as error:
-                bad.append(f"{root / sample.file}: sample {sample.uid} does not decode: {error}")
-                tile = _cross()
-            sheet.paste(tile, (column * TILE, top + CAPTION))
-    written = io.BytesIO()
-    sheet.save(written, "PNG")
-    return Sheet(written.getvalue(), bad)
+    bad: list[str] = []
+    rows = [
+        Row([_tile(root, sample, bad) for sample in chosen[target]], _caption(manifest, target)) for target in shown
+    ]
+    return Sheet(encoded_as(sheet_of(rows, PER_CLASS, TILE, CAPTION), "PNG"), bad)
 
 
-def _tile(root: Path, sample: _Sample) -> Image.Image:
-    """The centre of an image, TILE x TILE pixels."""
+def _caption(manifest: Manifest, target: int) -> str:
+    if target == UNKNOWN:
+        return "to be sorted"
+    return f"{target} {manifest.classes[target]} ({'old' if target < manifest.num_old else 'new'})"
+
+
+def _tile(root: Path, sample: _Sample, bad: list[str]) -> Image.Image:
+    """The centre of an image; what does not decode is a cross, and a line in `bad`."""
     descriptor = open_regular(root / sample.file)
     try:
         encoded = os.pread(descriptor, sample.size, sample.offset)
     finally:
         os.close(descriptor)
-    image = to_pillow(resize_short_side(decode(encoded), TILE))
-    left, upper = (image.width - TILE) // 2, (image.height - TILE) // 2
-    return image.crop((left, upper, left + TILE, upper + TILE))
-
-
-def _cross() -> Image.Image:
-    tile = Image.new("RGB", (TILE, TILE), "white")
-    draw = ImageDraw.Draw(tile)
-    draw.line((0, 0, TILE, TILE), fill="red", width=3)
-    draw.line((0, TILE, TILE, 0), fill="red", width=3)
-    return tile
+    try:
+        return tile_of(encoded, TILE)
+    except DecodeError as error:
+        bad.append(f"{root / sample.file}: sample {sample.uid} does not decode: {error}")
+        return crossed_tile(TILE)
 
 
 def classes_without_samples(root: Path, manifest: Manifest) -> list[str]:

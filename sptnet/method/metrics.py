@@ -17,6 +17,13 @@ class Accuracy(NamedTuple):
     new: float
 
 
+class Matching(NamedTuple):
+    """counts: [K, K], how many samples of class (column) are in cluster (row); class_of: [K], each cluster's class."""
+
+    counts: np.ndarray
+    class_of: np.ndarray
+
+
 def _class_ids(values: ArrayLike, what: str) -> np.ndarray:
     ids = np.asarray(values)
     if ids.size == 0:
@@ -27,6 +34,20 @@ def _class_ids(values: ArrayLike, what: str) -> np.ndarray:
     if low < 0 or high >= MAX_CLUSTERS:
         raise ValueError(f"{what} range from {low} to {high}: class ids lie between 0 and {MAX_CLUSTERS - 1}")
     return ids.astype(np.int64, copy=False)
+
+
+def best_matching(targets: ArrayLike, predictions: ArrayLike) -> Matching:
+    """Find the one best assignment of clusters to classes, on all samples together; arguments as below.
+
+    Raises:
+        ValueError: as `clustering_accuracy`.
+    """
+    y, p = _class_ids(targets, "targets"), _class_ids(predictions, "predictions")
+    if len(y) != len(p):
+        raise ValueError(f"{len(y)} targets but {len(p)} predictions")
+    size = int(max(y.max(), p.max())) + 1
+    counts = np.bincount(p * size + y, minlength=size * size).reshape(size, size)
+    return Matching(counts, linear_sum_assignment(counts, maximize=True)[1])
 
 
 def clustering_accuracy(targets: ArrayLike, predictions: ArrayLike, num_old: int, balanced: bool = False) -> Accuracy:
@@ -44,15 +65,10 @@ def clustering_accuracy(targets: ArrayLike, predictions: ArrayLike, num_old: int
     Raises:
         ValueError: empty input, lengths that differ, or ids that are no class ids.
     """
-    y, p = _class_ids(targets, "targets"), _class_ids(predictions, "predictions")
-    if len(y) != len(p):
-        raise ValueError(f"{len(y)} targets but {len(p)} predictions")
-    size = int(max(y.max(), p.max())) + 1
-    # [size, size]: how many samples of class (column) are in cluster (row)
-    counts = np.bincount(p * size + y, minlength=size * size).reshape(size, size)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
+    counts, class_of = best_matching(targets, predictions)
+    size = len(counts)
     correct = np.zeros(size)
-    correct[columns] = counts[rows, columns]
+    correct[class_of] = counts[np.arange(size), class_of]
     samples = counts.sum(0)
     occurs = samples > 0
     old = np.arange(size) < num_old

@@ -19,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sptnet.config import PromptConfig
 from sptnet.data.fields import Count, Digest
 from sptnet.data.files import write_whole
 from sptnet.method.model import PromptedViT
-from sptnet.method.prompts import Prompt
+from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.run.checkpoint import checkpoints, digest
 from sptnet.run.folder import MODEL, RunError, writing
 from sptnet.run.records import DamagedError, parse_json
@@ -94,6 +95,26 @@ def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> Model
     if prompt is not None:
         _load(path, prompt, {k[7:]: v for k, v in state.items() if k.startswith("prompt.")})
     return facts
+
+
+def load_prompt(folder: Path, spec: PromptConfig, image_size: int) -> Prompt | None:
+    """A run's prompt without its model; None where it has none.
+
+    Raises:
+        RunError: no model file there, or a damaged one.
+    """
+    path = folder / MODEL
+    with _reading(path), safe_open(path, "pt") as opened:
+        state = {key[7:]: opened.get_tensor(key) for key in opened.keys() if key.startswith("prompt.")}  # noqa: SIM118
+        if not state:
+            return None
+        patch = int(opened.get_slice("model.backbone.patch_embed.proj.weight").get_shape()[-1])
+    try:
+        prompt = create_prompt(spec.kind, image_size, patch, spec.border, spec.frame)
+    except ValueError as error:
+        raise RunError(f"{path} is of another prompt than the configuration says: {error}") from None
+    _load(path, prompt, state)
+    return prompt
 
 
 @contextmanager

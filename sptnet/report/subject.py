@@ -1,0 +1,146 @@
+"""What is known of runs, and of what the one discovered that is looked into, as far as their files are still there."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sptnet.config import Config
+from sptnet.data.augment import eval_view
+from sptnet.data.image import DecodeError, decode
+from sptnet.data.manifest import DatasetError, Manifest
+from sptnet.report.categories import Category, Ids, Sorted, categories_of, name_of, read_predictions
+from sptnet.report.confusion import Confusion, confusion_of
+from sptnet.report.embedding import Map, map_of
+from sptnet.report.history import History, history_of
+from sptnet.report.looking import Images, Looked, images_of, look, nearest_by_prototypes
+from sptnet.run.folder import CONFIG, RunError, read_config
+from sptnet.run.model_file import has_model, read_facts
+from sptnet.run.tables import read_metrics
+from sptnet.trained import Classes, TrainedRun, manifest_of
+
+MOST_CATEGORIES = 2000  # that are shown
+PROMPTED = 3  # images that the prompt is shown on
+
+
+class Run(NamedTuple):
+    """What is known of a run without looking at an image; None, where it is not on disk."""
+
+    folder: Path
+    metrics: dict[str, Any]
+    config: Config | None
+    manifest: Manifest | None
+    history: History
+
+
+class Subject(NamedTuple):
+    """The run whose categories are shown.
+
+    Attributes:
+        left_out: how many categories there are beyond those shown.
+        notes: sentences on what could not be had.
+    """
+
+    run: Run
+    found: Sorted
+    classes: Classes
+    categories: list[Category]
+    images: Images
+    confusion: Confusion | None
+    map: Map | None
+    left_out: int
+    notes: list[str]
+
+
+def run_of(folder: Path) -> Run:
+    """What is known of a run; raises RunError where it was not evaluated, or is damaged."""
+    metrics = read_metrics(folder)
+    config = read_config(folder) if (folder / CONFIG).exists() else None
+    manifest = None
+    if config is not None:
+        try:
+            manifest = manifest_of(config)
+        except DatasetError:
+            manifest = None  # the page says what it misses where it looks for images
+    return Run(folder, metrics, config, manifest, history_of(folder, metrics["method"], config, manifest))
+
+
+def subject_of(runs: Sequence[Run]) -> Subject | None:
+    """The last run that has a model, looked into; None where none has. Raises RunError."""
+    having = [run for run in runs if run.config is not None and has_model(run.folder)]
+    if not having:
+        return None
+    run = having[-1]
+    assert run.config is not None
+    predictions = read_predictions(run.folder)
+    found = predictions["unlabelled"] if "unlabelled" in predictions else predictions["test"]
+    notes: list[str] = []
+    trained, classes, true_names = _classes(run, found, notes)
+    highest, lowest = int(found.category.max()), int(found.category.min())
+    if lowest < 0 or highest >= len(classes.names):
+        raise RunError(
+            f"the predictions of {run.folder} are of class {highest if lowest >= 0 else lowest}, its model has "
+            f"{len(classes.names)}: `sptnet eval {run.folder}` makes them again"
+        )
+    categories = categories_of(found, classes.names, classes.num_old, true_names)
+    shown = categories[:MOST_CATEGORIES]
+    images = images_of(run.config, found) if trained is not None else Images(None, found, [])
+    looked = None
+    if trained is not None and images.store is not None:
+        looked = look(trained, images, shown)
+    if trained is not None and (looked is None or not len(looked.rows)):
+        nearest_by_prototypes(trained, shown)
+    confusion = confusion_of(found, classes.num_old, lambda number: name_of(number, true_names))
+    return Subject(
+        run, found, classes, shown, images, confusion, _mapped(looked, found), len(categories) - len(shown), notes
+    )
+
+
+def _classes(run: Run, found: Sorted, notes: list[str]) -> tuple[TrainedRun | None, Classes, list[str]]:
+    """The model, where its dataset still names its classes; what its classes are called, and those of the dataset."""
+    assert run.config is not None
+    try:
+        trained = TrainedRun(run.folder, "cuda" if torch.cuda.is_available() else "cpu")
+    except DatasetError as error:
+        notes.append(str(error))
+    else:
+        return trained, trained.classes, run.manifest.classes if run.manifest is not None else trained.classes.names
+    facts = read_facts(run.folder)
+    true_names = list(facts.classes or ())
+    num_old = facts.num_old if facts.num_old is not None else len(true_names)
+    number = int(run.metrics[found.kind].get("classes") or found.category.max() + 1)
+    new = [f"new-{i:03d}" for i in range(number - num_old)]
+    return None, Classes([*true_names[:num_old], *new], num_old), true_names
+
+
+def _mapped(looked: Looked | None, found: Sorted) -> Map | None:
+    if looked is None or not len(looked.rows):
+        return None
+    print(f"report: t-SNE of {len(looked.rows)} images", file=sys.stderr, flush=True)
+    return map_of(looked, found)
+
+
+def sampled(subject: Subject) -> list[tuple[str, torch.Tensor]]:
+    """Names and pixels of a few images, of new categories first."""
+    config = subject.run.config
+    assert config is not None
+    some = sorted((one for one in subject.categories if one.shown), key=lambda one: not one.is_new)[:PROMPTED]
+    places = subject.images.places(_first_rows(some)) if some else {}
+    found = []
+    for category in some:
+        if (place := places.get(category.shown[0])) is None:
+            continue
+        sample = subject.images.read(place)
+        try:
+            pixels = eval_view(config.data.augment, decode(sample.encoded), config.model.image_size)
+        except DecodeError:
+            continue
+        found.append((f"an image of {category.name}", pixels))
+    return found
+
+
+def _first_rows(categories: Sequence[Category]) -> Ids:
+    return np.array([category.shown[0] for category in categories], np.int64)
