@@ -75,7 +75,6 @@ def write_page(folders: Sequence[Path], path: Path, max_mb: float) -> Written:
         page = _render(told, subject, galleries)
         subject.images.close()
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, page)
     if subject is None:
         return Written(len(page), 0, 0, [])
@@ -112,6 +111,8 @@ def _fewer(subject: Subject) -> Subject:
 
 def _check_place(path: Path) -> None:
     """Raise RunError for what must not be replaced by a page."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise RunError(f"{path} is a folder: name a file for the page")
     if path.exists():

@@ -14,7 +14,7 @@ from sptnet.data.image import DecodeError, decode
 from sptnet.data.manifest import DatasetError, Manifest
 from sptnet.report.categories import Category, Ids, Sorted, categories_of, name_of, read_predictions
 from sptnet.report.confusion import Confusion, confusion_of
-from sptnet.report.embedding import Map, map_of
+from sptnet.report.embedding import MAPPED, Map, map_of
 from sptnet.report.history import History, history_of
 from sptnet.report.looking import Images, Looked, images_of, look, nearest_by_prototypes
 from sptnet.run.folder import CONFIG, RunError, read_config
@@ -119,7 +119,7 @@ def _classes(run: Run, found: Sorted, notes: list[str]) -> tuple[TrainedRun | No
 def _mapped(looked: Looked | None, found: Sorted) -> Map | None:
     if looked is None or not len(looked.rows):
         return None
-    print(f"report: t-SNE of {len(looked.rows)} images", file=sys.stderr, flush=True)
+    print(f"report: t-SNE of {min(len(looked.rows), MAPPED)} images", file=sys.stderr, flush=True)
     return map_of(looked, found)
 
 
