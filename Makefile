@@ -6,12 +6,13 @@ RUN := runs/quickstart
 PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)" 2>/dev/null || echo 2)
 LAUNCH = $(BIN)/accelerate launch --config_file launch/ddp.yaml --num_processes $(PROCESSES)
 
-.PHONY: quickstart test test-all soak test-slurm lint bench clean
+.PHONY: quickstart test test-all soak test-slurm test-browser lint bench clean
 .DELETE_ON_ERROR:
 
-quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/finished  ## shard digits, train SimGCD then SPTNet, evaluate
-	@$(BIN)/sptnet report $(RUN)/kmeans $(RUN)/simgcd $(RUN)/sptnet
+quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/finished  ## shard digits, train SimGCD then SPTNet, look
+	@$(BIN)/sptnet report $(RUN)/kmeans $(RUN)/simgcd $(RUN)/sptnet --html $(RUN)/page.html
 	@echo
+	@echo "Open $(RUN)/page.html in a browser: what was discovered, as pictures."
 	@echo "The runs are in $(RUN)/: metrics.jsonl has every step, predictions.npz every image."
 	@echo "Next: $(BIN)/sptnet eval $(RUN)/sptnet   evaluates again;"
 	@echo "      README.md, 'Train on your own folder', takes your images in three commands."
@@ -20,7 +21,7 @@ test: .venv/dev  ## the tests, with the environment they need (a quarter of an h
 	$(BIN)/pytest
 
 test-all: .venv/dev  ## the tests that are marked slow too: more strategies and world sizes
-	$(BIN)/pytest -m "not soak and not slurm"
+	$(BIN)/pytest -m "not soak and not slurm and not browser"
 
 soak: .venv/dev  ## a run killed a hundred times, and one continued from each strategy under each
 	$(BIN)/pytest -m soak
@@ -30,6 +31,11 @@ test-slurm: .venv/dev  ## slurm/ and launch/slurm_node.sh on a Slurm cluster tha
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 	    slurmctld slurmd slurm-client munge iproute2 util-linux shellcheck
 	$(BIN)/pytest -m slurm tests/slurm
+
+test-browser: .venv/dev  ## the page of a run in a real browser, without a network (root, Debian)
+	@echo "== installing Debian's Chromium"
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver
+	$(BIN)/pytest -m browser tests/browser
 
 lint: .venv/dev  ## style, types and layers
 	$(BIN)/ruff check .

@@ -122,9 +122,8 @@ def test_it_has_map_confusion_prompts_curves_and_history(page, evaluated):
         "Prompt: frame", "Prompt: borders of patches", "Prompt: sum",
     ]  # fmt: skip
     assert len([one for one in told.of("img") if one.get("alt", "").endswith("with the prompt")]) == 3
-    assert len(told.of("rect", **{"class": "shade"})) == 5 * len(
-        re.findall('role="img" aria-label="[^"]* over 20', text)
-    )
+    panels = re.findall('role="img" aria-label="[^"]* over 20', text)
+    assert len(told.of("rect", **{"class": "shade"})) == 5 * len(panels) > 0
     assert "run: runs" not in text
     assert "prompts:\n  kind: all" in told.text
     assert "http" not in re.sub(r"data:[^\"]*", "", text).replace("http-equiv", "")
@@ -193,9 +192,9 @@ def test_sizes_that_cannot_be_kept_are_one_line(evaluated, tmp_path, capsys, qui
 
 def test_hostile_names_are_text(untrained, tmp_path, quick):
     pile = tmp_path / "pile"
-    for part, label in (("train", HOSTILE.replace("/", "∕")), ("train", "b"), ("train", "c"), ("train", "d")):
+    for part, label in (("train", HOSTILE.replace("/", "")), ("train", "b"), ("train", "c"), ("train", "d")):
         for number in range(12):
-            name = f"{number}\x1b[31m\u202egnp.exe <script>alert(2)<∕script>\n.png"
+            name = f"{number}\x1b[31m\u202egnp.exe <script>alert(2)<script>\n.png"
             path = pile / part / label / name
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (9, 9, 3), np.uint8)
@@ -272,8 +271,12 @@ def test_runs_beside_each_other_and_what_has_no_model(evaluated, digits, tmp_pat
 def test_mistakes_are_one_line(evaluated, tmp_path, capsys, quick):
     (tmp_path / "notes.txt").write_text("kept")
     run = Path(shutil.copytree(evaluated, tmp_path / "run"))
-    cases = [(tmp_path / "notes.txt", "is there and no page"), (tmp_path, "is a folder"),
-             (run / "model.safetensors", "is there and no page"), ("/dev/null/p.html", "cannot be written")]  # fmt: skip
+    cases = [
+        (tmp_path / "notes.txt", "is there and no page"),
+        (run / "model.safetensors", "is there and no page"),
+        (tmp_path, "is a folder"),
+        ("/dev/null/p.html", "cannot be written"),
+    ]
 
     def told_of(where):
         assert main(["report", str(run), "--html", str(where)]) == 1
