@@ -3,6 +3,7 @@
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from sptnet.evaluate import PROTOCOLS
 from sptnet.run.folder import PREDICTIONS, RunError
 
 FINE_PURITY, FINE_CONFIDENCE = 0.9, 0.8  # from which a category needs no second look
+LAST_CLASS = 2**21  # more than any model may have
 Ids = NDArray[np.int64]
 
 
@@ -41,8 +43,10 @@ def read_predictions(folder: Path) -> dict[Kind, Sorted]:
         with np.load(path, allow_pickle=False) as arrays:
             for kind in PROTOCOLS:
                 if f"{kind}_uid" in arrays:
-                    columns = [arrays[f"{kind}_{name}"] for name in ("uid", "target", "prediction")]
-                    found[kind] = Sorted(kind, *(_checked(column, len(columns[0])) for column in columns))
+                    uid, target, category = (arrays[f"{kind}_{name}"] for name in ("uid", "target", "prediction"))
+                    highest = (2**63 - 1, LAST_CLASS, LAST_CLASS)
+                    checked = map(_checked, (uid, target, category), 3 * [len(uid)], highest)
+                    found[kind] = Sorted(kind, *checked)
     except FileNotFoundError:
         raise RunError(f"{path} is not there: `sptnet eval {folder}` writes it") from None
     except OSError as error:
@@ -55,9 +59,11 @@ def read_predictions(folder: Path) -> dict[Kind, Sorted]:
     return {kind: one for kind, one in found.items() if len(one.uid)}
 
 
-def _checked(column: NDArray[np.generic], length: int) -> Ids:
+def _checked(column: NDArray[Any], length: int, highest: int) -> Ids:
     if column.ndim != 1 or len(column) != length or not np.issubdtype(column.dtype, np.integer):
         raise ValueError(f"a column is {column.dtype} {list(column.shape)} beside {length} uids")
+    if len(column) and column.max() > highest:
+        raise ValueError(f"class {column.max()}")
     return column.astype(np.int64)
 
 

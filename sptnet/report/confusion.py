@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sptnet.method.metrics import best_matching
+from sptnet.method.metrics import MAX_CLUSTERS, best_matching
 from sptnet.report.categories import Sorted
 
 LARGEST = 100  # classes of a matrix; more are aggregated
@@ -45,9 +45,9 @@ class Confusion(NamedTuple):
 
 
 def confusion_of(found: Sorted, num_old: int, true_name: Callable[[int], str]) -> Confusion | None:
-    """The confusion of the images whose class is known; None where there are none."""
+    """The confusion of the images whose class is known; None where there are none, or too many classes to match."""
     known = found.target >= 0
-    if not known.any():
+    if not known.any() or max(found.target.max(), found.category.max()) >= MAX_CLUSTERS:
         return None
     counts, class_of = best_matching(found.target[known], found.category[known])
     # [true, taken for]: the cluster of a row of `counts` stands for its matched class

@@ -12,6 +12,7 @@ from sptnet.run.folder import STEPS
 from sptnet.run.records import lines_of
 
 BINS = 300  # points of a curve at most; twice as many while reading
+LAST = 2**53  # steps; beyond it a line is damaged
 WIDTH, HEIGHT = 420, 130  # of a panel, in its own units
 LOSSES = {
     "total": "objective",
@@ -45,6 +46,8 @@ class Steps:
     def add(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl."""
         step = record["step"]
+        if step > LAST:
+            return
         if isinstance(record.get("evaluation"), dict):
             self.evaluations.append((step, record["evaluation"]))
             if len(self.evaluations) > 4 * BINS:

@@ -23,6 +23,7 @@ from sptnet.run.progress import Progress
 from sptnet.trained import TrainedRun
 
 LOOKED_AT, LEAST = 5000, 16  # images in all, and of a category
+MOST_MISSING = 10  # sentences on what cannot be had
 HALF = 8  # of the most confident, and of the least confident, in a gallery
 
 
@@ -61,7 +62,7 @@ class Images:
             try:
                 entries = self.store.entries(shard)
             except DatasetError as error:
-                self.missing.append(str(error))
+                self._miss(str(error))
                 continue
             at = np.searchsorted(uids, entries["uid"])
             here = np.flatnonzero((at < len(uids)) & (uids[np.minimum(at, len(uids) - 1)] == entries["uid"]))
@@ -70,11 +71,16 @@ class Images:
                 if entries["target"][position] == self.found.target[row]:
                     places[row] = Place(number, position)
         if len(places) < len(rows) and not self.missing:
-            self.missing.append(
+            self._miss(
                 f"{len(rows) - len(places)} of {len(rows)} images are not in the shards as they were evaluated: "
                 "the shards are others now"
             )
         return places
+
+    def _miss(self, told: str) -> None:
+        """Say once what cannot be had; of very many shards the first."""
+        if told not in self.missing and len(self.missing) < MOST_MISSING:
+            self.missing.append(told)
 
     def read(self, place: Place, path: str = "") -> Sample:
         """An image; one that cannot be read comes with its error."""

@@ -111,7 +111,7 @@ def _classes(run: Run, found: Sorted, notes: list[str]) -> tuple[TrainedRun | No
     facts = read_facts(run.folder)
     true_names = list(facts.classes or ())
     num_old = facts.num_old if facts.num_old is not None else len(true_names)
-    number = int(run.metrics[found.kind].get("classes") or found.category.max() + 1)
+    number = int(found.category.max()) + 1
     new = [f"new-{i:03d}" for i in range(number - num_old)]
     return None, Classes([*true_names[:num_old], *new], num_old), true_names
 

@@ -154,7 +154,11 @@ def test_curves_take_the_same_memory_however_long_a_run_is():
     assert {y for _, y in steps.curve("model", "total")} == {1.0}
     (shade,) = [one for one in steps.shades() if one[2] == 1]
     assert shade[0] == pytest.approx(2_500_000, abs=steps.width)
-    for odd in ({"step": 10**30, "phase": "model", "total": True}, {"step": 1, "phase": {}, "total": "x"}):
+    for odd in (
+        {"step": 10**400, "evaluation": {}},
+        {"step": 10**30, "phase": "model", "total": True},
+        {"step": 1, "phase": {}, "total": "x"},
+    ):
         steps.add(odd)
 
 
@@ -291,6 +295,7 @@ def test_mistakes_are_one_line(evaluated, tmp_path, capsys, quick):
     for damage, told in (
         ({"unlabelled_prediction": arrays["unlabelled_prediction"] + 90}, "are of class 9"),
         ({"unlabelled_prediction": arrays["unlabelled_prediction"][:9]}, "is damaged"),
+        ({"unlabelled_prediction": arrays["unlabelled_prediction"] + 10**12}, "is damaged"),
         ({"unlabelled_uid": arrays["unlabelled_uid"].astype(float)}, "is damaged"),
     ):
         np.savez(run / "predictions.npz", **(arrays | damage))
