@@ -22,9 +22,10 @@ class Group(NamedTuple):
 
 
 class Map(NamedTuple):
-    """groups by category, and how many images they are of how many."""
+    """groups by category, `height` of the picture, and how many images they are of how many."""
 
     groups: list[Group]
+    height: int
     images: int
     total: int
 
@@ -53,4 +54,4 @@ def map_of(looked: Looked, found: Sorted) -> Map | None:
         # a dot is a line of no length with round ends: one path for all of a category
         path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in mine)
         groups.append(Group(number, round(GOLDEN * number) % 360, path))
-    return Map(groups, len(rows), len(found.uid))
+    return Map(groups, round(placed[:, 1].max()) + 10, len(rows), len(found.uid))

@@ -79,7 +79,8 @@ def _rows(categories: Sequence[Category]) -> NDArray[np.int64]:
 
 def _sprite(category: Category, images: Images, places: dict[int, Place], plan: Plan) -> Sprite:
     shown = _chosen(len(category.shown), plan.images)
-    columns = min(HALF, (plan.images + 1) // 2, len(shown))
+    most = min(HALF, (plan.images + 1) // 2)
+    columns = len(shown) if len(shown) <= most else (len(shown) + 1) // 2
     tiles = [_tile(images, places.get(category.shown[i]), plan.pixels) for i in shown]
     rows = [Row(tiles[begin : begin + columns]) for begin in range(0, len(tiles), columns)]
     picture = encoded_as(sheet_of(rows, columns, plan.pixels), "WEBP", quality=QUALITY, method=4)

@@ -53,6 +53,14 @@ def picture(uri):
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_are_mapped():
+    """A map of few images: t-SNE of a thousand takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sptnet.report.embedding.MAPPED", 200)
+        yield
+
+
 @pytest.fixture(scope="module")
 def evaluated(untrained, tmp_path_factory) -> Path:
     """A run with an evaluation, and with what training tells of its steps."""
@@ -117,7 +125,7 @@ def test_it_has_map_confusion_prompts_curves_and_history(page, evaluated):
     assert {"runs", "categories", "map", "confusion", "prompts", "curves", "history"} <= {
         one.get("id") for one in told.of("section")
     }
-    assert sum(path.count("M") for path in re.findall(r'<path d="(M[^"]*h0)"', text)) == 1072
+    assert sum(path.count("M") for path in re.findall(r'<path d="(M[^"]*h0)"', text)) == 200
     assert [one["alt"] for one in told.of("img") if one.get("alt", "").startswith("Prompt")] == [
         "Prompt: frame", "Prompt: borders of patches", "Prompt: sum",
     ]  # fmt: skip
@@ -162,13 +170,7 @@ def test_curves_take_the_same_memory_however_long_a_run_is():
         steps.add(odd)
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """A map of few images: t-SNE of a thousand takes seconds."""
-    monkeypatch.setattr("sptnet.report.embedding.MAPPED", 60)
-
-
-def test_it_keeps_its_size_by_smaller_and_fewer_thumbnails(evaluated, tmp_path, quick):
+def test_it_keeps_its_size_by_smaller_and_fewer_thumbnails(evaluated, tmp_path):
     path = tmp_path / "page.html"
     assert main(["report", str(evaluated), "--html", str(path)]) == 0
     whole = path.stat().st_size
@@ -186,7 +188,7 @@ def test_it_keeps_its_size_by_smaller_and_fewer_thumbnails(evaluated, tmp_path, 
     assert sizes[0] == 0 < sizes[1] < sizes[2]
 
 
-def test_sizes_that_cannot_be_kept_are_one_line(evaluated, tmp_path, capsys, quick):
+def test_sizes_that_cannot_be_kept_are_one_line(evaluated, tmp_path, capsys):
     for given, told in {"0.01": "MB without any gallery: raise --max-mb 0.01", "0": "--max-mb 0", "nan": "nan"}.items():
         assert main(["report", str(evaluated), "--html", str(tmp_path / "p.html"), "--max-mb", given]) in (1, 2)
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
@@ -194,7 +196,7 @@ def test_sizes_that_cannot_be_kept_are_one_line(evaluated, tmp_path, capsys, qui
         assert told in errors[0]
 
 
-def test_hostile_names_are_text(untrained, tmp_path, quick):
+def test_hostile_names_are_text(untrained, tmp_path):
     pile = tmp_path / "pile"
     for part, label in (("train", HOSTILE.replace("/", "")), ("train", "b"), ("train", "c"), ("train", "d")):
         for number in range(12):
@@ -231,7 +233,7 @@ def test_hostile_names_are_text(untrained, tmp_path, quick):
     assert "script-src 'sha256-" in policy
 
 
-def test_shards_that_are_gone_are_said_and_the_rest_stays(evaluated, digits, tmp_path, capsys, quick):
+def test_shards_that_are_gone_are_said_and_the_rest_stays(evaluated, digits, tmp_path, capsys):
     data, run = Path(shutil.copytree(digits, tmp_path / "data")), Path(shutil.copytree(evaluated, tmp_path / "run"))
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["root"] = str(data)
@@ -260,7 +262,7 @@ def test_shards_that_are_gone_are_said_and_the_rest_stays(evaluated, digits, tmp
     page_without("manifest.json cannot be read")
 
 
-def test_runs_beside_each_other_and_what_has_no_model(evaluated, digits, tmp_path, quick):
+def test_runs_beside_each_other_and_what_has_no_model(evaluated, digits, tmp_path):
     kmeans = tmp_path / "kmeans"
     assert main(["kmeans", str(digits), str(kmeans)]) == 0
     out = tmp_path / "page.html"
@@ -272,7 +274,7 @@ def test_runs_beside_each_other_and_what_has_no_model(evaluated, digits, tmp_pat
     assert "None of these runs has a model" in page_of(out).text
 
 
-def test_mistakes_are_one_line(evaluated, tmp_path, capsys, quick):
+def test_mistakes_are_one_line(evaluated, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("kept")
     run = Path(shutil.copytree(evaluated, tmp_path / "run"))
     cases = [
