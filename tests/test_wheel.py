@@ -32,6 +32,8 @@ def test_it_claims_no_general_name(installed):
     names = {name.split("/")[0] for name in zipfile.ZipFile(installed[0]).namelist()}
     assert {name for name in names if not name.endswith(".dist-info")} == {"sptnet", "sptnet_shards"}
     assert "sptnet/py.typed" in zipfile.ZipFile(installed[0]).namelist()
+    drawn_by = {"report/page.html.j2", "report/page.css", "report/page.js", "export/card.md.j2"}
+    assert {f"sptnet/{name}" for name in drawn_by} <= set(zipfile.ZipFile(installed[0]).namelist())
 
 
 def test_its_commands_work_in_an_empty_folder(installed, tmp_path):
