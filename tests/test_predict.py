@@ -266,7 +266,9 @@ def test_the_snippets_of_the_docs_run(untrained, pile, predicted, tmp_path, monk
     shutil.copytree(predicted, tmp_path / "sorted")
     for name, path in zip(("a.jpg", "b.jpg"), sorted(pile.rglob("00[12]*.png")), strict=False):
         shutil.copy(path, tmp_path / name)
+    assert main(["export", "runs/photos/sptnet", "FOLDER"]) == 0
     namespace = {}
     for snippet in snippets:
         exec(snippet, namespace)  # as a reader would, one after the other
     assert len(namespace["table"]["class_name"]) == 2
+    assert namespace["logits"].shape == (1, 10)
