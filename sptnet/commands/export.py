@@ -14,7 +14,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("out", metavar="FOLDER", type=Path, help="made here")
     command.add_argument("--onnx", action="store_true", help="model.onnx too (pip install 'sptnet[onnx]')")
     command.add_argument("--pt2", action="store_true", help="model.pt2 too, for torch.export.load")
-    command.add_argument("--push", metavar="REPO", help="send it to this repository of the Hugging Face hub")
+    command.add_argument("--push", metavar="REPO", help="OWNER/NAME: send it to the Hugging Face hub")
 
 
 def run(arguments: argparse.Namespace) -> int:

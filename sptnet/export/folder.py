@@ -124,6 +124,8 @@ def check_repo(repo: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+    if "/" not in repo:  # by which timm and transformers would not find it
+        raise ExportError(f"--push {repo}: name its owner too, as OWNER/{repo}")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:

@@ -149,12 +149,28 @@ def test_a_hub_that_is_not_there_is_one_line_and_the_folder_stays(untrained, tmp
     out = tmp_path / "out"
     assert main(["export", str(untrained), str(out), "--push", "no/name/of/one"]) == 1
     assert "--push no/name/of/one" in capsys.readouterr().err
+    assert main(["export", str(untrained), str(out), "--push", "digits"]) == 1
+    assert "name its owner too, as OWNER/digits" in capsys.readouterr().err
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert main(["export", str(untrained), str(out), "--push", "me/digits"]) == 1
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1
     assert "is written, and could not be sent to me/digits" in told
     assert 'create_model("hf-hub:me/digits"' in (out / "README.md").read_text()
+
+
+def test_what_is_sent_to_the_hub(untrained, tmp_path, capsys, monkeypatch):
+    """The hub itself is not at hand: what its client is asked for."""
+    hub, sent = pytest.importorskip("huggingface_hub"), []
+
+    def upload(api, *, repo_id, folder_path, **options):
+        sent.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", lambda api, repo, **options: hub.RepoUrl(f"{api.endpoint}/{repo}"))
+    monkeypatch.setattr(hub.HfApi, "upload_folder", upload)
+    assert main(["export", str(untrained), str(tmp_path / "out"), "--push", "me/digits"]) == 0
+    assert sent == [("me/digits", ["README.md", "config.json", "model.safetensors"])]
+    assert "/me/digits" in capsys.readouterr().out
 
 
 def test_the_card_says_what_it_is(untrained, tmp_path):
