@@ -5,7 +5,7 @@ Two modules of the timm backbone are replaced by ones that compute the same func
 - `PromptedPatchEmbed`: the patch embedding is linear, so embed(x + P) = embed(x) + W * P. Prompted pixels are never
   materialised, and the prompt's gradient is one transposed convolution for the whole batch.
 - `ClassTokenBlock`: the head reads the class token only, so the last block computes query, projection and MLP for
-  that one token (keys and values for all).
+  that one token, and attends with it without computing the others' keys and values.
 
 Both *adopt* the children of what they replace instead of wrapping it: the state dict keeps timm's keys, and a sharding
 strategy sees one module whose own forward runs.
@@ -74,6 +74,40 @@ class ClassTokenBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         attn = self.attn
         y = self.norm1(x)
+        token = self._by_keys(y) if self._needs_keys() else self._by_tokens(y)
+        token = attn.proj_drop(attn.proj(attn.norm(token)))
+        token = x[:, :1] + self.drop_path1(self.ls1(token))
+        return token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
+
+    def _needs_keys(self) -> bool:
+        attn = self.attn
+        return not isinstance(attn.k_norm, nn.Identity) or (self.training and attn.attn_drop.p > 0)
+
+    def _by_tokens(self, y: Tensor) -> Tensor:
+        """Attention of the first of `y` [N, T, D] to all, [N, 1, D], with keys and values folded away.
+
+        A score is q . (W_k y) = (W_k^T q) . y, and what it weighs is W_v y, so W_v serves once, on the weighed sum:
+        two products of size D x D for an image instead of 2 T. The bias of the keys moves all scores of a head alike.
+        """
+        attn = self.attn
+        heads, depth = attn.num_heads, attn.head_dim
+        weight, bias = attn.qkv.weight, attn.qkv.bias
+        # [3 * H * d, D] -> 3 x [H, d, D]
+        w_query, w_key, w_value = weight.unflatten(0, (3, heads, depth)).unbind(0)
+        width = heads * depth
+        query = F.linear(y[:, 0], w_query.flatten(0, 1), None if bias is None else bias[:width])
+        query = attn.q_norm(query.unflatten(1, (heads, depth))) * attn.scale
+        folded = torch.einsum("nhd,hdc->nhc", query, w_key)
+        shares = torch.softmax(folded @ y.transpose(1, 2), dim=-1)
+        # [N, H, T] @ [N, T, D] -> [N, H, D] -> [N, H, d]
+        value = torch.einsum("nhc,hdc->nhd", shares.to(y.dtype) @ y, w_value).flatten(1)
+        if bias is not None:
+            value = value + bias[2 * width :]
+        return value[:, None]
+
+    def _by_keys(self, y: Tensor) -> Tensor:
+        """The same by keys and values of all tokens: keys that are normalised do not fold."""
+        attn = self.attn
         width = attn.num_heads * attn.head_dim
         weight, bias = attn.qkv.weight, attn.qkv.bias
         query = F.linear(y[:, :1], weight[:width], None if bias is None else bias[:width])
@@ -83,9 +117,7 @@ class ClassTokenBlock(nn.Module):
         key, value = key_value.unflatten(2, (2, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
         dropout = attn.attn_drop.p if self.training else 0.0
         token = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value, dropout_p=dropout)
-        token = attn.proj_drop(attn.proj(attn.norm(token.transpose(1, 2).flatten(2))))
-        token = x[:, :1] + self.drop_path1(self.ls1(token))
-        return token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
+        return token.transpose(1, 2).flatten(2)
 
 
 class DINOHead(nn.Module):

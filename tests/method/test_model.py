@@ -22,6 +22,8 @@ def plain_twin(model, name, options):
         ("vit_tiny_patch16_224", TINY),
         ("vit_small_patch14_dinov2", {**TINY, "init_values": 0.5}),
         ("vit_small_patch14_reg4_dinov2", {**TINY, "init_values": 0.5}),
+        ("vit_tiny_patch16_224", {**TINY, "qkv_bias": False}),
+        ("vit_tiny_patch16_224", {**TINY, "qk_norm": True}),  # its keys do not fold
     ],
 )
 def test_prompted_tokens_and_class_token_block_are_exact(name, options):
