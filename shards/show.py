@@ -11,14 +11,13 @@ from rich.text import Text
 
 from sptnet.data.files import open_regular
 from sptnet.data.image import DecodeError
-from sptnet.data.keyed import permutation
+from sptnet.data.keyed import SHOW, permutation
 from sptnet.data.manifest import KINDS, UNKNOWN, Manifest
 from sptnet.data.shard_index import read_index
 from sptnet.data.sheet import Row, crossed_tile, encoded_as, sheet_of, tile_of
 
 CONTACT_SHEET = "contact_sheet.png"
 TILE, PER_CLASS, CLASSES, CAPTION = 64, 8, 100, 14  # pixels, samples, classes at most, pixels
-SHOW = 5  # purpose of the random numbers
 
 
 class Sheet(NamedTuple):

@@ -92,6 +92,10 @@ class DataConfig(Section):
     """Shards of a stream that are shuffled together; part of the data order."""
     augment: AugmentName = "crop_flip"
     """Of the training views: crop_flip (photographs), affine (digits: never mirrored)."""
+    views: int | None = Field(None, ge=2, le=1024)
+    """How many augmented views an image has, the same in every run; null: fresh ones in every step."""
+    tokens: Literal["float16", "float32"] = "float16"
+    """With views, the type to which the tokens of a frozen trunk are rounded (simgcd), kept in a cache or not."""
     workers: int = Field(4, ge=0, le=1024)
     """Loader processes per rank; changes speed only."""
     tolerate_bad_samples: int = Field(0, ge=0, le=MANY)
@@ -282,6 +286,10 @@ class Config(Section):
     """Folder of the results."""
     init: PathText | None = None
     """For sptnet: a SimGCD run, whose model it takes, an authors' checkpoint, or null for a bare backbone."""
+    trunk_cache: PathText = "auto"
+    """Where the frozen trunk's tokens of data.views are kept: auto (where it pays), off, or a folder; changes speed."""
+    trunk_cache_gb: float = Field(100.0, gt=0, le=1e9)
+    """Size of that folder in 10^9 bytes; the least recently used tokens of other runs leave first."""
     init_num_heads: int | None = Field(None, gt=0, le=1024)
     """Of an authors' checkpoint whose heads are not 64 channels wide."""
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
@@ -328,6 +336,11 @@ class Config(Section):
         strange = [key for key, value in usual.items() if getattr(self, key) != value]
         if self.method == "simgcd" and strange:
             raise ValueError(f"{strange[0]} is for method sptnet, and the method is simgcd: leave it out")
+        if self.data.views is None and self.trunk_cache not in ("auto", "off"):
+            raise ValueError(
+                f"trunk_cache is {self.trunk_cache}, and data.views is null: fresh views are never seen again, so "
+                "there is nothing to keep; set data.views=4"
+            )
         if self.data.batch_size % (2 * self.data.streams):
             raise ValueError(
                 f"data.batch_size {self.data.batch_size} is not a multiple of 2 x data.streams"

@@ -24,6 +24,7 @@ from sptnet.data.files import write_whole
 from sptnet.data.loader import eval_batches
 from sptnet.data.manifest import Kind
 from sptnet.data.store import Store
+from sptnet.data.tokens import Tokens
 from sptnet.errors import SptnetError
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.prompts import Prompt
@@ -84,6 +85,7 @@ def predict(
     store: Store,
     kind: Kind,
     each_round: Callable[[int], None] = lambda images: None,
+    tokens: Tokens | None = None,
 ) -> Tensor:
     """This rank's share of a split's predictions, on the device.
 
@@ -93,12 +95,14 @@ def predict(
     Args:
         each_round: called on every rank equally often, with the images that all ranks together have taken; it may
             raise, if it does so on all ranks at once.
+        tokens: of the evaluated views, to be read in place of the images.
     """
     device = strategy.device
     rows = [torch.zeros(0, 4, dtype=torch.int64, device=device)]
     batches = eval_batches(
         store, kind, batch_size=config.evaluate.batch_size, augment=config.data.augment,
-        image_size=config.model.image_size, workers=config.data.workers, rank=rank(), world_size=world_size(),
+        image_size=config.model.image_size, tokens=tokens, workers=config.data.workers, rank=rank(),
+        world_size=world_size(),
     )  # fmt: skip
     samples, size = store.manifest.samples(kind), config.evaluate.batch_size
     rounds = math.ceil(math.ceil(samples / size) / world_size())
@@ -108,7 +112,8 @@ def predict(
             # where weights are sharded a forward pass is a collective: a rank with fewer batches goes along
             strategy.forward_evaluation(torch.zeros(1, 3, *2 * [config.model.image_size], device=device), prompt)
         else:
-            outputs = strategy.forward_evaluation(normalise(batch.images.to(device, non_blocking=True)), prompt)
+            images = batch.images.to(device, non_blocking=True)
+            outputs = strategy.forward_evaluation(images if tokens is not None else normalise(images), prompt)
             told = torch.stack([batch.uids, batch.targets], dim=1).to(device, non_blocking=True)
             best = outputs.logits.argmax(1, keepdim=True)
             shares = torch.softmax(outputs.logits.float() / config.loss.student_temperature, 1).gather(1, best)
@@ -149,11 +154,13 @@ def evaluate(
     config: Config,
     store: Store,
     each_round: Callable[[Kind, int], None] = lambda kind, images: None,
+    tokens: Tokens | None = None,
 ) -> tuple[dict[str, Any], dict[str, Predictions]] | None:
     """Evaluate under both protocols; all ranks call it, rank 0 gets (results, predictions), the others None.
 
     Args:
         each_round: as for `predict`, with the protocol.
+        tokens: as for `predict`.
 
     Raises:
         EvaluationError: a sample was lost or counted twice.
@@ -167,7 +174,7 @@ def evaluate(
     for protocol in PROTOCOLS:
         if manifest.samples(protocol) == 0:
             continue
-        mine = predict(strategy, image, config, store, protocol, partial(each_round, protocol))
+        mine = predict(strategy, image, config, store, protocol, partial(each_round, protocol), tokens)
         gathered = gather_rows(mine)
         if gathered is not None:
             kept[protocol] = exactly_once(gathered.cpu().numpy(), expected_uids(store, protocol))

@@ -15,10 +15,12 @@ from torch import nn
 from sptnet.build import build_data, build_loss, build_model, build_schedule
 from sptnet.config import Config, ConfigError, OptimizerConfig
 from sptnet.data.augment import normalise
-from sptnet.data.loader import Batch, train_batches
+from sptnet.data.batches import Batch
+from sptnet.data.loader import train_batches
 from sptnet.data.manifest import Kind
 from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store
+from sptnet.data.tokens import DamagedTokensError, Tokens
 from sptnet.evaluate import evaluate, save_evaluation
 from sptnet.method.losses import GCDTerms
 from sptnet.method.model import PromptedViT
@@ -43,6 +45,7 @@ from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import LaunchSettings, connect, record_collectives
 from sptnet.strategy.create import create_strategy
 from sptnet.strategy.recompute import checkpoint_blocks
+from sptnet.trunk_cache import TrunkCache, choose, make, stored_type
 
 
 def train(config: Config) -> bool:
@@ -60,7 +63,10 @@ def train(config: Config) -> bool:
     check_unfinished(config)
     trackers = named_trackers(config)
     with StopRequest() as stop:  # also of signals that come while everything is built: the first step is the last then
-        run, header = prepare(config)
+        try:
+            run, header = prepare(config, stop)
+        except StoppedError:
+            return False
         first = rank() == 0
         if first:
             open_run(config, run.start)
@@ -89,6 +95,7 @@ class Run:
         start: the first step to be taken.
         continues: the checkpoint that it goes on from.
         lock: rank 0's, on the run's folder.
+        cache: of what the frozen trunk makes of the views; None where they go through it.
     """
 
     config: Config
@@ -103,6 +110,11 @@ class Run:
     start: int
     continues: Path | None
     lock: RunLock | None
+    cache: TrunkCache | None
+
+    @property
+    def tokens(self) -> Tokens | None:
+        return None if self.cache is None else self.cache.tokens
 
     def batches(self) -> Iterator[Batch]:
         """This rank's slices of the steps to come; how long each is waited for goes into the throughput."""
@@ -110,8 +122,8 @@ class Run:
         batches = train_batches(
             self.store, self.order, augment=config.data.augment, image_size=config.model.image_size, seed=config.seed,
             steps=range(self.start, self.schedule.total_steps), views_at=self.learner.views_at,
-            workers=config.data.workers, rank=rank(), world_size=world_size(),
-            tolerated=config.data.tolerate_bad_samples,
+            known_views=config.data.views, tokens=self.tokens, workers=config.data.workers, rank=rank(),
+            world_size=world_size(), tolerated=config.data.tolerate_bad_samples,
         )  # fmt: skip
         return self.throughput.waiting(batches)
 
@@ -128,8 +140,12 @@ class Run:
         return figures
 
 
-def prepare(config: Config) -> tuple[Run, dict[str, object]]:
-    """Everything of a run, put back to where it stood, and the header that says what it is; all ranks call it."""
+def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
+    """Everything of a run, put back to where it stood, and the header that says what it is; all ranks call it.
+
+    Raises:
+        StoppedError: asked to stop while tokens were made; what is made stays.
+    """
     store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)
     model, prompt = build_model(config, store.manifest)
@@ -143,7 +159,18 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
     # all this is of the whole model: a strategy may take it apart
     numbers, backbone = numbers_of(config, store.manifest), backbone_of(config, model)
     size = size_of(model, prompt)
-    work = work_of_steps(model, prompt, config.data.batch_size // launch.world_size)
+    chosen = choose(
+        config, store, model, backbone["sha256"], accelerator.device, launch.precision,
+        schedule.total_steps * config.data.batch_size,
+    )  # fmt: skip
+    cache = None if isinstance(chosen, str) else chosen
+    if cache is not None:
+        make(cache, config, store, model, accelerator.device, stop.here)
+        if stop.on_any_rank(accelerator.device):
+            raise StoppedError
+    model.round_tokens = stored_type(config, model)
+    row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
+    work = work_of_steps(model, prompt, config.data.batch_size // launch.world_size, row)
     peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
     learner = assemble(config, accelerator, launch, model, prompt, schedule)
     continues, lock = agree_where_to_continue(config)
@@ -152,7 +179,7 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
         saver=Saver(config, learner, numbers, backbone),
         throughput=Throughput(config.data.batch_size, launch.world_size, accelerator.device, work, peak),
         replaced=ReplacedSamples(config.data.tolerate_bad_samples), guard=NonFiniteGuard(config),
-        start=0, continues=continues, lock=lock,
+        start=0, continues=continues, lock=lock, cache=cache,
     )  # fmt: skip
     if run.continues is not None:
         saved = restore(run.continues, learner, numbers, backbone, config.resume.allow)
@@ -166,7 +193,11 @@ def prepare(config: Config) -> tuple[Run, dict[str, object]]:
     if rank() == 0:
         own = run.continues is not None and is_of_run(run.continues, Path(config.run))
         remove_from(Path(config.run), run.start if own else -1)
-    return run, describe(config, learner, store.manifest, order, size, run.continues)
+    header = describe(config, learner, store.manifest, order, size, run.continues)
+    if config.data.views is not None:
+        told = chosen if isinstance(chosen, str) else chosen.where()
+        header |= {"views": f"{config.data.views} of every image, known ones", "trunk cache": told}
+    return run, header
 
 
 def assemble(
@@ -205,7 +236,8 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     # asked to stop, or killed, before it was evaluated: a checkpoint comes first
     stopped = run.evaluation_is_due(done) and not evaluate_now(run, log, done, stop)
     run.throughput.restart()
-    for batch in () if stopped else run.batches():
+    batches = OneAhead(iter(()) if stopped else run.batches(), stop)
+    for batch in batches:
         done = batch.step + 1
         with naming_step(run.schedule.phase(batch.step), batch.step):
             terms = take_step(run, batch)
@@ -223,17 +255,46 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
         if stopped:
             break
     run.saver.wait()
+    if batches.damage is not None:
+        raise batches.damage
     if stopped:
         again = "the same command" if config.resume.source == "auto" else "the same command with resume=auto"
         log.line(f"asked to stop after step {done} of {total}: {again} continues")
     return not stopped
 
 
+class OneAhead:
+    """Batches, the next of which is read before a step is taken: damaged tokens stop all ranks with a checkpoint.
+
+    Attributes:
+        damage: what was met; it is of this rank only.
+    """
+
+    def __init__(self, batches: Iterator[Batch], stop: StopRequest):
+        self._batches, self._stop = batches, stop
+        self.damage: DamagedTokensError | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        following = self._next()
+        while following is not None:
+            batch, following = following, self._next()
+            yield batch
+
+    def _next(self) -> Batch | None:
+        try:
+            return next(self._batches, None)
+        except DamagedTokensError as error:
+            self.damage = error
+            self._stop.ask()
+            return None
+
+
 def take_step(run: Run, batch: Batch) -> GCDTerms | None:
     """One step on the device; its terms, or None if it was left out."""
     pieces = (batch.views, batch.targets, batch.labelled)
     views, targets, labelled = (piece.to(run.learner.strategy.device, non_blocking=True) for piece in pieces)
-    return run.guard.step(run.learner, batch, normalise(views), targets, labelled)
+    views = views.float() if views.is_floating_point() else normalise(views)
+    return run.guard.step(run.learner, batch, views, targets, labelled)
 
 
 def facts_of(run: Run, batch: Batch) -> dict[str, Any]:
@@ -250,16 +311,24 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
     """Evaluate, and save the model with its results; all ranks call it. Returns False if asked to stop on the way."""
     config, learner, folder, device = run.config, run.learner, Path(run.config.run), run.learner.strategy.device
 
+    # what is written into files goes through the trunk, and is not rounded: as `sptnet eval` computes it
+    final = done == run.schedule.total_steps
+    module, rounded = learner.strategy.module, learner.strategy.module.round_tokens
+    tokens = None if final else run.tokens
+
     def each_round(protocol: Kind, images: int) -> None:
         log.evaluating(done, protocol, images, run.store.manifest.samples(protocol))
         if stop.on_any_rank(device):
             raise StoppedError
 
     try:
-        evaluated = evaluate(learner.strategy, learner.prompt, config, run.store, each_round)
+        module.round_tokens = None if final else rounded
+        evaluated = evaluate(learner.strategy, learner.prompt, config, run.store, each_round, tokens)
     except StoppedError:
-        learner.strategy.module.train()
+        module.train()
         return False
+    finally:
+        module.round_tokens = rounded
     state = learner.strategy.full_state()
     if evaluated is None:
         return True
@@ -267,7 +336,7 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
     about = ModelFacts(done, learner.strategy.launch.precision, manifest.num_old, tuple(manifest.classes))
     save_model(folder, state, learner.prompt, about)
     log.evaluation(done, evaluated[0])
-    if done == run.schedule.total_steps:
+    if final:
         save_evaluation(folder, config.method, *evaluated)
         mark_finished(folder)
     return True

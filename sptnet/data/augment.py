@@ -64,6 +64,16 @@ def train_view(name: AugmentName, image: Tensor, size: int, seed: int, step: int
     return TRAIN_VIEWS[name](image, size, draws)
 
 
+def known_view(name: AugmentName, image: Tensor, size: int, uid: int, view: int) -> Tensor:
+    """View number `view` of the views that the prepared image of a sample has in every run: uint8 [3, size, size]."""
+    return TRAIN_VIEWS[name](image, size, keyed.uniforms(0, keyed.VIEW, uid, view, 0, DRAWS))
+
+
+def choose_views(views: int, seed: int, step: int, slot: int, count: int) -> list[int]:
+    """The `count` different ones of `views` known views that a slot of a global batch looks at."""
+    return keyed.permutation(seed, keyed.VIEW_CHOICE, step, slot, 0, views)[:count].tolist()
+
+
 def eval_view(name: AugmentName, image: Tensor, size: int) -> Tensor:
     """The one view that is evaluated, the centre of the prepared image: uint8 [3, size, size]."""
     image = prepare(name, image, size)

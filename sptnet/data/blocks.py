@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sptnet.data.augment import AugmentName, eval_view
+from sptnet.data.augment import AugmentName, eval_view, known_view, prepare
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.manifest import DatasetError, Kind, Shard
 from sptnet.data.reader import ShardReader
@@ -51,12 +51,16 @@ class Source(Protocol):
 
 
 class Block(NamedTuple):
-    """images: uint8 [n, 3, S, S], black where `samples[i].error` says why; samples: [n], without their bytes."""
+    """images: uint8 [n, 3, S, S], black where `samples[i].error` says why; samples: [n], without their bytes.
+
+    views: uint8 [V, n, 3, S, S], the known views where they were asked for.
+    """
 
     part: int
     begin: int
     images: Tensor
     samples: tuple[Sample, ...]
+    views: Tensor | None = None
 
 
 class ShardSource:
@@ -106,8 +110,9 @@ def path_of_sample(kind: Kind, uid: int) -> str:
 class _Blocks(Dataset[Block | DatasetError]):
     """Blocks by (part, begin); damage is passed on as a value: raised in a worker, it would arrive as a traceback."""
 
-    def __init__(self, source: Source, block_size: int, augment: AugmentName, image_size: int):
+    def __init__(self, source: Source, block_size: int, augment: AugmentName, image_size: int, known_views: int):
         self.source, self.block_size, self.augment, self.image_size = source, block_size, augment, image_size
+        self.known_views = known_views
 
     def __getitem__(self, place: tuple[int, int]) -> Block | DatasetError:
         part, begin = place
@@ -115,18 +120,40 @@ class _Blocks(Dataset[Block | DatasetError]):
             samples = self.source.read(part, range(begin, min(begin + self.block_size, self.source.size(part))))
         except DatasetError as error:
             return error
-        return Block(part, begin, *prepared(samples, self.augment, self.image_size))
+        if not self.known_views:
+            return Block(part, begin, *prepared(samples, self.augment, self.image_size))
+        views = torch.zeros(self.known_views, len(samples), self.image_size, self.image_size, 3, dtype=torch.uint8)
+        views = views.movedim(-1, -3)
+
+        def draw(i: int, sample: Sample, image: Tensor) -> None:
+            whole = prepare(self.augment, image, self.image_size)
+            for view in range(self.known_views):
+                views[view, i] = known_view(self.augment, whole, self.image_size, sample.uid, view)
+
+        images, told = prepared(samples, self.augment, self.image_size, draw)
+        return Block(part, begin, images, told, views)
 
 
-def prepared(samples: Sequence[Sample], augment: AugmentName, image_size: int) -> tuple[Tensor, tuple[Sample, ...]]:
-    """Decode, resize and crop as an evaluation does: uint8 [n, 3, S, S], and the samples without their bytes."""
+def prepared(
+    samples: Sequence[Sample],
+    augment: AugmentName,
+    image_size: int,
+    look: Callable[[int, Sample, Tensor], None] = lambda i, sample, image: None,
+) -> tuple[Tensor, tuple[Sample, ...]]:
+    """Decode, resize and crop as an evaluation does: uint8 [n, 3, S, S], and the samples without their bytes.
+
+    Args:
+        look: is given number, sample and decoded image of every sample that decodes.
+    """
     images = torch.zeros(len(samples), image_size, image_size, 3, dtype=torch.uint8).movedim(-1, -3)
     told = []
     for i, sample in enumerate(samples):
         error = sample.error
         if not error:
             try:
-                images[i] = eval_view(augment, decode(sample.encoded), image_size)
+                image = decode(sample.encoded)
+                images[i] = eval_view(augment, image, image_size)
+                look(i, sample, image)
             except DecodeError as reason:
                 error = ADDRESS.sub("", str(reason))
         told.append(sample._replace(encoded=b"", error=error))
@@ -154,6 +181,7 @@ def blocks(
     block_size: int,
     augment: AugmentName,
     image_size: int,
+    known_views: int = 0,
     workers: int = 0,
 ) -> Iterator[Block]:
     """The blocks of some parts, in order; memory does not grow with the number of parts or images.
@@ -161,13 +189,14 @@ def blocks(
     Args:
         parts: those of this process.
         wanted: whether a part is to be computed; asked once for each, shortly before it is read.
+        known_views: how many of the views that an image has in every run come beside the evaluated one.
         workers: loader processes; decide speed only.
 
     Raises:
         DatasetError: a shard that is missing or damaged as a whole.
     """
     loader = DataLoader(
-        _Blocks(source, block_size, augment, image_size),
+        _Blocks(source, block_size, augment, image_size, known_views),
         sampler=_Places(source, parts, wanted, block_size),
         batch_size=None,
         num_workers=workers,

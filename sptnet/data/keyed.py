@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # what a key is used for; values are part of the data order, never renumber them
-SHARD_ORDER, SAMPLE_ORDER, AUGMENTATION, DEAL = 1, 2, 3, 4
+SHARD_ORDER, SAMPLE_ORDER, AUGMENTATION, DEAL, SHOW, VIEW, VIEW_CHOICE = 1, 2, 3, 4, 5, 6, 7
 
 
 def raw(seed: int, purpose: int, a: int, b: int, c: int, count: int) -> NDArray[np.uint64]:

@@ -2,172 +2,21 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from sptnet.data.augment import AugmentName, eval_view, prepare, train_view
-from sptnet.data.image import DecodeError, decode
-from sptnet.data.manifest import DatasetError, Kind, Shard, UnreachableError
-from sptnet.data.order import BatchOrder, Slot, rank_slice
-from sptnet.data.reader import Encoded, ShardReader
+from sptnet.data.augment import AugmentName
+from sptnet.data.batches import Batch, Batches, EvalBatch, EvalBatches, Failed, ImageSteps, TokenSteps, Views
+from sptnet.data.manifest import Kind, UnreachableError
+from sptnet.data.order import BatchOrder, rank_slice
 from sptnet.data.store import Store
+from sptnet.data.tokens import Tokens
 
 PREFETCHED = 4  # batches that every loader worker keeps ready
-
-
-class Batch(NamedTuple):
-    """A rank's slice of global batch `step`.
-
-    views: uint8 [V, b, 3, H, W]; targets, uids: int64 [b]; labelled: bool [b].
-    replaced: what was wrong with each sample that another one stands in for.
-    """
-
-    step: int
-    views: Tensor
-    targets: Tensor
-    labelled: Tensor
-    uids: Tensor
-    replaced: tuple[str, ...] = ()
-
-
-class EvalBatch(NamedTuple):
-    """images: uint8 [n, 3, H, W]; targets, uids: int64 [n]."""
-
-    images: Tensor
-    targets: Tensor
-    uids: Tensor
-
-
-class _Failed(NamedTuple):
-    """What a worker sends instead of a batch: an exception would arrive wrapped in a traceback of many lines."""
-
-    message: str
-    unreachable: bool
-
-
-def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """The sample's image, decoded and through the part of the transforms that draws nothing."""
-    try:
-        return transform(decode(sample.image))
-    except DecodeError as error:
-        raise DatasetError(
-            f"{sample.shard}: sample {sample.uid} does not decode ({error}): make the shards again"
-        ) from None
-
-
-class _Batches(Dataset[Batch | EvalBatch | _Failed]):
-    """Batches by number; damage in the shards is passed on as `_Failed`."""
-
-    def __init__(self, store: Store):
-        self.store = store
-
-    def __getitem__(self, number: int) -> Batch | EvalBatch | _Failed:
-        try:
-            return self._batch(number)
-        except DatasetError as error:
-            return _Failed(str(error), isinstance(error, UnreachableError))
-
-    def _batch(self, number: int) -> Batch | EvalBatch:
-        raise NotImplementedError
-
-    def upcoming(self, number: int) -> Sequence[Shard]:
-        """The shards that batches from this number on read, nearest first."""
-        raise NotImplementedError
-
-
-class _TrainSteps(_Batches):
-    def __init__(
-        self, store: Store, order: BatchOrder, augment: AugmentName, image_size: int, seed: int,
-        slots: tuple[int, int], views_at: Callable[[int], int], tolerated: int,
-    ):  # fmt: skip
-        super().__init__(store)
-        self.order, self.augment, self.image_size = order, augment, image_size
-        self.seed, self.slots, self.views_at, self.tolerated = seed, slots, views_at, tolerated
-        self.readers = {
-            labelled: ShardReader(store, store.manifest.of_kind("labelled" if labelled else "unlabelled"))
-            for labelled in (True, False)
-        }
-
-    def _batch(self, number: int) -> Batch:
-        step, (begin, end) = number, self.slots
-        # channels last in memory, as the decoder writes them: a crop is then a copy of whole rows
-        views = _empty(self.views_at(step), end - begin, size=self.image_size)
-        targets, labelled, uids = [], [], []
-        replaced: list[str] = []
-        for i, slot in enumerate(self.order.batch(step, begin, end)):
-            sample, image = self._sample(slot, replaced)
-            for view in range(len(views)):
-                views[view, i] = train_view(self.augment, image, self.image_size, self.seed, step, slot.number, view)
-            targets.append(sample.target)
-            labelled.append(slot.labelled)
-            uids.append(sample.uid)
-        return Batch(
-            step, views, torch.tensor(targets), torch.tensor(labelled), torch.tensor(uids), tuple(replaced)
-        )  # fmt: skip
-
-    def _sample(self, slot: Slot, replaced: list[str]) -> tuple[Encoded, Tensor]:
-        """The slot's sample, or, where that is damaged and damage is tolerated, the next sound one of its stream."""
-        reader, distance = self.readers[slot.labelled], 0
-        while True:
-            place = slot.place if distance == 0 else self.order.instead(slot, distance).place
-            try:
-                sample = reader.read(*place)
-                return sample, _decoded(sample, lambda image: prepare(self.augment, image, self.image_size))
-            except UnreachableError:
-                raise  # nothing is wrong with the sample
-            except DatasetError as error:
-                if len(replaced) >= self.tolerated:
-                    raise
-                replaced.append(str(error))
-                distance += 1
-
-    def upcoming(self, number: int) -> Sequence[Shard]:
-        shards = {labelled: reader.shards for labelled, reader in self.readers.items()}
-        return [shards[labelled][shard] for labelled, shard in self.order.upcoming(number, *self.slots)]
-
-
-class _EvalBatches(_Batches):
-    def __init__(self, store: Store, kind: Kind, batch_size: int, augment: AugmentName, image_size: int):
-        super().__init__(store)
-        self.reader = ShardReader(store, store.manifest.of_kind(kind))
-        self.batch_size, self.augment, self.image_size = batch_size, augment, image_size
-        self.starts = np.concatenate(([0], np.cumsum([shard.samples for shard in self.reader.shards])))
-
-    def __len__(self) -> int:
-        return -(-int(self.starts[-1]) // self.batch_size)
-
-    def _places(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Shard and position of every sample of a batch."""
-        begin = number * self.batch_size
-        places = np.arange(begin, min(begin + self.batch_size, int(self.starts[-1])))
-        shards = np.searchsorted(self.starts, places, side="right") - 1
-        return shards, places - self.starts[shards]
-
-    def _batch(self, number: int) -> EvalBatch:
-        shards, positions = self._places(number)
-        samples = [self.reader.read(*place) for place in zip(shards.tolist(), positions.tolist(), strict=True)]
-        images = _empty(len(samples), size=self.image_size)
-        for i, sample in enumerate(samples):
-            images[i] = _decoded(sample, lambda image: eval_view(self.augment, image, self.image_size))
-        return EvalBatch(
-            images,
-            torch.tensor([sample.target for sample in samples]),
-            torch.tensor([sample.uid for sample in samples]),
-        )
-
-    def upcoming(self, number: int) -> Sequence[Shard]:
-        first = int(self._places(min(number, len(self) - 1))[0][0])
-        return self.reader.shards[first : first + 2]
-
-
-def _empty(*leading: int, size: int) -> Tensor:
-    """uint8 [..., 3, size, size], channels last in memory."""
-    return torch.empty(*leading, size, size, 3, dtype=torch.uint8).movedim(-1, -3)
 
 
 def _unchanged(item: object) -> object:
@@ -179,7 +28,7 @@ def _apart(worker: int) -> None:
     os.setpgid(0, 0)
 
 
-def _iterate(dataset: _Batches, items: Sequence[int], workers: int, rank: int) -> Iterator[Any]:
+def _iterate(dataset: Batches, items: Sequence[int], workers: int, rank: int) -> Iterator[Any]:
     loader = DataLoader(
         dataset,
         sampler=items,
@@ -204,9 +53,8 @@ def _iterate(dataset: _Batches, items: Sequence[int], workers: int, rank: int) -
                     f"rank {rank}: a loader worker was killed, perhaps for want of memory: lower data.workers "
                     f"({' '.join(str(error).split())[:200]})"
                 ) from None
-            if isinstance(batch, _Failed):
-                kind = UnreachableError if batch.unreachable else DatasetError
-                raise kind(f"rank {rank}: {batch.message}")
+            if isinstance(batch, Failed):
+                raise batch.kind(f"rank {rank}: {batch.message}")
             yield batch
     finally:
         dataset.store.cancel_ahead()
@@ -221,6 +69,8 @@ def train_batches(
     seed: int,
     steps: range,
     views_at: Callable[[int], int] = lambda step: 2,
+    known_views: int | None = None,
+    tokens: Tokens | None = None,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -230,14 +80,17 @@ def train_batches(
 
     Args:
         views_at: how many augmented views a step needs.
+        known_views: how many views an image has, the same in every run; None: fresh ones in every step.
+        tokens: of the known views, instead of pixels.
         workers: loader processes; 0 loads in this one. Decides speed only, never what is loaded.
         tolerated: damaged samples that a batch may replace by the next of their stream.
 
     Raises:
-        DatasetError: damage in the shards, naming rank, shard and sample.
+        DatasetError: damage in the shards, naming rank, shard and sample; or in the tokens.
     """
     slots = rank_slice(order.batch_size, rank, world_size)
-    dataset = _TrainSteps(store, order, augment, image_size, seed, slots, views_at, tolerated)
+    spec = Views(augment, image_size, seed, views_at, known_views, tolerated)
+    dataset = ImageSteps(store, order, spec, slots) if tokens is None else TokenSteps(store, order, spec, slots, tokens)
     return _iterate(dataset, steps, workers, rank)
 
 
@@ -248,16 +101,17 @@ def eval_batches(
     batch_size: int,
     augment: AugmentName,
     image_size: int,
+    tokens: Tokens | None = None,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[EvalBatch]:
-    """This rank's share of a split, in the manifest's order.
+    """This rank's share of a split, in the manifest's order; of `tokens`, where they are given.
 
     The batches themselves do not depend on the world size, only who computes them does: a prediction is the same bit
     for bit on any number of ranks.
     """
-    dataset = _EvalBatches(store, kind, batch_size, augment, image_size)
+    dataset = EvalBatches(store, kind, batch_size, augment, image_size, tokens)
     mine = range(rank * len(dataset) // world_size, (rank + 1) * len(dataset) // world_size)
     return _iterate(dataset, mine, workers, rank)
 

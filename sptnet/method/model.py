@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from sptnet.method.weights import BackboneError, load_backbone
 
+IMAGES_NDIM = 4  # [N, 3, H, W]; tokens have one fewer
+
 
 class Outputs(NamedTuple):
     """features: [N, D] normalised class tokens; projections: [N, P] for the contrastive losses; logits: [N, K]."""
@@ -151,7 +153,13 @@ class PromptedViT(nn.Module):
         backbone: a timm VisionTransformer; its patch embedding and last block are replaced in place.
         head: the DINO head.
         train_from_block: the first block that is trained; see `create_model`.
+
+    Attributes:
+        round_tokens: to which type the tokens of clean images are rounded before they enter the first trained block:
+            as a cache of them keeps them, so that a run has the same numbers without it; None: not at all.
     """
+
+    round_tokens: torch.dtype | None = None
 
     def __init__(self, backbone: VisionTransformer, head: DINOHead, train_from_block: int):
         super().__init__()
@@ -172,16 +180,28 @@ class PromptedViT(nn.Module):
         """Compute class tokens, projections and logits.
 
         Args:
-            images: [N, 3, H, W], normalised.
+            images: [N, 3, H, W], normalised; or [N, T, D], the tokens of clean ones as `trunk` computes them.
             prompt: [1, 3, H, W], added to every image; None for clean images.
             with_clean: with a prompt, compute 2N outputs: the clean images first, then the prompted ones.
         """
-        tokens = self.backbone.patch_embed(images, prompt, with_clean)
-        tokens = self.backbone.norm_pre(self.backbone._pos_embed(tokens))
-        for block in self.backbone.blocks:
+        if images.ndim == IMAGES_NDIM:
+            tokens = self.trunk(images, prompt, with_clean)
+            if self.round_tokens is not None and prompt is None:
+                tokens = tokens.detach().to(self.round_tokens).to(tokens.dtype)
+        else:
+            tokens = images.float()
+        for block in self.backbone.blocks[self.train_from_block :]:
             tokens = block(tokens)
         features = self.backbone.norm(tokens)[:, 0]
         return Outputs(features, *self.head(features))
+
+    def trunk(self, images: Tensor, prompt: Tensor | None = None, with_clean: bool = False) -> Tensor:
+        """The tokens that enter the first trained block, [N, T, D]; arguments as for `forward`, images not tokens."""
+        tokens = self.backbone.patch_embed(images, prompt, with_clean)
+        tokens = self.backbone.norm_pre(self.backbone._pos_embed(tokens))
+        for block in self.backbone.blocks[: self.train_from_block]:
+            tokens = block(tokens)
+        return tokens
 
 
 def _check_architecture(backbone: nn.Module) -> None:

@@ -48,8 +48,11 @@ def write_part(path: Path, content: bytes) -> None:
         write_whole(path, content)
 
 
-def begin_parts(path: Path, says: dict[str, Any]) -> None:
+def begin_parts(path: Path, says: dict[str, Any], beside: tuple[str, ...] = ()) -> None:
     """Write the file that says what a folder's parts are of, or check that it says the same.
+
+    Args:
+        beside: names of files that may be there before it.
 
     Raises:
         PartsError: the folder holds other results, or cannot be written.
@@ -57,7 +60,7 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
     with writing_parts(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(path.parent.iterdir()):
+            if any(found.name not in beside for found in path.parent.iterdir()):
                 raise PartsError(f"{path.parent} is not empty and lacks {path.name}: choose another folder")
             write_whole(path, (json.dumps(says, indent=1) + "\n").encode())
             return
@@ -74,17 +77,17 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
 class ImageProgress:
     """How many images are done: a bar on a terminal, a plain line every few seconds elsewhere. Silent if not active."""
 
-    def __init__(self, total: int, active: bool):
-        self.total, self.active, self.done = total, active, 0
+    def __init__(self, total: int, active: bool, unit: str = "images"):
+        self.total, self.active, self.unit, self.done = total, active, unit, 0
         self.console = Console(stderr=True, quiet=not active)
         self._bar = Progress(
-            TextColumn("{task.completed}/{task.total} images"), BarColumn(), TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.completed}/{task.total} " + unit), BarColumn(), TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(), console=self.console, disable=not (active and sys.stderr.isatty()),
         )  # fmt: skip
 
     def __enter__(self) -> "ImageProgress":
         self._bar.start()
-        self._task = self._bar.add_task("images", total=self.total, speed="")
+        self._task = self._bar.add_task(self.unit, total=self.total, speed="")
         self._start = self._told = time.monotonic()
         return self
 
@@ -97,8 +100,8 @@ class ImageProgress:
         """So many more are done."""
         self.done += images
         now = time.monotonic()
-        speed = f"{self.done / max(now - self._start, 1e-9):,.1f} images/s"
+        speed = f"{self.done / max(now - self._start, 1e-9):,.1f} {self.unit}/s"
         self._bar.update(self._task, completed=self.done, speed=speed)
         if self._bar.disable and now - self._told > LINE_EVERY:
             self._told = now
-            self.console.print(f"{self.done}/{self.total} images  {speed}", highlight=False)
+            self.console.print(f"{self.done}/{self.total} {self.unit}  {speed}", highlight=False)

@@ -54,6 +54,14 @@ class StopRequest:
                     os._exit(128 + number)
         os.close(self._reading)
 
+    def here(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self._asked is not None
+
+    def ask(self) -> None:
+        """Ask all ranks to stop after this step, as a signal does."""
+        self._asked = self._asked or signal.SIGTERM
+
     def on_any_rank(self, device: torch.device) -> bool:
         """Whether any rank was asked to stop; every rank gets the same answer, at the same step."""
         if not dist.is_initialized():

@@ -85,7 +85,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / fastest
 
 
-def work_of_steps(model: PromptedViT, prompt: Prompt | None, images: int) -> dict[str, float]:
+def work_of_steps(
+    model: PromptedViT, prompt: Prompt | None, images: int, tokens: tuple[int, int] | None = None
+) -> dict[str, float]:
     """Floating-point operations of a step in each phase, as torch counts them, forward and backward.
 
     Counted on copies without storage, before a strategy takes the model apart. What gradient checkpointing computes
@@ -93,13 +95,14 @@ def work_of_steps(model: PromptedViT, prompt: Prompt | None, images: int) -> dic
 
     Args:
         images: of the rank's slice of the batch.
+        tokens: (T, D), where the trunk's tokens take the place of images.
     """
     shadow = copy.deepcopy(model).to("meta")
     head = shadow.head
     # the same products; its own forward asks for autocast, which tensors without storage do not know
     head.forward = lambda features: (head.mlp(features), features @ head.prototypes.T)  # type: ignore[method-assign]
     weights = [p for p in shadow.parameters() if p.requires_grad]
-    views = torch.empty(2 * images, 3, model.image_size, model.image_size, device="meta")
+    views = torch.empty(2 * images, *(tokens or (3, model.image_size, model.image_size)), device="meta")
     if prompt is None:
         with FlopCounterMode(display=False) as counter:
             torch.autograd.grad(_total(shadow(views)), weights)

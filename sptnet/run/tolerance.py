@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sptnet.config import Config
-from sptnet.data.loader import Batch
+from sptnet.data.batches import Batch
 from sptnet.data.manifest import DatasetError
 from sptnet.errors import SptnetError
 from sptnet.method.losses import GCDTerms

@@ -1,0 +1,74 @@
+"""Room for a folder of results among others like it: the least recently used that nobody uses leave first."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+
+class InUse:
+    """Keeps a folder from being removed while this process, or one that it forked, lives; its time tells of the use."""
+
+    FILE = "used"
+
+    def __init__(self, folder: Path):
+        self._descriptor = os.open(folder / self.FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a disk without locks: then nobody removes anything there either
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        os.utime(folder / self.FILE)
+
+
+def make_room(folder: Path, needed: int, limit: int) -> str:
+    """Remove folders beside `folder` until `needed` more bytes are within `limit`; why it cannot be, or nothing."""
+    there = sorted(_others(folder))
+    used = size_of_folder(folder) + sum(size for _, size, _ in there)
+    if size_of_folder(folder) + needed > limit:
+        return f"the tokens need {needed / 1e9:,.1f} GB, and trunk_cache_gb is {limit / 1e9:g}"
+    for _, size, other in there:
+        if used + needed <= limit:
+            break
+        if _removed(other):
+            used -= size
+    if used + needed > limit:
+        return f"{folder.parent} holds {used / 1e9:,.1f} GB that other runs use, trunk_cache_gb is {limit / 1e9:g}"
+    if needed > (free := shutil.disk_usage(folder).free):
+        return f"the tokens need {needed / 1e9:,.1f} GB, and the disk of {folder.parent} has {free / 1e9:,.1f} GB"
+    return ""
+
+
+def size_of_folder(folder: Path) -> int:
+    """Bytes of the files in a folder."""
+    size = 0
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            with suppress(OSError):
+                size += entry.stat(follow_symlinks=False).st_size
+    return size
+
+
+def _others(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """Time of the last use, bytes and path of the folders beside one."""
+    for entry in os.scandir(folder.parent):
+        path = Path(entry.path)
+        used = path / InUse.FILE
+        if path != folder and used.is_file() and not entry.is_symlink():
+            with suppress(OSError):
+                yield used.stat().st_mtime, size_of_folder(path), path
+
+
+def _removed(folder: Path) -> bool:
+    """Remove a folder that nobody uses."""
+    try:
+        descriptor = os.open(folder / InUse.FILE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
