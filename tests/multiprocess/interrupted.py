@@ -6,8 +6,10 @@ import time
 
 import numpy as np
 import psutil
+import torch
 from launching import ENVIRONMENT, ROOT, launcher
 
+from sptnet.cli import main
 from sptnet.run.checkpoint import checkpoints, read_facts
 
 # 22 steps per epoch; phases of 4 steps and checkpoints every 3: continued in the middle of either phase
@@ -35,6 +37,16 @@ def finish(*arguments):
     told, _ = process.communicate(timeout=300)
     assert process.returncode == 0, told[-3000:]
     return told
+
+
+def train_here(run, data, *extra):
+    """The same run on one process, this one, with one thread as all the others have; its exit code."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return main(["train", f"{ROOT}/configs/quickstart.yaml", f"run={run}", f"data.root={data}", *SMALL, *extra])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def until_checkpoint(process, run, step):
