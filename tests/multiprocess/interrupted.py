@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import psutil
-import torch
 from launching import ENVIRONMENT, ROOT, launcher
 
 from sptnet.cli import main
@@ -40,13 +39,8 @@ def finish(*arguments):
 
 
 def train_here(run, data, *extra):
-    """The same run on one process, this one, with one thread as all the others have; its exit code."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return main(["train", f"{ROOT}/configs/quickstart.yaml", f"run={run}", f"data.root={data}", *SMALL, *extra])
-    finally:
-        torch.set_num_threads(threads)
+    """The same run on one process, this one; its exit code."""
+    return main(["train", f"{ROOT}/configs/quickstart.yaml", f"run={run}", f"data.root={data}", *SMALL, *extra])
 
 
 def until_checkpoint(process, run, step):
