@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     # while torch is imported, which takes seconds, a Ctrl-C ends the process without a traceback; `main` tells it
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -1,6 +1,11 @@
 """Shared by all tests: the reference numbers, and a small dataset of real images made by the real tool."""
 
+import os
 from pathlib import Path
+
+# One thread, here and in what is started from here: the models are tiny, threads that wait for a core that others have
+# cost more than they bring, and what is compared bit for bit must be computed by as many. Read when numpy is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

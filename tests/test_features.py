@@ -30,11 +30,9 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def made(digits, untrained, tmp_path_factory):
-    """The features of the digits by the run, in this process, with as many threads as every rank of the others has."""
-    out, threads = tmp_path_factory.mktemp("features") / "f", torch.get_num_threads()
-    torch.set_num_threads(1)
+    """The features of the digits by the run, in this process."""
+    out = tmp_path_factory.mktemp("features") / "f"
     assert main(["features", str(digits), "--out", str(out), "--run", str(untrained), "--dtype", "float32"]) == 0
-    torch.set_num_threads(threads)
     return out
 
 

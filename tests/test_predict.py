@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from launching import ENVIRONMENT, ROOT, launcher
 from PIL import Image
 
@@ -64,10 +63,8 @@ def pile(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def predicted(untrained, pile, tmp_path_factory):
-    out, threads = tmp_path_factory.mktemp("predicted") / "out", torch.get_num_threads()
-    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("predicted") / "out"
     assert main(["predict", str(untrained), str(pile), "--out", str(out), "--embeddings"]) == 0
-    torch.set_num_threads(threads)
     return out
 
 

@@ -20,6 +20,7 @@ class StopRequest:
     """Within this context the signals only set a flag; a second one ends the process at once.
 
     A handler may run between any two instructions, also inside a collective: it must not do more than that.
+    A signal that is ignored stays ignored: nohup does that with SIGHUP, a script's background jobs with SIGINT.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,8 @@ class StopRequest:
         os.set_blocking(self._reading, True)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(

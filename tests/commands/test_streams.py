@@ -27,7 +27,8 @@ def test_streams_that_are_closed(closed):
 
 
 WAITING = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in all that a script starts in the background
 import torch
 from sptnet import cli
 

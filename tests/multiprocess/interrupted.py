@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 from launching import ENVIRONMENT, ROOT, launcher
 
+from sptnet.cli import main
 from sptnet.run.checkpoint import checkpoints, read_facts
 
 # 22 steps per epoch; phases of 4 steps and checkpoints every 3: continued in the middle of either phase
@@ -35,6 +36,11 @@ def finish(*arguments):
     told, _ = process.communicate(timeout=300)
     assert process.returncode == 0, told[-3000:]
     return told
+
+
+def train_here(run, data, *extra):
+    """The same run on one process, this one; its exit code."""
+    return main(["train", f"{ROOT}/configs/quickstart.yaml", f"run={run}", f"data.root={data}", *SMALL, *extra])
 
 
 def until_checkpoint(process, run, step):

@@ -170,11 +170,9 @@ def test_curves_take_the_same_memory_however_long_a_run_is():
         steps.add(odd)
 
 
-def test_it_keeps_its_size_by_smaller_and_fewer_thumbnails(evaluated, tmp_path):
-    path = tmp_path / "page.html"
-    assert main(["report", str(evaluated), "--html", str(path)]) == 0
-    whole = path.stat().st_size
-    pictures = sum(len(one["data-src"]) for one in page_of(path).of("img") if "data-src" in one)
+def test_it_keeps_its_size_by_smaller_and_fewer_thumbnails(evaluated, page, tmp_path):
+    path, whole = tmp_path / "page.html", page.stat().st_size
+    pictures = sum(len(one["data-src"]) for one in page_of(page).of("img") if "data-src" in one)
     sizes = []
     for share in (0.0, 0.15, 0.7):
         limit = round((whole - (1 - share) * pictures) / 1e6, 6)

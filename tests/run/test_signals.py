@@ -28,12 +28,29 @@ with StopRequest():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_first_signal_is_only_noted(number):
-    before = signal.getsignal(number)
-    with StopRequest() as stop:
-        assert not stop.on_any_rank(torch.device("cpu"))
-        os.kill(os.getpid(), number)
-        assert stop.on_any_rank(torch.device("cpu"))
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with StopRequest() as stop:
+            assert not stop.on_any_rank(torch.device("cpu"))
+            os.kill(os.getpid(), number)
+            assert stop.on_any_rank(torch.device("cpu"))
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_whoever_started_it_ignores_stays_ignored(number):
+    before = signal.signal(number, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+            assert not stop.on_any_rank(torch.device("cpu"))
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_a_second_signal_ends_a_process_that_waits_in_a_collective():

@@ -84,6 +84,15 @@ def test_precision_is_part_of_a_run(again, monkeypatch, capsys):
     assert json.loads((run / "metrics.json").read_text()) == trained
 
 
+def test_other_numbers_are_refused_with_the_list_of_differences(again, capsys):
+    was = yaml.safe_load(again.read_text())["optimizer"]["lr"]
+    assert main(["train", str(again), "seed=7", "optimizer.lr=0.001", "data.workers=1"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert f"optimizer.lr was {was}, is 0.001; seed was 0, is 7. Name in resume.allow" in line
+    assert main(["train", str(again), "optimizer.lr=0.001", "resume.allow=[optimizer]"]) == 0
+    assert read_facts(checkpoints(again.parent / "interrupted")[-1]).numbers["optimizer.lr"] == 0.001
+
+
 def test_what_it_begins_from_must_be_finished_and_of_the_same_classes(before, again, capsys):
     (before / "simgcd" / "finished").unlink()
     fresh = changed(again, run="fresh")
