@@ -322,6 +322,11 @@ class Config(Section):
     def _short_form(cls, value: Any) -> Any:
         return {"source": value} if isinstance(value, str) else value
 
+    @field_validator("trunk_cache", mode="before")
+    @classmethod
+    def _off_is_false(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads it
+
     @property
     def lr_factor(self) -> float:
         """What the learning rates of model and prompts are multiplied by."""

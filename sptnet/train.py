@@ -67,19 +67,21 @@ def train(config: Config) -> bool:
             run, header = prepare(config, stop)
         except StoppedError:
             return False
-        first = rank() == 0
-        if first:
-            open_run(config, run.start)
-        record_start(Path(config.run), run.start, run.learner.strategy.launch)
-        told = Trackers(config, trackers if first else (), run.start)
-        with MetricsLog(config, run.schedule.total_steps, run.start, run.figures, told, active=first) as log:
-            log.summary(f"sptnet train: {config.run}", header)
-            for warning in warnings(config, run.schedule, run.learner.strategy.module.train_from_block):
-                log.line(f"warning: {warning}")
-            finished = run_steps(run, log, stop)
-        run.learner.strategy.accelerator.wait_for_everyone()
-        if run.lock is not None:
-            run.lock.release()
+        try:
+            first = rank() == 0
+            if first:
+                open_run(config, run.start)
+            record_start(Path(config.run), run.start, run.learner.strategy.launch)
+            told = Trackers(config, trackers if first else (), run.start)
+            with MetricsLog(config, run.schedule.total_steps, run.start, run.figures, told, active=first) as log:
+                log.summary(f"sptnet train: {config.run}", header)
+                for warning in warnings(config, run.schedule, run.learner.strategy.module.train_from_block):
+                    log.line(f"warning: {warning}")
+                finished = run_steps(run, log, stop)
+            run.learner.strategy.accelerator.wait_for_everyone()
+        finally:
+            if run.lock is not None:
+                run.lock.release()
     return finished
 
 

@@ -123,9 +123,10 @@ def _look(
     root = DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache)
     folder = folder_of(root, fingerprint)
     with writing_parts(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    held = InUse(folder)
-    begin_parts(folder / FINGERPRINT, fingerprint, beside=(InUse.FILE,))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # other ranks and runs begin it too
+            begin_parts(folder / FINGERPRINT, fingerprint)
+            held = InUse(folder)
     samples = {kind: [shard.samples for shard in store.manifest.of_kind(kind)] for kind in KINDS}
     whole = missing = 0
     for kind, counts in samples.items():

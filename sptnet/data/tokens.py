@@ -107,7 +107,8 @@ class PartWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk: what is left in memory is of no use any more
+            self._file.close()
         with suppress(OSError):
             self._temporary.unlink(missing_ok=True)
 

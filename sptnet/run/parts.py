@@ -48,11 +48,8 @@ def write_part(path: Path, content: bytes) -> None:
         write_whole(path, content)
 
 
-def begin_parts(path: Path, says: dict[str, Any], beside: tuple[str, ...] = ()) -> None:
+def begin_parts(path: Path, says: dict[str, Any]) -> None:
     """Write the file that says what a folder's parts are of, or check that it says the same.
-
-    Args:
-        beside: names of files that may be there before it.
 
     Raises:
         PartsError: the folder holds other results, or cannot be written.
@@ -60,7 +57,7 @@ def begin_parts(path: Path, says: dict[str, Any], beside: tuple[str, ...] = ()) 
     with writing_parts(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(found.name not in beside for found in path.parent.iterdir()):
+            if any(path.parent.iterdir()):
                 raise PartsError(f"{path.parent} is not empty and lacks {path.name}: choose another folder")
             write_whole(path, (json.dumps(says, indent=1) + "\n").encode())
             return

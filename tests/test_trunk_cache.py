@@ -1,0 +1,267 @@
+"""What a frozen trunk makes is kept, whole or not at all, and changes no number."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launching import ENVIRONMENT, ROOT, launcher
+
+from sptnet.cli import main
+from sptnet.data.cache_room import InUse, make_room
+from sptnet.data.tokens import FINGERPRINT
+from sptnet.run.checkpoint import checkpoints, read_facts
+
+# 11 steps per epoch; a frozen block before the one that is trained
+SMALL = ["schedule.epochs=4", "data.batch_size=128", "data.views=3", "data.workers=0", "evaluate.every=2",
+         "checkpoint.every=4", "log_every=1", "optimizer.name=sgd", "optimizer.lr=0.05", "model.train_from_block=-1",
+         "model.backbone_options={patch_size: 6, embed_dim: 48, depth: 2, num_heads: 3}", "trackers=[]"]  # fmt: skip
+STEPS = 44
+
+
+def arguments(run, data, cache, *extra):
+    settings = [f"run={run}", f"data.root={data}", f"trunk_cache={cache}", *SMALL, *extra]
+    return ["train", f"{ROOT}/configs/quickstart_simgcd.yaml", *settings]
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "phase" in line]
+    assert [line["step"] for line in steps] == list(range(STEPS))
+    return np.array([line["total"] for line in steps])
+
+
+def folder_in(cache):
+    (folder,) = (path for path in cache.iterdir() if path.is_dir())
+    return folder
+
+
+def content(cache):
+    """Names and bytes of the parts of the one folder of a cache."""
+    folder = folder_in(cache)
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*-0*")) if path.suffix != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def uncached(digits, tmp_path_factory):
+    """`uncached(type)`: the losses of a run through the trunk."""
+    found = {}
+
+    def of(kind):
+        if kind not in found:
+            run = tmp_path_factory.mktemp("uncached") / "run"
+            assert main(arguments(run, digits, "off", f"data.tokens={kind}")) == 0
+            found[kind] = losses(run)
+        return found[kind]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def made(digits, tmp_path_factory):
+    """The folder of a cache, made by a run on one process, and the run."""
+    folder = tmp_path_factory.mktemp("made")
+    assert main(arguments(folder / "run", digits, folder / "cache", "data.tokens=float32")) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "near"), [("float32", 1e-5), ("float16", 2e-3)])
+def test_from_the_cache_is_through_the_trunk(digits, uncached, tmp_path, kind, near):
+    run = tmp_path / "run"
+    assert main(arguments(run, digits, tmp_path / "cache", f"data.tokens={kind}")) == 0
+    np.testing.assert_allclose(losses(run), uncached(kind), rtol=near)
+    assert np.ptp(losses(run)) > 0.1
+    header = (run / "log.txt").read_text()
+    assert re.search(r"trunk cache.*0\.0\d+ GB", header)
+    # what is written goes through the trunk, as an evaluation of its own
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert main(["eval", str(run)]) == 0
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+
+
+WORLDS = [("ddp", 2), *(pytest.param(*world, marks=pytest.mark.slow) for world in
+          [("ddp", 4), ("fsdp2", 2), ("zero2", 2), ("zero3", 2)])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("strategy", "processes"), WORLDS)
+def test_on_many_processes_the_same_files_and_the_same_losses(digits, uncached, made, tmp_path, strategy, processes):
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    command = [*launcher(strategy, processes), "-m", "sptnet", *arguments(run, digits, cache, "data.tokens=float32")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert re.search(rf"strategy\W+{strategy} \(\w+\), {processes} x cpu", (run / "log.txt").read_text())
+    np.testing.assert_allclose(losses(run), uncached("float32"), rtol=1e-5)
+    assert content(cache) == content(made / "cache")
+
+
+def test_training_from_the_cache_opens_no_shard(digits, made, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("sptnet.data.store.LocalStore.open", lambda store, shard: opened.append(shard.file))
+    monkeypatch.setattr("sptnet.train.evaluate_now", lambda *_: True)
+    assert main(arguments(tmp_path / "run", digits, made / "cache", "data.tokens=float32")) == 0
+    assert opened == []
+    assert (losses(tmp_path / "run") == losses(made / "run")).all()
+
+
+def started(*command):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sptnet", *command], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_killed_while_it_is_made_it_goes_on_beside_another_run(digits, made, tmp_path):
+    cache = tmp_path / "cache"
+    one = started(*arguments(tmp_path / "one", digits, cache, "data.tokens=float32"))
+    end = time.monotonic() + 120
+    while not list(cache.glob("*/labelled-*.safetensors")):
+        assert one.poll() is None, one.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    one.kill()
+    one.wait()
+    whole = content(made / "cache")
+    there = content(cache)
+    assert {name: whole[name] for name in there if name.endswith(".safetensors")}.items() <= there.items()
+    assert len(there) < len(whole)
+    both = [started(*arguments(tmp_path / name, digits, cache, "data.tokens=float32")) for name in ("two", "three")]
+    for process in both:
+        assert process.wait(timeout=200) == 0, process.stdout.read()
+    assert content(cache) == whole
+    assert not list(cache.glob("*/*.tmp"))
+    for name in ("two", "three"):
+        np.testing.assert_array_equal(losses(tmp_path / name), losses(made / "run"))
+
+
+def test_a_damaged_row_stops_the_run_with_a_checkpoint_and_is_made_again(digits, made, tmp_path, capsys):
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    shutil.copytree(made / "cache", cache)
+    folder = folder_in(cache)
+    rows = folder / "unlabelled-000003.tokens"
+    sound = rows.read_bytes()
+    rows.write_bytes(bytes([sound[0] ^ 1]) + sound[1:])
+    assert main(arguments(run, digits, cache, "data.tokens=float32")) == 1
+    told = capsys.readouterr().err
+    assert re.search(r"unlabelled-000003\S* is damaged in row \d of sample \d+; it is removed", told)
+    assert not rows.exists()
+    stopped = read_facts(checkpoints(run)[-1]).step
+    assert 0 < stopped < STEPS
+    assert main(arguments(run, digits, cache, "data.tokens=float32")) == 0
+    assert rows.read_bytes() == sound
+    np.testing.assert_array_equal(losses(run), losses(made / "run"))
+
+
+def test_a_run_continues_without_the_cache_that_it_began_with(digits, made, tmp_path):
+    run = tmp_path / "run"
+    process = started(*arguments(run, digits, made / "cache", "data.tokens=float32"))
+    end = time.monotonic() + 120
+    while not checkpoints(run) and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert process.returncode in (75, 0), process.stdout.read()
+    assert process.returncode == 75
+    assert main(arguments(run, digits, "off", "data.tokens=float32")) == 0
+    np.testing.assert_allclose(losses(run), losses(made / "run"), rtol=1e-5)
+
+
+def test_asked_to_stop_while_it_is_made_it_stops_and_keeps_what_is_there(digits, tmp_path, monkeypatch):
+    from sptnet.data import tokens
+
+    finish, parts = tokens.PartWriter.finish, []
+
+    def and_ask(writer):
+        finish(writer)
+        parts.append(writer.path)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens.PartWriter, "finish", and_ask)
+        assert main(arguments(tmp_path / "run", digits, tmp_path / "cache")) == 75
+    assert parts
+    before = {path: path.stat().st_mtime_ns for path in parts}
+    assert main(arguments(tmp_path / "run", digits, tmp_path / "cache")) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in parts}
+
+
+@pytest.mark.parametrize("other", ["seed=7", "model.image_size=30"])
+def test_what_decides_the_tokens_has_a_folder_of_its_own(digits, made, tmp_path, monkeypatch, other):
+    """Another seed makes other random weights; runs of the same pretrained weights share a folder over seeds."""
+    monkeypatch.setattr("sptnet.train.run_steps", lambda *_: True)
+    cache = tmp_path / "cache"
+    shutil.copytree(made / "cache", cache)
+    assert main(arguments(tmp_path / "run", digits, cache, "data.tokens=float32", other)) == 0
+    first, second = (path for path in cache.iterdir() if path.is_dir())
+    assert json.loads((first / FINGERPRINT).read_text()) != json.loads((second / FINGERPRINT).read_text())
+
+
+def test_seeds_share_the_tokens_of_the_same_weights(digits, made, tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    from sptnet.build import build_model, build_store
+    from sptnet.config_file import load_config
+
+    monkeypatch.setattr("sptnet.train.run_steps", lambda *_: True)
+    config = load_config(Path(arguments(1, digits, 1)[1]), arguments(tmp_path, digits, "off")[2:])
+    model, _ = build_model(config, build_store(config).manifest)
+    save_file(model.backbone.state_dict(), tmp_path / "weights.safetensors")
+    for seed in (1, 2):
+        extra = [f"seed={seed}", f"model.weights={tmp_path}/weights.safetensors"]
+        assert main(arguments(tmp_path / f"run-{seed}", digits, tmp_path / "cache", *extra)) == 0
+    assert folder_in(tmp_path / "cache")
+
+
+def test_values_beyond_float16_are_one_line(digits, tmp_path, monkeypatch, capsys):
+    from sptnet.method.model import PromptedViT
+
+    trunk = PromptedViT.trunk
+    monkeypatch.setattr(PromptedViT, "trunk", lambda *inputs: trunk(*inputs) * 1e6)
+    assert main(arguments(tmp_path / "run", digits, tmp_path / "cache")) == 1
+    told = capsys.readouterr().err
+    assert re.search(r"tokens reach [\d.e+]+, more than float16 holds: set data.tokens=float32", told)
+
+
+def test_a_disk_or_limit_that_is_too_small_is_said(digits, tmp_path, capsys):
+    assert main(arguments(tmp_path / "run", digits, tmp_path / "cache", "trunk_cache_gb=0.001")) == 2
+    assert re.search(r"the tokens need 0\.\d GB, and trunk_cache_gb is 0.001", capsys.readouterr().err)
+    limited = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+from sptnet.cli import main
+sys.exit(main({arguments(tmp_path / "run", digits, tmp_path / "cache")!r}))
+"""
+    ran = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
+    assert ran.returncode == 1
+    assert "cannot be written: File too large; what was finished stays" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert not list((tmp_path / "cache").glob("*/*.tmp"))
+
+
+def test_the_least_recently_used_tokens_that_nobody_uses_leave_first(tmp_path):
+    folders = [tmp_path / name for name in ("old", "used", "new", "mine")]
+    for age, folder in enumerate(folders):
+        folder.mkdir()
+        (folder / "rows").write_bytes(bytes(1000))
+        (folder / InUse.FILE).touch()
+        os.utime(folder / InUse.FILE, (age, age))
+    held = InUse(folders[1])
+    os.utime(folders[1] / InUse.FILE, (0, 0))  # the oldest, and in use
+    assert make_room(folders[3], 500, 3600) == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "new", "used"]
+    assert make_room(folders[3], 900, 3000) == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "used"]
+    assert "trunk_cache_gb" in make_room(folders[3], 1500, 3000)
+    del held
+
+
+def test_without_known_views_there_is_nothing_to_keep(digits, tmp_path, capsys):
+    assert main(arguments(tmp_path / "run", digits, tmp_path / "cache", "data.views=null")) == 2
+    assert "trunk_cache is" in capsys.readouterr().err
