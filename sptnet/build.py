@@ -137,8 +137,11 @@ def build_model(config: Config, manifest: Manifest, pretrained: bool = True) -> 
 def _new_prompt(config: Config, model: PromptedViT) -> Prompt:
     spec = config.prompts
     generator = torch.Generator().manual_seed(config.seed)
+    deviation = 0.0 if spec.init == "zero" else spec.init_scale
     try:
-        return create_prompt(spec.kind, model.image_size, model.patch_size, spec.border, spec.frame, generator)
+        return create_prompt(
+            spec.kind, model.image_size, model.patch_size, spec.border, spec.frame, generator, deviation
+        )
     except ValueError as error:
         raise ConfigError(f"prompts: {error}") from None
 

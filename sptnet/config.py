@@ -167,6 +167,10 @@ class PromptConfig(Section):
     """Width in pixels, inside every patch."""
     frame: int = Field(30, gt=0, le=4096)
     """Width in pixels, around the image."""
+    init: Literal["normal", "zero"] = "normal"
+    """Where they begin: normal, random pixels as published; zero, where the model stands without them."""
+    init_scale: float = Field(1.0, gt=0, le=100)
+    """Deviation of the random pixels, in units of the normalised image."""
     lr: float = Field(1.0, ge=0)
     """Learning rate after the warm-up; a cosine leads it to 0."""
     momentum: float = Field(0.9, ge=0, lt=1)

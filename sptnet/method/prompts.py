@@ -76,6 +76,7 @@ def create_prompt(
     border: int = 1,
     frame: int = 30,
     generator: torch.Generator | None = None,
+    deviation: float = 1.0,
 ) -> Prompt:
     """Build the prompt of a square image.
 
@@ -85,7 +86,8 @@ def create_prompt(
         image_size, patch_size: pixels; the first a multiple of the second.
         border: width m of the border inside a patch, pixels.
         frame: width p of the frame around the image, pixels.
-        generator: source of the initial values N(0, 1).
+        generator: source of the initial values, N(0, 1) times `deviation`.
+        deviation: in units of the normalised input; 0 begins where a model without a prompt stands.
 
     Raises:
         ValueError: unknown kind, or sizes that leave no room for the prompt.
@@ -112,4 +114,7 @@ def create_prompt(
             parts["spatial"] = LivePixels(patch, (grid, grid), generator)
         else:
             parts["spatial"] = LivePixels(patch.repeat(grid, grid), generator=generator)
+    with torch.no_grad():
+        for part in parts.values():
+            part.pixels.mul_(deviation)
     return Prompt(kind, image_size, parts)

@@ -51,6 +51,16 @@ def test_prompt_sizes_of_the_paper():
         create_prompt("spatial", 32, 8, border=5)
 
 
+def test_where_prompts_begin():
+    def at(deviation):
+        return create_prompt("all", 32, 8, 1, 3, torch.Generator().manual_seed(3), deviation)()
+
+    assert not at(0.0).any()
+    torch.testing.assert_close(at(0.25), at(1.0) / 4)
+    live = at(1.0)[at(1.0) != 0]
+    assert 0.8 < live.std() < 1.5  # where border and frame meet there are two
+
+
 @pytest.mark.parametrize(("start", "trained"), [(-1, {2}), (1, {1, 2}), (3, set()), (0, {0, 1, 2})])
 def test_what_is_trained(start, trained):
     options = {"image_size": 32, "weights": "none", "backbone_options": TINY, "head_hidden": 32}
