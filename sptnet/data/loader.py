@@ -1,6 +1,5 @@
 """Batches for one rank: torch's DataLoader over steps, so that the numbers do not depend on its workers."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sptnet.data.augment import AugmentName, eval_view, prepare, train_view
 from sptnet.data.image import DecodeError, decode
@@ -16,8 +15,7 @@ from sptnet.data.manifest import DatasetError, Kind, Shard, UnreachableError
 from sptnet.data.order import BatchOrder, Slot, rank_slice
 from sptnet.data.reader import Encoded, ShardReader
 from sptnet.data.store import Store
-
-PREFETCHED = 4  # batches that every loader worker keeps ready
+from sptnet.data.workers import PREFETCHED, SharedMemoryError, load
 
 
 class Batch(NamedTuple):
@@ -43,13 +41,6 @@ class EvalBatch(NamedTuple):
     uids: Tensor
 
 
-class _Failed(NamedTuple):
-    """What a worker sends instead of a batch: an exception would arrive wrapped in a traceback of many lines."""
-
-    message: str
-    unreachable: bool
-
-
 def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
     """The sample's image, decoded and through the part of the transforms that draws nothing."""
     try:
@@ -60,17 +51,14 @@ def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
         ) from None
 
 
-class _Batches(Dataset[Batch | EvalBatch | _Failed]):
-    """Batches by number; damage in the shards is passed on as `_Failed`."""
+class _Batches(Dataset[Batch | EvalBatch]):
+    """Batches by number."""
 
     def __init__(self, store: Store):
         self.store = store
 
-    def __getitem__(self, number: int) -> Batch | EvalBatch | _Failed:
-        try:
-            return self._batch(number)
-        except DatasetError as error:
-            return _Failed(str(error), isinstance(error, UnreachableError))
+    def __getitem__(self, number: int) -> Batch | EvalBatch:
+        return self._batch(number)
 
     def _batch(self, number: int) -> Batch | EvalBatch:
         raise NotImplementedError
@@ -170,44 +158,15 @@ def _empty(*leading: int, size: int) -> Tensor:
     return torch.empty(*leading, size, size, 3, dtype=torch.uint8).movedim(-1, -3)
 
 
-def _unchanged(item: object) -> object:
-    return item
-
-
-def _apart(worker: int) -> None:
-    """Leave the rank's process group: torchrun sends signals to all of it, and torch's workers die of SIGTERM."""
-    os.setpgid(0, 0)
-
-
 def _iterate(dataset: _Batches, items: Sequence[int], workers: int, rank: int) -> Iterator[Any]:
-    loader = DataLoader(
-        dataset,
-        sampler=items,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=_apart,
-    )
-    batches = iter(loader)  # starts the workers: before any thread that fetches, since they are forked
+    batches = load(dataset, items, workers)  # forks the workers: before any thread that fetches
     try:
         for number in items:
             if dataset.store.remote:
                 dataset.store.fetch_ahead(dataset.upcoming(number + PREFETCHED * workers))
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise UnreachableError(
-                    f"rank {rank}: a loader worker was killed, perhaps for want of memory: lower data.workers "
-                    f"({' '.join(str(error).split())[:200]})"
-                ) from None
-            if isinstance(batch, _Failed):
-                kind = UnreachableError if batch.unreachable else DatasetError
-                raise kind(f"rank {rank}: {batch.message}")
-            yield batch
+            yield next(batches)
+    except (DatasetError, SharedMemoryError) as error:
+        raise type(error)(f"rank {rank}: {error}") from None
     finally:
         dataset.store.cancel_ahead()
 
