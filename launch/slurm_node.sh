@@ -4,6 +4,8 @@
 #
 #   launch/slurm_node.sh NAME [section.key=value ...]    in the batch shell; NAME_simgcd.yaml and NAME.yaml in configs/
 #
+# A setting is for both stages; sptnet:prompts.lr=1 and simgcd:schedule.epochs=100 are for one.
+#
 # STRATEGY    which launch/*.yaml (ddp)                      RUNS         where runs go (runs); must be on a shared disk
 # PROCESSES   per node (its GPUs, or 1)                      SPTNET_BIN   the environment's bin folder (.venv/bin)
 # PRECISION   no, bf16 or fp16 (no)                          RESTARTS     how many in a row may bring no checkpoint (3)
@@ -33,12 +35,14 @@ requeue() {  # WHY
 # ---- in the batch shell ----
 
 experiment() {  # NAME [section.key=value ...]
-  local name=$1 seed=${SLURM_ARRAY_TASK_ID:-0} override root
+  local name=$1 seed=${SLURM_ARRAY_TASK_ID:-0} override bare root
   shift
   trap 'asked=USR1; [ -z "$step" ] || kill -USR1 "$step"' USR1
   trap 'asked=TERM' TERM  # Slurm sends it to the tasks too: passing it on would be their second signal
   for override in "$@"; do
-    case $override in
+    bare=${override#simgcd:} bare=${bare#sptnet:}
+    [[ $bare != seed=* || $bare = "$override" ]] || stop "$override: both stages have the same seed"
+    case $bare in
       run=* | init=*) stop "$override: the folders of a job follow from RUNS, its name and its seed" ;;
       resume=* | resume.source=*) stop "$override: a job continues its own run; to start anew, remove the run's folder below $RUNS" ;;
       seed=*) [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || stop "$override: in an array the seed is the task's number"
@@ -58,9 +62,24 @@ experiment() {  # NAME [section.key=value ...]
   count_restarts "$root"
   say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST: $name, seed $seed, $STRATEGY," \
     "$SLURM_JOB_NUM_NODES x $PROCESSES processes, precision $PRECISION"
-  stage "configs/${name}_simgcd.yaml" "$root/simgcd" "$@" "seed=$seed"
-  stage "configs/$name.yaml" "$root/sptnet" "$@" "seed=$seed" "init=$root/simgcd"
+  settings_of simgcd "$@"
+  stage "configs/${name}_simgcd.yaml" "$root/simgcd" "${settings[@]}" "seed=$seed"
+  settings_of sptnet "$@"
+  stage "configs/$name.yaml" "$root/sptnet" "${settings[@]}" "seed=$seed" "init=$root/simgcd"
   "$BIN/sptnet" report "$root/simgcd" "$root/sptnet"
+}
+
+settings_of() {  # STAGE [section.key=value ...]: its own and those of both, in `settings`
+  local wanted=$1 override
+  shift
+  settings=()
+  for override in "$@"; do
+    case $override in
+      "$wanted":*) settings+=("${override#*:}") ;;
+      simgcd:* | sptnet:*) ;;
+      *) settings+=("$override") ;;
+    esac
+  done
 }
 
 check() {  # NAME

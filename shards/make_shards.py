@@ -34,6 +34,7 @@ from sptnet_shards.workers import cores
 
 from sptnet.data.files import write_whole
 from sptnet.data.manifest import KINDS, MANIFEST, DatasetError, Manifest, read_manifest
+from sptnet.errors import visible
 
 LARGEST_SIDE = 8192  # pixels of --resize
 INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
@@ -194,17 +195,12 @@ def _convert(arguments: argparse.Namespace, source: SourceCommand, console: Cons
 
 
 def _say(line: str) -> None:
-    print(shown(line), flush=True)
+    print(visible(line), flush=True)
 
 
 def _warn(remarks: Sequence[str]) -> None:
     for remark in remarks:
-        print(f"warning: {shown(remark)}", file=sys.stderr)
-
-
-def shown(line: str) -> str:
-    """A line as a terminal may have it: names of files are part of it, and may hold anything but what they seem."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        print(f"warning: {visible(remark)}", file=sys.stderr)
 
 
 def _told(root: Path, manifest: Manifest) -> None:
@@ -221,7 +217,7 @@ def _verify(arguments: argparse.Namespace, console: Console) -> None:
             progress.add(checked.shard)
             problems += len(checked.problems)
             for problem in checked.problems:
-                print(shown(problem), file=sys.stderr)
+                print(visible(problem), file=sys.stderr)
     if problems:
         raise SourceError(f"{arguments.dir} has {problems} faults: make or copy these shards again")
     _say(f"{arguments.dir}: {len(manifest.shards)} shards are what the manifest says")
@@ -319,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(reason: str) -> int:
-    print(f"error: {shown(reason)}", file=sys.stderr)
+    print(f"error: {visible(reason)}", file=sys.stderr)
     return 1
 
 

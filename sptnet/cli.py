@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sptnet.commands import config, estimate_k, evaluate, export, features, kmeans, predict, report, train
-from sptnet.errors import SptnetError
+from sptnet.errors import SptnetError, visible
 from sptnet.run.outcome import explain, outcome_of, record_outcome
 
 INTERRUPTED = 130  # as a shell says of SIGINT
@@ -26,8 +26,15 @@ COMMANDS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """Its messages repeat the arguments, which may hold anything."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="sptnet", description=__doc__)
+    top = Parser(prog="sptnet", description=__doc__)
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         summary, _, description = (command.__doc__ or "").partition("\n\n")
@@ -75,7 +82,8 @@ def tell(error: str, on_all_ranks: bool) -> None:
             return
     known = rank is None or (on_all_ranks and rank == "0") or error.startswith("rank ")
     where = "" if known else f" (rank {rank})"
-    print("\n".join(f"error{where}: {line}" for line in error.splitlines()), file=sys.stderr, flush=True)
+    lines = [f"error{where}: {visible(line)}" for line in error.strip("\n").split("\n")]
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def entry() -> NoReturn:

@@ -5,8 +5,18 @@ from typing import ClassVar, Literal
 Outcome = Literal["continue", "retry", "final"]  # see sptnet/run/outcome.py
 
 
+def visible(line: str) -> str:
+    """A line as a terminal may have it: control characters, marks of direction and bytes that are no text written out.
+
+    Paths, URLs, names of files and words of servers are in most of what is told, and may hold any of them.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 class SptnetError(Exception):
     """What a user, a disk, a peer or a file did. `str` is a clear sentence, or a line each: what, where, what to do.
+
+    Whatever it was made of, `str` can be printed.
 
     A bug of ours is any other exception, and keeps its traceback.
 
@@ -19,3 +29,6 @@ class SptnetError(Exception):
     on_all_ranks: ClassVar[bool] = False
     outcome: Outcome = "final"
     exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(visible, super().__str__().split("\n")))

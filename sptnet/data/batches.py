@@ -1,6 +1,6 @@
 """What a batch holds, by number: images out of shards, or a frozen trunk's tokens in their place.
 
-Pure functions of the number, for loader workers: damage is passed on as a value (`Failed`).
+Pure functions of the number, for loader workers.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,13 +59,6 @@ class Views:
     tolerated: int
 
 
-class Failed(NamedTuple):
-    """What a worker sends instead of a batch: an exception would arrive wrapped in a traceback of many lines."""
-
-    message: str
-    kind: type[DatasetError]
-
-
 def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
     """The sample's image, decoded and through the part of the transforms that draws nothing."""
     try:
@@ -76,17 +69,14 @@ def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
         ) from None
 
 
-class Batches(Dataset[Batch | EvalBatch | Failed]):
-    """Batches by number; damage in the shards is passed on as `Failed`."""
+class Batches(Dataset[Batch | EvalBatch]):
+    """Batches by number."""
 
     def __init__(self, store: Store):
         self.store = store
 
-    def __getitem__(self, number: int) -> Batch | EvalBatch | Failed:
-        try:
-            return self._batch(number)
-        except DatasetError as error:
-            return Failed(str(error), type(error))
+    def __getitem__(self, number: int) -> Batch | EvalBatch:
+        return self._batch(number)
 
     def _batch(self, number: int) -> Batch | EvalBatch:
         raise NotImplementedError

@@ -11,17 +11,17 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sptnet.data.augment import AugmentName, eval_view, known_view, prepare
 from sptnet.data.image import DecodeError, decode
-from sptnet.data.manifest import DatasetError, Kind, Shard
+from sptnet.data.manifest import Kind, Shard
 from sptnet.data.reader import ShardReader
 from sptnet.data.store import Store
+from sptnet.data.workers import load
 
 UNKNOWN = -1  # the target of an image whose class is not known
 ADDRESS = re.compile(r" <_io\.\w+ object at 0x\w+>")  # in Pillow's messages; another one in every process
-PREFETCHED = 4  # blocks that every loader worker keeps ready
 
 
 class Sample(NamedTuple):
@@ -107,19 +107,16 @@ def path_of_sample(kind: Kind, uid: int) -> str:
     return f"{'test' if kind == 'test' else 'train'}/{uid}"
 
 
-class _Blocks(Dataset[Block | DatasetError]):
-    """Blocks by (part, begin); damage is passed on as a value: raised in a worker, it would arrive as a traceback."""
+class _Blocks(Dataset[Block]):
+    """Blocks by (part, begin)."""
 
     def __init__(self, source: Source, block_size: int, augment: AugmentName, image_size: int, known_views: int):
         self.source, self.block_size, self.augment, self.image_size = source, block_size, augment, image_size
         self.known_views = known_views
 
-    def __getitem__(self, place: tuple[int, int]) -> Block | DatasetError:
+    def __getitem__(self, place: tuple[int, int]) -> Block:
         part, begin = place
-        try:
-            samples = self.source.read(part, range(begin, min(begin + self.block_size, self.source.size(part))))
-        except DatasetError as error:
-            return error
+        samples = self.source.read(part, range(begin, min(begin + self.block_size, self.source.size(part))))
         if not self.known_views:
             return Block(part, begin, *prepared(samples, self.augment, self.image_size))
         views = torch.zeros(self.known_views, len(samples), self.image_size, self.image_size, 3, dtype=torch.uint8)
@@ -193,24 +190,11 @@ def blocks(
         workers: loader processes; decide speed only.
 
     Raises:
-        DatasetError: a shard that is missing or damaged as a whole.
+        DatasetError: a shard that is missing or damaged as a whole; a worker that was killed.
+        SharedMemoryError: /dev/shm is full.
     """
-    loader = DataLoader(
-        _Blocks(source, block_size, augment, image_size, known_views),
-        sampler=_Places(source, parts, wanted, block_size),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=PREFETCHED if workers else None,
-    )
-    for block in loader:
-        if isinstance(block, DatasetError):
-            raise block
+    places = _Places(source, parts, wanted, block_size)
+    for block in load(_Blocks(source, block_size, augment, image_size, known_views), places, workers):
         if block.begin == 0:
             source.fetch_ahead(block.part + (parts.step if len(parts) > 1 else 1))
         yield block
-
-
-def _unchanged(item: object) -> object:
-    return item

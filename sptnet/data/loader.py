@@ -1,61 +1,29 @@
 """Batches for one rank: torch's DataLoader over steps, so that the numbers do not depend on its workers."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 
 from sptnet.data.augment import AugmentName
-from sptnet.data.batches import Batch, Batches, EvalBatch, EvalBatches, Failed, ImageSteps, TokenSteps, Views
-from sptnet.data.manifest import Kind, UnreachableError
+from sptnet.data.batches import Batch, Batches, EvalBatch, EvalBatches, ImageSteps, TokenSteps, Views
+from sptnet.data.manifest import DatasetError, Kind
 from sptnet.data.order import BatchOrder, rank_slice
 from sptnet.data.store import Store
 from sptnet.data.tokens import Tokens
-
-PREFETCHED = 4  # batches that every loader worker keeps ready
-
-
-def _unchanged(item: object) -> object:
-    return item
-
-
-def _apart(worker: int) -> None:
-    """Leave the rank's process group: torchrun sends signals to all of it, and torch's workers die of SIGTERM."""
-    os.setpgid(0, 0)
+from sptnet.data.workers import PREFETCHED, SharedMemoryError, load
 
 
 def _iterate(dataset: Batches, items: Sequence[int], workers: int, rank: int) -> Iterator[Any]:
-    loader = DataLoader(
-        dataset,
-        sampler=items,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=_apart,
-    )
-    batches = iter(loader)  # starts the workers: before any thread that fetches, since they are forked
+    batches = load(dataset, items, workers)  # forks the workers: before any thread that fetches
     try:
         for number in items:
             if dataset.store.remote:
                 dataset.store.fetch_ahead(dataset.upcoming(number + PREFETCHED * workers))
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise UnreachableError(
-                    f"rank {rank}: a loader worker was killed, perhaps for want of memory: lower data.workers "
-                    f"({' '.join(str(error).split())[:200]})"
-                ) from None
-            if isinstance(batch, Failed):
-                raise batch.kind(f"rank {rank}: {batch.message}")
-            yield batch
+            yield next(batches)
+    except (DatasetError, SharedMemoryError) as error:
+        raise type(error)(f"rank {rank}: {error}") from None
     finally:
         dataset.store.cancel_ahead()
 

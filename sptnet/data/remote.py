@@ -15,6 +15,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import Callback
 
 from sptnet.data.manifest import DatasetError, UnreachableError
+from sptnet.errors import visible
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second attempt, doubled for every further one
 LONGEST_TRYING = 480.0  # seconds, all attempts together; collectives of other ranks wait 600 by default
@@ -106,7 +107,8 @@ class Remote:
                 reason = f"{type(error).__name__}: {_line(error)}"
                 if number == self.attempts or time.monotonic() - start + wait > LONGEST_TRYING:
                     raise UnreachableError(f"{self.where(file)} failed {number} times: {reason}") from None
-                log.warning("%s: attempt %d of %d failed (%s)", self.where(file), number, self.attempts, reason)
+                where = visible(self.where(file))
+                log.warning("%s: attempt %d of %d failed (%s)", where, number, self.attempts, reason)
                 # spread out, so that a thousand ranks do not come back in the same second
                 time.sleep(wait * (0.5 + random.random()))
                 wait = min(2 * wait, LONGEST_WAIT)
@@ -139,7 +141,7 @@ def _need_credentials(where: str, error: Exception) -> None:
 
 def _line(error: Exception) -> str:
     """What an error says, as one line that a terminal may have: a server's words are in it."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(error).split()))
+    return visible(" ".join(str(error).split()))
 
 
 def _timeouts(protocol: str, seconds: float) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import TaskID
 from rich.table import Table
 
 from sptnet.config import Config
 from sptnet.method.losses import GCDTerms
 from sptnet.run.folder import LOG, STEPS, writing
-from sptnet.run.progress import PLAIN_EVERY, bar_on
+from sptnet.run.progress import PLAIN_EVERY, Progress
 from sptnet.run.tables import collapse
 from sptnet.run.trackers import Trackers
 
@@ -50,14 +49,13 @@ class MetricsLog:
         self._pending: list[tuple[dict[str, Any], GCDTerms | None]] = []
         with writing(self.folder / LOG):
             self._lines = open(self.folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
-        self._bar = bar_on(self.console) if active and sys.stderr.isatty() else None
-        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress("", active, self.console, say=self._print)
         self._shown = time.monotonic()
 
     def __enter__(self) -> "MetricsLog":
-        if self._bar:
-            self._bar.start()
-            self._tasks["train"] = self._bar.add_task("train", total=self.total_steps, completed=self.start, note="")
+        self._progress.__enter__()
+        if bar := self._progress.bar:
+            self._steps = bar.add_task("train", total=self.total_steps, completed=self.start, note="")
         return self
 
     def __exit__(
@@ -65,8 +63,7 @@ class MetricsLog:
     ) -> None:
         if kind is None:
             self.flush()
-        if self._bar:
-            self._bar.stop()
+        self._progress.__exit__(kind, error, trace)
         with suppress(OSError):  # a full disk: the error that ended the run says so
             if self._lines:
                 self._lines.close()
@@ -121,8 +118,8 @@ class MetricsLog:
     def _show(self, record: dict[str, Any], loss: float | None, speed: float) -> None:
         done = record["step"] + 1
         note = f"{'left out' if loss is None else f'loss {loss:.4f}'}  {speed:.0f} images/s"
-        if self._bar:
-            self._bar.update(self._tasks["train"], completed=done, description=record["phase"], note=note)
+        if bar := self._progress.bar:
+            bar.update(self._steps, completed=done, description=record["phase"], note=note)
         elif time.monotonic() - self._shown > PLAIN_EVERY or done == self.total_steps:
             self._shown = time.monotonic()
             self._print(f"step {done}/{self.total_steps}  {record['phase']}  {note}")
@@ -130,16 +127,8 @@ class MetricsLog:
 
     def evaluating(self, done: int, protocol: str, images: int, total: int) -> None:
         """How far an evaluation is, made when `done` steps are."""
-        what = f"evaluate {protocol}"
-        if self._bar:
-            if what not in self._tasks:
-                self._tasks[what] = self._bar.add_task(what, total=total, note="")
-            self._bar.update(self._tasks[what], completed=images)
-            if images >= total:
-                self._bar.remove_task(self._tasks.pop(what))
-        elif self.active and time.monotonic() - self._shown > PLAIN_EVERY:
-            self._shown = time.monotonic()
-            self._print(f"step {done}: {what} {images}/{total}")
+        self._progress.title = f"step {done}"
+        self._progress.advance(f"evaluate {protocol}", images, total)
 
     def _print(self, what: str | Table) -> None:
         """To the terminal, while there is one: a run is worth more than who looks at it."""

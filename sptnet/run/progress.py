@@ -13,35 +13,51 @@ PLAIN_EVERY = 15.0  # seconds between two lines of a log
 
 
 class Progress:
-    """Counts one thing after the other, e.g. the images of two splits; only where `active`."""
+    """Counts one thing after the other, e.g. the images of two splits; only where `active`.
 
-    def __init__(self, title: str, active: bool = True, console: Console | None = None):
+    Args:
+        title: what a line of a log begins with.
+        say: how a line of a log is told; printed on stderr otherwise.
+
+    Attributes:
+        bar: the bar, where there is a terminal.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        active: bool = True,
+        console: Console | None = None,
+        say: Callable[[str], None] | None = None,
+    ):
         self.title, self.active = title, active
-        self.console = console or Console(stderr=True)
-        self._bar = bar_on(self.console) if active and sys.stderr.isatty() else None
+        self.bar = bar_on(console or Console(stderr=True)) if active and sys.stderr.isatty() else None
+        self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._tasks: dict[str, TaskID] = {}
         self._told = time.monotonic()
 
     def __enter__(self) -> "Progress":
-        if self._bar:
-            self._bar.start()
+        if self.bar:
+            self.bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self.bar:
+            self.bar.stop()
 
     def advance(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` of something are done."""
-        if self._bar:
+        """`done` of `total` of something are done; once all are, its bar goes away."""
+        if self.bar:
             if what not in self._tasks:
-                self._tasks[what] = self._bar.add_task(what, total=total, note="")
-            self._bar.update(self._tasks[what], completed=done)
+                self._tasks[what] = self.bar.add_task(what, total=total, note="")
+            self.bar.update(self._tasks[what], completed=done)
+            if done >= total:
+                self.bar.remove_task(self._tasks.pop(what))
         elif self.active and time.monotonic() - self._told > PLAIN_EVERY:
             self._told = time.monotonic()
-            print(f"{self.title}: {what} {done}/{total}", file=sys.stderr, flush=True)
+            self._say(f"{self.title}: {what} {done}/{total}")
 
     def of(self, total: Callable[..., int]) -> Callable[..., None]:
         """`advance` for things whose total is known by their name."""

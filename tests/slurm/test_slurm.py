@@ -21,7 +21,7 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare
 # 8 epochs of 11 steps, k = 20: both phases twice in the SPTNet stage. SGD, since the first steps of AdamW, which
 # divides small gradients by themselves, make 1e-4 of what the order of a sum changes in the last digit
 SHORT = ["schedule.epochs=8", "evaluate.every=8", "checkpoint.every=10", "log_every=2", "optimizer.name=sgd",
-         "optimizer.lr=0.002", "prompts.lr=0.2"]  # fmt: skip
+         "optimizer.lr=0.002", "sptnet:prompts.lr=0.2"]  # fmt: skip
 STEPS = 88
 
 
@@ -35,6 +35,11 @@ def why_not() -> str | None:
 
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+
+
+def settings_of(stage: str) -> list[str]:
+    """SHORT, as a stage on its own is given it."""
+    return [one.removeprefix(f"{stage}:") for one in SHORT if ":" not in one or one.startswith(f"{stage}:")]
 
 
 class Lab:
@@ -130,12 +135,14 @@ def alone(digits, tmp_path_factory):
 
     def run(*overrides: str) -> Path:
         root = tmp_path_factory.mktemp("alone")
-        shared = [f"data.root={digits}", *SHORT, *overrides]
+        shared = [f"data.root={digits}", *overrides]
         for config, more in (
             ("quickstart_simgcd", [f"run={root}/simgcd"]),
             ("quickstart", [f"run={root}/sptnet", f"init={root}/simgcd"]),
         ):
-            command = [*launcher("ddp", 2), "-m", "sptnet", "train", f"configs/{config}.yaml", *shared, *more]
+            settings = settings_of("simgcd" if config.endswith("simgcd") else "sptnet")
+            command = [*launcher("ddp", 2), "-m", "sptnet", "train", f"configs/{config}.yaml"]
+            command += [*settings, *shared, *more]
             ran = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
             assert ran.returncode == 0, ran.stderr[-3000:]
         return root
@@ -237,6 +244,8 @@ def test_what_trying_again_cannot_mend_is_not_requeued_and_the_last_line_says_wh
     assert job.show("Restarts") == "0"
     job = Job(lab, tmp_path / "override", "run=elsewhere")
     assert "not requeued: run=elsewhere" in job.failed(30)
+    job = Job(lab, tmp_path / "override", "sptnet:seed=3")
+    assert "not requeued: sptnet:seed=3: both stages have the same seed" in job.failed(30)
 
 
 def test_an_error_of_one_task_ends_the_job(lab, digits, tmp_path):
@@ -311,7 +320,8 @@ def test_two_machines_without_slurm(lab, whole, digits, tmp_path):
             for old, new in changes.items():
                 assert old in command
                 command = command.replace(old, new)
-            arguments = " ".join([f"data.root={digits}", *SHORT, *more])
+            settings = settings_of("simgcd" if config.endswith("simgcd") else "sptnet")
+            arguments = " ".join([f"data.root={digits}", *settings, *more])
             inside = ["ip", "netns", "exec", node, "bash", "-c", f"OMP_NUM_THREADS=1 {command.strip()} {arguments}"]
             running.append(subprocess.Popen(inside, cwd=ROOT, stderr=subprocess.PIPE, text=True))
         for process in running:

@@ -1,0 +1,100 @@
+"""Loader processes: how they are started, what they hand over, and what is told where one is lost."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from sptnet.data.manifest import DatasetError, UnreachableError
+from sptnet.errors import SptnetError
+
+PREFETCHED = 4  # items that every worker keeps ready
+
+
+class SharedMemoryError(SptnetError, RuntimeError):
+    """No room to hand a batch over."""
+
+
+def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`dataset[item]` for every item, in order, made by so many processes; 0 makes them in this one.
+
+    The processes are forked by this call, before the first item is asked for: threads may be started after it.
+
+    Args:
+        dataset: what it returns is a tuple; tensors in it travel through shared memory.
+
+    Raises:
+        DatasetError: that the dataset raised.
+        UnreachableError: a process was killed.
+        SharedMemoryError: /dev/shm is full.
+    """
+    loader = DataLoader(
+        _Handing(dataset),
+        sampler=items,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=PREFETCHED if workers else None,
+        worker_init_fn=_apart,
+    )
+    return _received(iter(loader))
+
+
+def _received(handed: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        try:
+            item = next(handed)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UnreachableError(
+                "a loader worker was killed, perhaps for want of memory: have fewer of them (data.workers, --workers) "
+                f"({' '.join(str(error).split())[:200]})"
+            ) from None
+        if isinstance(item, SptnetError):
+            raise item
+        yield item
+
+
+class _Handing(Dataset[Any]):
+    """Hands over what a dataset makes, and errors as values: raised in a worker they would arrive as a traceback.
+
+    Tensors are moved into shared memory here. torch would do so in a thread, where an error is printed and the batch
+    is lost, and whoever waits for it waits for ever.
+    """
+
+    def __init__(self, dataset: Dataset[Any]):
+        self.dataset = dataset
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            made = self.dataset[item]
+        except DatasetError as error:
+            return error
+        if get_worker_info() is not None:
+            try:
+                for part in made:
+                    if isinstance(part, Tensor) and part.numel() > 0:  # nothing cannot be mapped
+                        part.share_memory_()
+            except RuntimeError as error:
+                return SharedMemoryError(
+                    "the shared memory of this machine (/dev/shm), through which loader workers hand over batches, is "
+                    "full: enlarge it, or load without workers (data.workers=0, --workers 0) "
+                    f"({str(error).partition(chr(10))[0]})"
+                )
+        return made
+
+
+def _unchanged(item: object) -> object:
+    return item
+
+
+def _apart(worker: int) -> None:
+    """Leave the rank's process group: torchrun sends signals to all of it, and torch's workers die of SIGTERM."""
+    os.setpgid(0, 0)
