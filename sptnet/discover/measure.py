@@ -1,0 +1,197 @@
+"""Seconds of a few steps of both stages on this machine, at several image sizes.
+
+`[accelerate launch ...] -m sptnet.discover.measure SIMGCD.yaml SPTNET.yaml OUT.json ONE_SIZE`, on as many processes as
+will train.
+A step is taken on fewer images than a batch has where it is slow, and what it took is scaled.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sptnet.build import build_data, build_model, build_schedule
+from sptnet.config import Config
+from sptnet.config_file import load_config
+from sptnet.data.augment import normalise
+from sptnet.data.files import write_whole
+from sptnet.data.loader import train_batches
+from sptnet.discover.plan import Cost
+from sptnet.errors import SptnetError
+from sptnet.steps import Learner
+from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.connect import connect
+from sptnet.train import assemble
+
+SHARES = (1.0, 0.75, 0.5)  # of the recipe's image size
+LONG_ENOUGH = 1.0  # seconds of a step that needs no larger batch to be believed
+REPEATS = 3
+GROWTH = 4
+LEAST_SLOPE = 0.3  # of what an image took on average: a line through noise may fall
+
+
+def image_sizes(largest: int, patch: int) -> list[int]:
+    """The sizes that are tried: multiples of the patch size."""
+    return sorted({max(1, round(share * largest / patch)) * patch for share in SHARES}, reverse=True)
+
+
+def measure(simgcd: Config, sptnet: Config, one_size: bool) -> dict[str, Any]:
+    """Costs by image size, and how many bytes a rank may take; all ranks call it, and get their own."""
+    accelerator, launch = connect(simgcd.collective_timeout_s, simgcd.device)
+    store, order = build_data(simgcd)
+    begin = time.perf_counter()
+    some = simgcd.data.model_copy(update={"batch_size": 2 * simgcd.data.streams})
+    _, few = build_data(simgcd.model_copy(update={"data": some}))
+    next(train_batches(store, few, augment=some.augment, image_size=simgcd.model.image_size, seed=0, steps=range(1)))
+    loading = (time.perf_counter() - begin) / some.batch_size * simgcd.data.batch_size
+    patch = build_model(simgcd, store.manifest, pretrained=False)[0].patch_size
+    found: dict[int, Cost] = {}
+    for size in [simgcd.model.image_size] if one_size else image_sizes(simgcd.model.image_size, patch):
+        learners = []
+        for config in (simgcd, sptnet):
+            model = config.model.model_copy(update={"image_size": size})
+            frame = max(1, int(config.prompts.frame * size / config.model.image_size))
+            prompts = config.prompts.model_copy(update={"frame": frame})
+            config = config.model_copy(update={"model": model, "prompts": prompts, "init": None})
+            built, prompt = build_model(config, store.manifest, pretrained=False)
+            schedule = build_schedule(config, order.steps_per_epoch)
+            learners.append(assemble(config, accelerator, launch, built, prompt, schedule))
+        found[size] = _cost(learners, simgcd, sptnet, size, loading, accelerator.device)
+    return {
+        "costs": {size: cost._asdict() for size, cost in found.items()},
+        "available": memory_of_rank(accelerator.device), "processes": world_size(), "precision": launch.precision,
+        "device": accelerator.device.type,
+    }  # fmt: skip
+
+
+def _cost(
+    learners: list[Learner], simgcd: Config, sptnet: Config, size: int, loading: float, device: torch.device
+) -> Cost:
+    batch, ranks = simgcd.data.batch_size, world_size()
+    first, second = learners
+    k = sptnet.schedule.k
+    timed = {
+        "simgcd": _step(first, 0, batch // ranks, size, device),
+        "prompt": _step(second, 0, batch // ranks, size, device),
+        "model": _step(second, k, batch // ranks, size, device),
+    }
+    images = 2 * batch // ranks
+
+    def forward(n: int) -> Tensor:
+        views = torch.zeros(n, 3, size, size, device=device)
+        return first.strategy.forward_evaluation(views, None).logits
+
+    seconds = _scaled(lambda n: forward(n).sum().item(), images) / images / ranks
+    # on a CPU loading takes its share of the same cores, elsewhere it is done meanwhile
+    cores, workers = torch.get_num_threads() * ranks, max(1, simgcd.data.workers) * ranks
+    for name, (step, kept) in timed.items():
+        views = 0.5 if name == "model" else 1.0
+        load = views * loading / (cores if device.type == "cpu" else workers)
+        timed[name] = (step + load if device.type == "cpu" else max(step, load), kept)
+    return Cost(
+        timed["simgcd"][0], timed["prompt"][0], timed["model"][0], seconds,
+        timed["simgcd"][1], max(timed["prompt"][1], timed["model"][1]),
+    )  # fmt: skip
+
+
+def _step(learner: Learner, step: int, share: int, size: int, device: torch.device) -> tuple[float, float]:
+    """Seconds of a step on a rank's whole share of a batch, and the bytes that it keeps for the backward pass."""
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in learner.strategy.module.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def take(n: int) -> None:
+        views = normalise(torch.zeros(learner.views_at(step), n, 3, size, size, dtype=torch.uint8, device=device))
+        views += torch.randn_like(views)
+        labelled = torch.arange(n, device=device) % 2 == 0
+        learner.step(step, views, torch.zeros(n, dtype=torch.int64, device=device), labelled).total.item()
+
+    smallest = min(share, 4)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        take(smallest)
+    return _scaled(take, share, smallest), sum(kept.values()) / smallest * share
+
+
+def _scaled(take: Callable[[int], object], whole: int, smallest: int = 4) -> float:
+    """Seconds of `take(whole)`, from as few images as take long enough: by a line through the last two counts."""
+    images, before = min(smallest, whole), (0, 0.0)
+    while True:
+        take(images)
+        times = []
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            take(images)
+            times.append(time.perf_counter() - begin)
+            if sum(times) > 2 * LONG_ENOUGH:
+                break
+        taken = _slowest(statistics.median(times))
+        if images == whole or taken > LONG_ENOUGH:
+            # what a step costs whatever its batch, the optimizer above all, is not to be scaled
+            slope = max((taken - before[1]) / (images - before[0]), LEAST_SLOPE * taken / images)
+            return taken + slope * (whole - images)
+        images, before = min(whole, GROWTH * images), (images, taken)
+
+
+def _slowest(seconds: float) -> float:
+    """Of all ranks, which then decide alike."""
+    if world_size() == 1:
+        return seconds
+    told = torch.tensor(seconds, dtype=torch.float64)
+    if torch.distributed.get_backend() == "nccl":
+        told = told.cuda()
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return float(told)
+
+
+def memory_of_rank(device: torch.device) -> float:
+    """Bytes that a rank may take for activations: part of what is free now."""
+    if device.type == "cuda":
+        return 0.8 * torch.cuda.mem_get_info(device)[0]
+    return 0.6 * free_memory() / world_size()
+
+
+def free_memory() -> float:
+    """Bytes of this machine, or of the cgroup that we are in, that nobody uses."""
+    free = []
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free.append(1024.0 * int(lines["MemAvailable"].split()[0]))
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
+        if limit.strip() != "max":
+            free.append(float(limit) - float(used))
+    except (OSError, ValueError, KeyError):
+        pass
+    return min(free) if free else 8e9  # macOS says it nowhere that can be read without a command
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and write; a mistake of the user is one line."""
+    first, second, out, one_size = arguments
+    try:
+        simgcd, sptnet = load_config(first), load_config(second, ["init=null"])
+        sptnet = sptnet.model_copy(update={"model": simgcd.model})
+        found = measure(simgcd, sptnet, one_size == "True")
+        if rank() == 0:
+            write_whole(Path(out), (json.dumps(found, indent=1) + "\n").encode())
+    except SptnetError as error:
+        if rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    from sptnet.strategy.collectives import exit_process
+
+    exit_process(main(sys.argv[1:]))
