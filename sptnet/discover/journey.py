@@ -29,6 +29,7 @@ CHOICES = "plan.json"
 LARGE_IMAGE = 150_000  # bytes of an image file, from which on decoding them again and again takes too long
 SAMPLED = 1000  # image files that are looked at for it
 CROP = 0.875  # of an image's short side that a model sees
+BUSY = 1.5  # processes that want to run, for every core
 WORTH_IT = 1.5  # times as fast, from which on half precision is taken
 
 
@@ -248,6 +249,8 @@ def _say_plan(journey: Journey, choices: dict[str, Any], plan: Plan) -> None:
         if memory.gradient_checkpointing != "none":
             pieces = f", in {memory.micro_batches} pieces" if memory.micro_batches > 1 else ""
             print(f"   {name}: blocks are computed again in the backward pass{pieces}, so that memory suffices")
+    if os.getloadavg()[0] > BUSY * journey.machine.cores:
+        print("   other work keeps this machine busy, and times may be far off")
     print(f"   {journey.out / 'simgcd.yaml'} and {journey.out / 'sptnet.yaml'} have it\n", flush=True)
     if not plan.fits:
         journey.warn(f"--hours {hours:g} are too few: an epoch of each alone takes longer; they are taken all the same")
