@@ -32,7 +32,7 @@ SHARES = (1.0, 0.75, 0.5)  # of the recipe's image size
 LONG_ENOUGH = 1.0  # seconds of a step that needs no larger batch to be believed
 REPEATS = 3
 GROWTH = 4
-LONGEST = 12.0  # seconds for the same step, again and again
+LONGEST = 4.0  # seconds for the same step, again and again
 LEAST_SLOPE = 0.3  # of what an image took on average: a line through noise may fall
 
 
