@@ -133,11 +133,13 @@ def _choices(request: Request) -> dict[str, Any]:
     path = request.out / CHOICES
     try:
         found = json.loads(path.read_bytes())
-        return dict(found) if {"precision", "resize"} <= found.keys() else {}
+        if isinstance(found, dict) and {"precision", "resize"} <= found.keys():
+            return found
+        raise StageError(f"{path} is damaged: remove it, and it is planned anew")
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, AttributeError) as error:
-        raise StageError(f"{path} cannot be read ({error}): remove {request.out} and start anew") from None
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path} cannot be read ({error}): remove it, and it is planned anew") from None
     choices = {"precision": _precision(), "resize": _resize(request)}
     _keep(request.out, choices)
     return choices

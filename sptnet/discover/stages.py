@@ -153,7 +153,7 @@ def checked(request: Request, name: str, machine: Machine) -> Stage:
     command, environment = on_all(
         machine, "predict", str(request.out / name), str(request.out / "shards"), "--out", str(out), *LABELLED
     )
-    return Stage(f"the labelled images, by {name}", command, environment, lambda: (out / "errors.csv").is_file())
+    return Stage(f"the labelled images, by {name}", command, environment, lambda: _predicted(out, request.out / name))
 
 
 def predict(request: Request, machine: Machine) -> Stage:
@@ -162,11 +162,17 @@ def predict(request: Request, machine: Machine) -> Stage:
     command, environment = on_all(
         machine, "predict", str(request.out / "sptnet"), str(request.unlabelled), "--out", str(out)
     )
-    return Stage("which image belongs where", command, environment, lambda: _is_sorted(out))
+    return Stage("which image belongs where", command, environment, lambda: _is_sorted(out, request.out / "sptnet"))
 
 
-def _is_sorted(out: Path) -> bool:
-    if not (out / "errors.csv").is_file():
+def _predicted(out: Path, run: Path) -> bool:
+    """Whether predictions were finished, after the run was: those of another model are refused by the command."""
+    errors, model = out / "errors.csv", run / MODEL
+    return errors.is_file() and errors.stat().st_mtime_ns >= model.stat().st_mtime_ns
+
+
+def _is_sorted(out: Path, run: Path) -> bool:
+    if not _predicted(out, run):
         return False
     try:
         parts = len(ListedSource(out, out))
