@@ -97,7 +97,7 @@ def _cost(
         load = views * loading / (cores if device.type == "cpu" else workers)
         timed[name] = (step + load if device.type == "cpu" else max(step, load), kept)
     return Cost(
-        timed["simgcd"][0], timed["prompt"][0], timed["model"][0], seconds,
+        timed["simgcd"][0], timed["prompt"][0], timed["model"][0], seconds, 0.0,
         timed["simgcd"][1], max(timed["prompt"][1], timed["model"][1]),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ class Cost(NamedTuple):
 
     simgcd, prompt, model: seconds of a step of SimGCD and of SPTNet's two phases, loading included.
     image: seconds an image takes through the model alone.
+    once: seconds that SimGCD takes before its first step, for what it keeps of every image.
     simgcd_bytes, sptnet_bytes: of activations that a rank keeps in its largest step.
     """
 
@@ -27,6 +28,7 @@ class Cost(NamedTuple):
     prompt: float
     model: float
     image: float
+    once: float
     simgcd_bytes: float
     sptnet_bytes: float
 
@@ -105,8 +107,8 @@ def _at(
     evaluations = EVALUATIONS * work.evaluated * cost.image + START_S
     behind = (work.predicted + min(LOOKED_AT, work.evaluated)) * cost.image + 5 * START_S
     each = (work.steps_per_epoch * simgcd_step, work.steps_per_epoch * sptnet_step)
-    length = recipe if fixed else _length(each, recipe, seconds - 2 * evaluations - behind)
-    taken = (length.simgcd * each[0] + evaluations, length.sptnet * each[1] + evaluations, behind)
+    length = recipe if fixed else _length(each, recipe, seconds - cost.once - 2 * evaluations - behind)
+    taken = (cost.once + length.simgcd * each[0] + evaluations, length.sptnet * each[1] + evaluations, behind)
     every = Length(*(max(1, min(500, int(MOST_LOST / max(step, 1e-9)))) for step in (simgcd_step, sptnet_step)))
     return Plan(size, length, first, second, every, taken, 0.0, sum(taken) <= seconds)
 
