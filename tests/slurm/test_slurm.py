@@ -271,7 +271,7 @@ def test_discover_is_requeued_and_goes_on_with_what_is_missing(lab, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((pixels * 15.9).astype(np.uint8)).save(path)
     out, log = tmp_path / "out", tmp_path / "discover.log"
-    small = ["model.image_size=32", "data.workers=0", "data.augment=affine", "schedule.epochs=40", "log_every=1"]
+    small = ["model.image_size=32", "data.workers=0", "data.augment=affine", "schedule.epochs=12", "log_every=1"]
     backbone = ["--backbone", "vit_tiny_patch16_224", "--weights", "none", "--new", "5"]
     folders = [str(tmp_path / "named"), str(tmp_path / "pile"), str(out)]
     options = [f"--output={log}", "--gpus-per-node=0", "--cpus-per-task=2"]
@@ -287,10 +287,10 @@ def test_discover_is_requeued_and_goes_on_with_what_is_missing(lab, tmp_path):
             assert "JobState=FAILED" not in lab.run("scontrol", "show", "job", job), log.read_text()[-3000:]
             time.sleep(0.1)
 
-    until(lambda: (out / "simgcd" / "metrics.jsonl").exists(), 300)
+    until(lambda: (out / "simgcd" / "metrics.jsonl").exists(), 600)
     lab.run("scancel", "--batch", "--signal=USR1", job)
-    until(lambda: "discover: requeued: asked to stop by USR1" in log.read_text(), 120)
-    until(lambda: "JobState=COMPLETED" in lab.run("scontrol", "show", "job", job), 400)
+    until(lambda: "discover: requeued: asked to stop by USR1" in log.read_text(), 300)
+    until(lambda: "JobState=COMPLETED" in lab.run("scontrol", "show", "job", job), 900)
     told = log.read_text()
     assert "what the backbone sees in them: there already" in told
     assert "continues from" in told
