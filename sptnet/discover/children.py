@@ -59,7 +59,9 @@ class Children:
     def __enter__(self) -> "Children":
         with writing_parts(self.out):
             self._lock = os.open(self.out / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        # one that is ignored stays ignored: nohup does that with SIGHUP
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in heeded}
         try:
             self._take()
         except BaseException:

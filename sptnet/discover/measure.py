@@ -6,6 +6,7 @@ A step is taken on fewer images than a batch has where it is slow, and what it t
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -21,12 +22,15 @@ from sptnet.config_file import load_config
 from sptnet.data.augment import normalise
 from sptnet.data.files import write_whole
 from sptnet.data.loader import train_batches
+from sptnet.data.manifest import KINDS, Manifest
+from sptnet.data.tokens import TokenShape
 from sptnet.discover.plan import Cost
 from sptnet.errors import SptnetError
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.train import assemble
+from sptnet.trunk_cache import DEFAULT, stored_type
 
 SHARES = (1.0, 0.75, 0.5)  # of the recipe's image size
 LONG_ENOUGH = 1.0  # seconds of a step that needs no larger batch to be believed
@@ -63,13 +67,51 @@ def measure(simgcd: Config, sptnet: Config, one_size: bool) -> dict[str, Any]:
             schedule = build_schedule(config, order.steps_per_epoch)
             learners.append(assemble(config, accelerator, launch, built, prompt, schedule))
         cost = _cost(learners, simgcd, sptnet, size, loading, accelerator.device)
-        # fewer pixels do not take longer: where they did, something else ran meanwhile
-        found[size] = Cost(*map(min, cost, found[min(found)])) if found else cost
+        cost = _with_kept(cost, simgcd, learners[0], store.manifest, size, accelerator.device)
+        found[size] = cost if not found else _at_most(cost, found[min(found)])
     return {
         "costs": {size: cost._asdict() for size, cost in found.items()},
         "available": memory_of_rank(accelerator.device), "processes": world_size(), "precision": launch.precision,
         "device": accelerator.device.type,
     }  # fmt: skip
+
+
+def _at_most(cost: Cost, larger: Cost) -> Cost:
+    """Fewer pixels do not take longer than more: where they did, something else ran meanwhile."""
+    pairs = zip(cost, larger, strict=True)
+    return Cost(*(a if a is None or b is None else min(a, b) for a, b in pairs))  # type: ignore[arg-type]
+
+
+def _with_kept(
+    cost: Cost, config: Config, learner: Learner, manifest: Manifest, size: int, device: torch.device
+) -> Cost:
+    """With what SimGCD takes from kept tokens of its known views, if it has such and there is room for them."""
+    module = learner.strategy.module
+    dtype, views = stored_type(config, module), config.data.views
+    if dtype is None or views is None or config.trunk_cache == "off":
+        return cost
+    with torch.no_grad(), learner.strategy.autocast():
+        row = module.trunk(torch.zeros(1, 3, size, size, device=device))[0]  # [T, D]
+    shape = TokenShape(views, row.shape[0], row.shape[1], config.data.tokens)
+    rows = sum(shape.rows_of(kind) * manifest.samples(kind) for kind in KINDS)
+    if not _has_room(config, rows * shape.row_bytes):
+        return cost
+    share = config.data.batch_size // world_size()
+
+    def take(n: int) -> None:
+        tokens = torch.randn(2, n, *row.shape, device=device).to(dtype).float()
+        labelled = torch.arange(n, device=device) % 2 == 0
+        learner.step(0, tokens, torch.zeros(n, dtype=torch.int64, device=device), labelled).total.item()
+
+    return cost._replace(kept=_scaled(take, share), once=rows * cost.image)
+
+
+def _has_room(config: Config, needed: int) -> bool:
+    """Whether the disk holds the tokens, within what their folder may take."""
+    folder = DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache)
+    folder = folder.expanduser().resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return needed <= min(config.trunk_cache_gb * 1e9, shutil.disk_usage(there).free)
 
 
 def _cost(
@@ -97,7 +139,7 @@ def _cost(
         load = views * loading / (cores if device.type == "cpu" else workers)
         timed[name] = (step + load if device.type == "cpu" else max(step, load), kept)
     return Cost(
-        timed["simgcd"][0], timed["prompt"][0], timed["model"][0], seconds, 0.0,
+        timed["simgcd"][0], timed["prompt"][0], timed["model"][0], seconds, None, 0.0,
         timed["simgcd"][1], max(timed["prompt"][1], timed["model"][1]),
     )  # fmt: skip
 

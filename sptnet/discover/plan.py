@@ -1,7 +1,7 @@
 """How long each stage trains, at which image size and in how much memory, so that the hours suffice. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 SIMGCD_SHARE = 2 / 3  # of the time for training, where it does not suffice: length is what SimGCD gains most by
@@ -20,7 +20,8 @@ class Cost(NamedTuple):
 
     simgcd, prompt, model: seconds of a step of SimGCD and of SPTNet's two phases, loading included.
     image: seconds an image takes through the model alone.
-    once: seconds that SimGCD takes before its first step, for what it keeps of every image.
+    kept, once: seconds of a step of SimGCD from what is kept of every image, and of making that; None where nothing
+        is kept.
     simgcd_bytes, sptnet_bytes: of activations that a rank keeps in its largest step.
     """
 
@@ -28,6 +29,7 @@ class Cost(NamedTuple):
     prompt: float
     model: float
     image: float
+    kept: float | None
     once: float
     simgcd_bytes: float
     sptnet_bytes: float
@@ -49,6 +51,19 @@ class Work(NamedTuple):
     steps_per_epoch: int
     evaluated: int
     predicted: int
+
+
+class Way(NamedTuple):
+    """Seconds before the first step, and of an epoch."""
+
+    once: float
+    epoch: float
+
+    def seconds(self, epochs: int) -> float:
+        return self.once + epochs * self.epoch
+
+    def epochs(self, seconds: float) -> int:
+        return max(0, math.floor((seconds - self.once) / max(self.epoch, 1e-9) + 1e-6))
 
 
 class Memory(NamedTuple):
@@ -106,21 +121,27 @@ def _at(
     sptnet_step *= MICRO_TIME if second.micro_batches > 1 else 1
     evaluations = EVALUATIONS * work.evaluated * cost.image + START_S
     behind = (work.predicted + min(LOOKED_AT, work.evaluated)) * cost.image + 5 * START_S
-    each = (work.steps_per_epoch * simgcd_step, work.steps_per_epoch * sptnet_step)
-    length = recipe if fixed else _length(each, recipe, seconds - cost.once - 2 * evaluations - behind)
-    taken = (cost.once + length.simgcd * each[0] + evaluations, length.sptnet * each[1] + evaluations, behind)
-    every = Length(*(max(1, min(500, int(MOST_LOST / max(step, 1e-9)))) for step in (simgcd_step, sptnet_step)))
+    ways = [Way(0.0, work.steps_per_epoch * simgcd_step)]
+    if cost.kept is not None:
+        ways.append(Way(cost.once, work.steps_per_epoch * cost.kept))
+    sptnet = Way(0.0, work.steps_per_epoch * sptnet_step)
+    length = recipe if fixed else _length(ways, sptnet, recipe, seconds - 2 * evaluations - behind)
+    way = min(ways, key=lambda way: way.seconds(length.simgcd))
+    taken = (way.seconds(length.simgcd) + evaluations, sptnet.seconds(length.sptnet) + evaluations, behind)
+    steps = (one.epoch / work.steps_per_epoch for one in (way, sptnet))
+    every = Length(*(max(1, min(500, int(MOST_LOST / max(step, 1e-9)))) for step in steps))
     return Plan(size, length, first, second, every, taken, 0.0, sum(taken) <= seconds)
 
 
-def _length(each: tuple[float, float], recipe: Length, seconds: float) -> Length:
-    """As many epochs as there is time for, at least one of each; `each`: seconds of one."""
-    full = recipe.simgcd * each[0], recipe.sptnet * each[1]
+def _length(ways: Sequence[Way], sptnet: Way, recipe: Length, seconds: float) -> Length:
+    """As many epochs as there is time for, at least one of each; `ways`: those in which SimGCD can be trained."""
+    full = min(way.seconds(recipe.simgcd) for way in ways), sptnet.seconds(recipe.sptnet)
     if sum(full) <= seconds:
         return recipe
-    first = min(full[0], max(SIMGCD_SHARE * seconds, seconds - full[1]))
-    counts = (math.floor(time / one) for time, one in zip((first, seconds - first), each, strict=True))
-    return Length(*(max(1, min(count, most)) for count, most in zip(counts, recipe, strict=True)))
+    time = min(full[0], max(SIMGCD_SHARE * seconds, seconds - full[1]))
+    first = max(1, min(recipe.simgcd, max(way.epochs(time) for way in ways)))
+    left = seconds - min(way.seconds(first) for way in ways)
+    return Length(first, max(1, min(recipe.sptnet, sptnet.epochs(left))))
 
 
 def memory_for(needed: float, available: float, share: int) -> Memory:

@@ -14,9 +14,9 @@ from sptnet.discover.request import Request
 RECIPE = Length(100, 25)
 WORK = Work(steps_per_epoch=20, evaluated=2000, predicted=4000)
 COSTS = {
-    224: Cost(8.0, 20.0, 12.0, 0.05, 0.0, 4e9, 40e9),
-    168: Cost(4.0, 10.0, 6.0, 0.03, 0.0, 2e9, 20e9),
-    112: Cost(2.0, 5.0, 3.0, 0.015, 0.0, 1e9, 10e9),
+    224: Cost(8.0, 20.0, 12.0, 0.05, None, 0.0, 4e9, 40e9),
+    168: Cost(4.0, 10.0, 6.0, 0.03, None, 0.0, 2e9, 20e9),
+    112: Cost(2.0, 5.0, 3.0, 0.015, None, 0.0, 1e9, 10e9),
 }
 
 
@@ -57,11 +57,14 @@ def test_simgcd_has_two_thirds_of_what_does_not_suffice():
 
 
 def test_what_is_kept_of_every_image_is_made_before_the_first_step():
-    kept = {size: cost._replace(simgcd=0.1, once=600.0) for size, cost in COSTS.items()}
+    kept = {size: cost._replace(kept=0.1, once=600.0) for size, cost in COSTS.items()}
     made = plan(1, costs=kept)
     assert made.length.simgcd == 100
     assert made.seconds[0] > 600 + 100 * 20 * 0.1
     assert sum(made.seconds) <= 3600
+    # where it takes longer than the few epochs that there is time for, it is not made
+    dear = {112: COSTS[112]._replace(kept=0.1, once=1e6)}
+    assert plan(0.5, costs=dear).length == plan(0.5, costs={112: COSTS[112]}).length
 
 
 def test_what_cannot_fit_is_taken_all_the_same_and_said():
