@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from launching import heeding_signals
 
 from sptnet.discover import children
 from sptnet.discover.children import Children, StageError, StoppedError, shown
@@ -34,9 +35,9 @@ with Children(Path(sys.argv[1])) as children:
 """
 
 
-def started(tmp_path, code=SLOW):
-    command = [sys.executable, "-c", JOURNEY, str(tmp_path), code]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def started(tmp_path, before=heeding_signals):
+    command = [sys.executable, "-c", JOURNEY, str(tmp_path), SLOW]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=before)
     until((tmp_path / "began").exists)
     return process
 
@@ -57,6 +58,16 @@ def test_every_signal_goes_on_as_one_and_is_waited_for(tmp_path, number):
     assert f"asked to stop by {number.name}; the same command goes on" in told
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
+    process = started(tmp_path, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    assert not (tmp_path / "asked").exists()
+    process.terminate()
+    process.communicate(timeout=60)
+
+
 def test_a_killed_journey_takes_its_command_along_and_the_next_waits_for_it(tmp_path):
     process = started(tmp_path)
     process.kill()
@@ -73,7 +84,7 @@ def test_two_at_once_are_refused(tmp_path, monkeypatch):
     process = started(tmp_path)
     with pytest.raises(StageError, match="is being worked in by another"), Children(tmp_path):
         pass
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     process.terminate()
     process.communicate(timeout=60)
 

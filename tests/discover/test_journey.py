@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from launching import ENVIRONMENT, ROOT
+from launching import ENVIRONMENT, ROOT, heeding_signals
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -56,8 +56,9 @@ class Begun:
         self.log = log
         with open(log, "wb") as file:
             self.process = subprocess.Popen(
-                command(*arguments), stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=ROOT
-            )
+                command(*arguments), stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT, cwd=ROOT,
+                preexec_fn=heeding_signals,
+            )  # fmt: skip
 
     @property
     def told(self):
