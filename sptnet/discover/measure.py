@@ -10,6 +10,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from sptnet.config_file import load_config
 from sptnet.data.augment import normalise
 from sptnet.data.files import write_whole
 from sptnet.data.loader import train_batches
-from sptnet.data.manifest import KINDS, Manifest
+from sptnet.data.manifest import KINDS
+from sptnet.data.store import Store
 from sptnet.data.tokens import TokenShape
 from sptnet.discover.plan import Cost
 from sptnet.errors import SptnetError
@@ -35,8 +38,9 @@ from sptnet.trunk_cache import DEFAULT, stored_type
 SHARES = (1.0, 0.75, 0.5)  # of the recipe's image size
 LONG_ENOUGH = 1.0  # seconds of a step that needs no larger batch to be believed
 REPEATS = 3
-GROWTH = 4
+SMALLEST, GROWTH = 4, 4  # images of the first trial, and so many times as many of the next
 LONGEST = 4.0  # seconds for the same step, again and again
+PATIENCE = 90.0  # seconds for all of it, beyond which every step is taken once
 LEAST_SLOPE = 0.3  # of what an image took on average: a line through noise may fall
 
 
@@ -46,28 +50,20 @@ def image_sizes(largest: int, patch: int) -> list[int]:
 
 
 def measure(simgcd: Config, sptnet: Config, one_size: bool) -> dict[str, Any]:
-    """Costs by image size, and how many bytes a rank may take; all ranks call it, and get their own."""
+    """Costs by image size, and how many bytes a rank may take; all ranks call it, and get the same but for bytes."""
     accelerator, launch = connect(simgcd.collective_timeout_s, simgcd.device)
     store, order = build_data(simgcd)
-    begin = time.perf_counter()
-    some = simgcd.data.model_copy(update={"batch_size": 2 * simgcd.data.streams})
-    _, few = build_data(simgcd.model_copy(update={"data": some}))
-    next(train_batches(store, few, augment=some.augment, image_size=simgcd.model.image_size, seed=0, steps=range(1)))
-    loading = (time.perf_counter() - begin) / some.batch_size * simgcd.data.batch_size
+    bench = Bench(simgcd, sptnet, store, accelerator.device, time.monotonic() + PATIENCE)
     patch = build_model(simgcd, store.manifest, pretrained=False)[0].patch_size
     found: dict[int, Cost] = {}
     for size in [simgcd.model.image_size] if one_size else image_sizes(simgcd.model.image_size, patch):
         learners = []
         for config in (simgcd, sptnet):
-            model = config.model.model_copy(update={"image_size": size})
-            frame = max(1, int(config.prompts.frame * size / config.model.image_size))
-            prompts = config.prompts.model_copy(update={"frame": frame})
-            config = config.model_copy(update={"model": model, "prompts": prompts, "init": None})
+            config = _at_size(config, size)
             built, prompt = build_model(config, store.manifest, pretrained=False)
             schedule = build_schedule(config, order.steps_per_epoch)
             learners.append(assemble(config, accelerator, launch, built, prompt, schedule))
-        cost = _cost(learners, simgcd, sptnet, size, loading, accelerator.device)
-        cost = _with_kept(cost, simgcd, learners[0], store.manifest, size, accelerator.device)
+        cost = bench.cost(learners[0], learners[1], size)
         found[size] = cost if not found else _at_most(cost, found[min(found)])
     return {
         "costs": {size: cost._asdict() for size, cost in found.items()},
@@ -76,34 +72,132 @@ def measure(simgcd: Config, sptnet: Config, one_size: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _at_size(config: Config, size: int) -> Config:
+    frame = max(1, int(config.prompts.frame * size / config.model.image_size))
+    prompts = config.prompts.model_copy(update={"frame": frame})
+    model = config.model.model_copy(update={"image_size": size})
+    return config.model_copy(update={"model": model, "prompts": prompts, "init": None})
+
+
 def _at_most(cost: Cost, larger: Cost) -> Cost:
     """Fewer pixels do not take longer than more: where they did, something else ran meanwhile."""
     pairs = zip(cost, larger, strict=True)
     return Cost(*(a if a is None or b is None else min(a, b) for a, b in pairs))  # type: ignore[arg-type]
 
 
-def _with_kept(
-    cost: Cost, config: Config, learner: Learner, manifest: Manifest, size: int, device: torch.device
-) -> Cost:
-    """With what SimGCD takes from kept tokens of its known views, if it has such and there is room for them."""
-    module = learner.strategy.module
-    dtype, views = stored_type(config, module), config.data.views
-    if dtype is None or views is None or config.trunk_cache == "off":
-        return cost
-    with torch.no_grad(), learner.strategy.autocast():
-        row = module.trunk(torch.zeros(1, 3, size, size, device=device))[0]  # [T, D]
-    shape = TokenShape(views, row.shape[0], row.shape[1], config.data.tokens)
-    rows = sum(shape.rows_of(kind) * manifest.samples(kind) for kind in KINDS)
-    if not _has_room(config, rows * shape.row_bytes):
-        return cost
-    share = config.data.batch_size // world_size()
+@dataclass
+class Bench:
+    """Times steps; all ranks call the same, and decide alike.
 
-    def take(n: int) -> None:
-        tokens = torch.randn(2, n, *row.shape, device=device).to(dtype).float()
-        labelled = torch.arange(n, device=device) % 2 == 0
-        learner.step(0, tokens, torch.zeros(n, dtype=torch.int64, device=device), labelled).total.item()
+    Attributes:
+        until: by time.monotonic; once it is past, nothing is repeated and no larger count is tried.
+    """
 
-    return cost._replace(kept=_scaled(take, share), once=rows * cost.image)
+    simgcd: Config
+    sptnet: Config
+    store: Store
+    device: torch.device
+    until: float
+
+    def cost(self, first: Learner, second: Learner, size: int) -> Cost:
+        """What learners of SimGCD and of SPTNet take at an image size."""
+        batch, ranks = self.simgcd.data.batch_size, world_size()
+        share, images = batch // ranks, 2 * batch // ranks
+        simgcd, prompt, model = (
+            self._step(first, 0, share, size), self._step(second, 0, share, size),
+            self._step(second, self.sptnet.schedule.k, share, size),
+        )  # fmt: skip
+
+        def forward(n: int) -> None:
+            views = torch.zeros(n, 3, size, size, device=self.device)
+            first.strategy.forward_evaluation(views, None).logits.sum().item()
+
+        image = self._scaled(forward, images) / images / ranks
+        kept, once = self._kept(first, share, size, image)
+        return Cost(
+            self._with_loading(simgcd[0], 1.0), self._with_loading(prompt[0], 1.0), self._with_loading(model[0], 0.5),
+            image, kept, once, simgcd[1], max(prompt[1], model[1]),
+        )  # fmt: skip
+
+    @cached_property
+    def _loading(self) -> float:
+        """Seconds that one process takes to load the two views of a batch's images."""
+        some = self.simgcd.data.model_copy(update={"batch_size": 2 * self.simgcd.data.streams})
+        _, order = build_data(self.simgcd.model_copy(update={"data": some}))
+        size = self.simgcd.model.image_size
+        begin = time.perf_counter()
+        next(train_batches(self.store, order, augment=some.augment, image_size=size, seed=0, steps=range(1)))
+        return (time.perf_counter() - begin) / some.batch_size * self.simgcd.data.batch_size
+
+    def _with_loading(self, step: float, share: float) -> float:
+        """On a CPU loading takes its share of the same cores, elsewhere it is done meanwhile."""
+        if self.device.type == "cpu":
+            return step + share * self._loading / (torch.get_num_threads() * world_size())
+        return max(step, share * self._loading / (max(1, self.simgcd.data.workers) * world_size()))
+
+    def _kept(self, learner: Learner, share: int, size: int, image: float) -> tuple[float | None, float]:
+        """Seconds of a step from kept tokens of known views, and of making these; None where none are kept."""
+        config, module, manifest = self.simgcd, learner.strategy.module, self.store.manifest
+        dtype, views = stored_type(config, module), config.data.views
+        if dtype is None or views is None or config.trunk_cache == "off":
+            return None, 0.0
+        with torch.no_grad(), learner.strategy.autocast():
+            row = module.trunk(torch.zeros(1, 3, size, size, device=self.device))[0]  # [T, D]
+        shape = TokenShape(views, row.shape[0], row.shape[1], config.data.tokens)
+        rows = sum(shape.rows_of(kind) * manifest.samples(kind) for kind in KINDS)
+        if not _has_room(config, rows * shape.row_bytes):
+            return None, 0.0
+
+        def take(n: int) -> None:
+            tokens = torch.randn(2, n, *row.shape, device=self.device).to(dtype).float()
+            learner.step(0, tokens, *_targets(n, self.device)).total.item()
+
+        return self._scaled(take, share), rows * image
+
+    def _step(self, learner: Learner, step: int, share: int, size: int) -> tuple[float, float]:
+        """Seconds of a step on a rank's whole share of a batch, and the bytes that it keeps for the backward pass."""
+        kept: dict[int, int] = {}
+        own = {p.untyped_storage().data_ptr() for p in learner.strategy.module.parameters()}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        def take(n: int) -> None:
+            views = torch.zeros(learner.views_at(step), n, 3, size, size, dtype=torch.uint8, device=self.device)
+            views = normalise(views)
+            learner.step(step, views + torch.randn_like(views), *_targets(n, self.device)).total.item()
+
+        smallest = min(share, SMALLEST)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            take(smallest)
+        return self._scaled(take, share), sum(kept.values()) / smallest * share
+
+    def _scaled(self, take: Callable[[int], object], whole: int) -> float:
+        """Seconds of `take(whole)`, from as few images as take long enough: by a line through the last two counts."""
+        images, before = min(SMALLEST, whole), (0, 0.0)
+        while True:
+            take(images)
+            times: list[float] = []
+            late = False
+            while len(times) < REPEATS and sum(times) < LONGEST and not late:
+                begin = time.perf_counter()
+                take(images)
+                times.append(_slowest(time.perf_counter() - begin))
+                late = _slowest(float(time.monotonic() > self.until)) > 0
+            taken = min(times)  # whatever else runs here, it does not run always
+            if images == whole or taken > LONG_ENOUGH or late:
+                # what a step costs whatever its batch, the optimizer above all, is not to be scaled
+                slope = max((taken - before[1]) / (images - before[0]), LEAST_SLOPE * taken / images)
+                return taken + slope * (whole - images)
+            images, before = min(whole, GROWTH * images), (images, taken)
+
+
+def _targets(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Targets [n] and labelled [n] of a slice: every other image is labelled."""
+    return torch.zeros(images, dtype=torch.int64, device=device), torch.arange(images, device=device) % 2 == 0
 
 
 def _has_room(config: Config, needed: int) -> bool:
@@ -114,86 +208,12 @@ def _has_room(config: Config, needed: int) -> bool:
     return needed <= min(config.trunk_cache_gb * 1e9, shutil.disk_usage(there).free)
 
 
-def _cost(
-    learners: list[Learner], simgcd: Config, sptnet: Config, size: int, loading: float, device: torch.device
-) -> Cost:
-    batch, ranks = simgcd.data.batch_size, world_size()
-    first, second = learners
-    k = sptnet.schedule.k
-    timed = {
-        "simgcd": _step(first, 0, batch // ranks, size, device),
-        "prompt": _step(second, 0, batch // ranks, size, device),
-        "model": _step(second, k, batch // ranks, size, device),
-    }
-    images = 2 * batch // ranks
-
-    def forward(n: int) -> Tensor:
-        views = torch.zeros(n, 3, size, size, device=device)
-        return first.strategy.forward_evaluation(views, None).logits
-
-    seconds = _scaled(lambda n: forward(n).sum().item(), images) / images / ranks
-    # on a CPU loading takes its share of the same cores, elsewhere it is done meanwhile
-    cores, workers = torch.get_num_threads() * ranks, max(1, simgcd.data.workers) * ranks
-    for name, (step, kept) in timed.items():
-        views = 0.5 if name == "model" else 1.0
-        load = views * loading / (cores if device.type == "cpu" else workers)
-        timed[name] = (step + load if device.type == "cpu" else max(step, load), kept)
-    return Cost(
-        timed["simgcd"][0], timed["prompt"][0], timed["model"][0], seconds, None, 0.0,
-        timed["simgcd"][1], max(timed["prompt"][1], timed["model"][1]),
-    )  # fmt: skip
-
-
-def _step(learner: Learner, step: int, share: int, size: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of a step on a rank's whole share of a batch, and the bytes that it keeps for the backward pass."""
-    kept: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in learner.strategy.module.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    def take(n: int) -> None:
-        views = normalise(torch.zeros(learner.views_at(step), n, 3, size, size, dtype=torch.uint8, device=device))
-        views += torch.randn_like(views)
-        labelled = torch.arange(n, device=device) % 2 == 0
-        learner.step(step, views, torch.zeros(n, dtype=torch.int64, device=device), labelled).total.item()
-
-    smallest = min(share, 4)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        take(smallest)
-    return _scaled(take, share, smallest), sum(kept.values()) / smallest * share
-
-
-def _scaled(take: Callable[[int], object], whole: int, smallest: int = 4) -> float:
-    """Seconds of `take(whole)`, from as few images as take long enough: by a line through the last two counts."""
-    images, before = min(smallest, whole), (0, 0.0)
-    while True:
-        take(images)
-        times = []
-        for _ in range(REPEATS):
-            begin = time.perf_counter()
-            take(images)
-            times.append(time.perf_counter() - begin)
-            if sum(times) > LONGEST:
-                break
-        taken = _slowest(min(times))  # whatever else runs here, it does not run always
-        if images == whole or taken > LONG_ENOUGH:
-            # what a step costs whatever its batch, the optimizer above all, is not to be scaled
-            slope = max((taken - before[1]) / (images - before[0]), LEAST_SLOPE * taken / images)
-            return taken + slope * (whole - images)
-        images, before = min(whole, GROWTH * images), (images, taken)
-
-
 def _slowest(seconds: float) -> float:
     """Of all ranks, which then decide alike."""
     if world_size() == 1:
         return seconds
-    told = torch.tensor(seconds, dtype=torch.float64)
-    if torch.distributed.get_backend() == "nccl":
-        told = told.cuda()
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    told = torch.tensor(seconds, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
     return float(told)
 
