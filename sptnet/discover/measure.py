@@ -40,7 +40,7 @@ LONG_ENOUGH = 1.0  # seconds of a step that needs no larger batch to be believed
 REPEATS = 3
 SMALLEST, GROWTH = 4, 4  # images of the first trial, and so many times as many of the next
 LONGEST = 4.0  # seconds for the same step, again and again
-PATIENCE = 90.0  # seconds for all of it, beyond which every step is taken once
+PATIENCE = 60.0  # seconds for all of it, beyond which a step is taken once, and other sizes are reckoned
 LEAST_SLOPE = 0.3  # of what an image took on average: a line through noise may fall
 
 
@@ -57,6 +57,9 @@ def measure(simgcd: Config, sptnet: Config, one_size: bool) -> dict[str, Any]:
     patch = build_model(simgcd, store.manifest, pretrained=False)[0].patch_size
     found: dict[int, Cost] = {}
     for size in [simgcd.model.image_size] if one_size else image_sizes(simgcd.model.image_size, patch):
+        if found and bench.is_late():
+            found[size] = _by_pixels(found[min(found)], (size / min(found)) ** 2)
+            continue
         learners = []
         for config in (simgcd, sptnet):
             config = _at_size(config, size)
@@ -79,6 +82,11 @@ def _at_size(config: Config, size: int) -> Config:
     return config.model_copy(update={"model": model, "prompts": prompts, "init": None})
 
 
+def _by_pixels(cost: Cost, share: float) -> Cost:
+    """About what fewer pixels take, where there is no time to measure it: a ViT's work goes with its tokens."""
+    return Cost(*(None if value is None else share * value for value in cost))  # type: ignore[arg-type]
+
+
 def _at_most(cost: Cost, larger: Cost) -> Cost:
     """Fewer pixels do not take longer than more: where they did, something else ran meanwhile."""
     pairs = zip(cost, larger, strict=True)
@@ -98,6 +106,10 @@ class Bench:
     store: Store
     device: torch.device
     until: float
+
+    def is_late(self) -> bool:
+        """Whether measuring has taken as long as it may."""
+        return _slowest(float(time.monotonic() > self.until)) > 0
 
     def cost(self, first: Learner, second: Learner, size: int) -> Cost:
         """What learners of SimGCD and of SPTNet take at an image size."""
@@ -156,24 +168,18 @@ class Bench:
 
     def _step(self, learner: Learner, step: int, share: int, size: int) -> tuple[float, float]:
         """Seconds of a step on a rank's whole share of a batch, and the bytes that it keeps for the backward pass."""
-        kept: dict[int, int] = {}
-        own = {p.untyped_storage().data_ptr() for p in learner.strategy.module.parameters()}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
 
         def take(n: int) -> None:
             views = torch.zeros(learner.views_at(step), n, 3, size, size, dtype=torch.uint8, device=self.device)
             views = normalise(views)
             learner.step(step, views + torch.randn_like(views), *_targets(n, self.device)).total.item()
 
-        smallest = min(share, SMALLEST)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            take(smallest)
-        return self._scaled(take, share), sum(kept.values()) / smallest * share
+        counts = sorted({max(1, min(SMALLEST, share) // 2), min(SMALLEST, share)})
+        fewer, more = counts[0], counts[-1]
+        kept = {n: _kept_for_backward(learner, take, n) for n in counts}
+        # weights that autocast has copied are kept too, whatever the batch
+        an_image = (kept[more] - kept[fewer]) / (more - fewer) if more > fewer else kept[more]
+        return self._scaled(take, share), kept[more] + an_image * (share - more)
 
     def _scaled(self, take: Callable[[int], object], whole: int) -> float:
         """Seconds of `take(whole)`, from as few images as take long enough: by a line through the last two counts."""
@@ -186,13 +192,29 @@ class Bench:
                 begin = time.perf_counter()
                 take(images)
                 times.append(_slowest(time.perf_counter() - begin))
-                late = _slowest(float(time.monotonic() > self.until)) > 0
+                late = self.is_late()
             taken = min(times)  # whatever else runs here, it does not run always
             if images == whole or taken > LONG_ENOUGH or late:
                 # what a step costs whatever its batch, the optimizer above all, is not to be scaled
                 slope = max((taken - before[1]) / (images - before[0]), LEAST_SLOPE * taken / images)
                 return taken + slope * (whole - images)
             images, before = min(whole, GROWTH * images), (images, taken)
+
+
+def _kept_for_backward(learner: Learner, take: Callable[[int], None], images: int) -> int:
+    """Bytes of the activations that a step keeps."""
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in learner.strategy.module.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        take(images)
+    return sum(kept.values())
 
 
 def _targets(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
