@@ -15,7 +15,7 @@ quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/finished  ## shard digits, 
 	@echo "Open $(RUN)/page.html in a browser: what was discovered, as pictures."
 	@echo "The runs are in $(RUN)/: metrics.jsonl has every step, predictions.npz every image."
 	@echo "Next: $(BIN)/sptnet eval $(RUN)/sptnet   evaluates again;"
-	@echo "      README.md, 'Sort your own photographs', takes your images."
+	@echo "      README.md, 'Sort your own photographs', takes yours in one command."
 
 test: .venv/dev  ## the tests, with the environment they need (a quarter of an hour on 2 cores)
 	$(BIN)/pytest

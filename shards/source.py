@@ -234,15 +234,22 @@ def old_first(classes: Sequence[str], told: str, where: Path) -> tuple[list[str]
     Raises:
         SourceError: a name that is no class, one that is told twice, or all of them.
     """
-    path = Path(told)
-    is_file = "\0" not in told and len(told.encode(errors="replace")) < 4096 and path.is_file()
-    names = [line.strip() for line in text_lines(path)] if is_file else [name.strip() for name in told.split(",")]
+    listed = text_lines(Path(told)) if _is_file(told) else told.split(",")
+    names = [name.strip() for name in listed]
     if strange := next((name for name in names if name not in classes), None):
         raise SourceError(f"--old-classes names {strange!r}, and {where} has no class of that name")
     if len(set(names)) < len(names) or not names:
         raise SourceError(f"--old-classes {told!r} names a class twice, or none")
     ordered = [name for name in classes if name in set(names)]
     return [*ordered, *(name for name in classes if name not in set(names))], len(ordered)
+
+
+def _is_file(told: str) -> bool:
+    """Whether what was told is the path of a file; a long list of names is longer than any path may be."""
+    try:
+        return Path(told).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def add_old(command: argparse.ArgumentParser, required: bool = True) -> None:

@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sptnet.commands import config, estimate_k, evaluate, export, features, kmeans, predict, report, train
+from sptnet.commands import config, discover, estimate_k, evaluate, export, features, kmeans, predict, report, train
 from sptnet.errors import SptnetError, visible
 from sptnet.run.outcome import explain, outcome_of, record_outcome
 
 INTERRUPTED = 130  # as a shell says of SIGINT
 RANK_0_TELLS = 10  # seconds; later a rank of every node tells, rank 0 may have met no error
 COMMANDS = {
+    "discover": discover,
     "train": train,
     "eval": evaluate,
     "predict": predict,

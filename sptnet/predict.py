@@ -201,7 +201,10 @@ def _finish(out: Path, source: Source, parts: _Parts) -> Done | None:
             if parts.errors(part).exists():
                 rows += parts.errors(part).read_bytes().partition(b"\n")[2]
                 unreadable += _count(parts.errors(part))
-        write_whole(out / ERRORS, rows)
+        # several may see it at once: each writes the same under a name of its own
+        own = out / f"{ERRORS}.{rank()}"
+        write_whole(own, rows)
+        own.replace(out / ERRORS)
     return Done(sum(source.size(part) for part in range(len(source))) - unreadable, unreadable)
 
 

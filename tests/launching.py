@@ -1,6 +1,7 @@
 """The command that users start runs with."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -13,3 +14,9 @@ def launcher(strategy, processes, precision="no"):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"{ROOT}/launch/{strategy}.yaml"]
     command += ["--num_processes", str(processes), "--mixed_precision", precision]
     return command + (["--main_process_port", "0"] if processes > 1 else [])
+
+
+def heeding_signals():
+    """For `preexec_fn`: what a terminal starts heeds SIGINT and SIGHUP, also where the tests run in the background."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

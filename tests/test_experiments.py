@@ -56,6 +56,12 @@ def test_every_experiment_has_a_script_that_bash_reads(name):
         subprocess.run(["bash", "-n", file], check=True)
 
 
+def test_discover_has_a_script_that_bash_reads():
+    script = ROOT / "slurm" / "discover.sbatch"
+    assert '"${SPTNET_BIN:-.venv/bin}/sptnet" discover "$@"' in script.read_text()
+    subprocess.run(["bash", "-n", script], check=True)
+
+
 def test_learning_rates_follow_the_batch_only_where_asked():
     config = load_config(ROOT / "configs" / "cub.yaml", ["data.batch_size=512"])
     assert config.lr_factor == 1

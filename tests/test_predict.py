@@ -177,6 +177,39 @@ def test_a_csv_lists_images_and_parquet_holds_the_same(untrained, pile, predicte
     assert errors(tmp_path / "out") == [{"path": "gone.png", "error": "No such file or directory"}]
 
 
+FINISHING = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from sptnet import predict
+out, rank = Path(sys.argv[1]), int(sys.argv[2])
+predict.rank = lambda: rank
+parts = SimpleNamespace(is_missing=lambda part: False, errors=lambda part: out / "none")
+
+class Three:
+    def __len__(self):
+        return 3
+
+    def size(self, part):
+        return 5
+
+for _ in range(300):
+    assert predict._finish(out, Three(), parts) == (15, 0)
+"""
+
+
+def test_processes_that_finish_in_the_same_moment_do_not_take_each_others_file(tmp_path):
+    racing = [
+        subprocess.Popen([sys.executable, "-c", FINISHING, str(tmp_path), str(rank)], stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for process in racing:
+        _, told = process.communicate(timeout=200)
+        assert process.returncode == 0, told
+    assert errors(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["errors.csv"]
+
+
 def test_a_listing_is_read_by_parts(tmp_path):
     names = [f"{number}".encode() for number in range(20_000)]
     listing.write_listing(tmp_path, iter(names))

@@ -99,6 +99,19 @@ def test_old_classes_by_name(folders):
         assert (manifest.classes, manifest.num_old, manifest.unknown) == (["ant", "cow", "bee"], 2, False)
 
 
+def test_a_list_of_old_classes_may_be_longer_than_any_path(folders):
+    names = [f"a class with a long name {n:03d}" for n in range(300)]
+    assert len(",".join(names)) > 4096
+    for count in (20, 300):  # longer than a file's name may be, and than a path
+        for name in [*names[:count], "zebra"]:
+            image(folders / f"many{count}" / name / "0.png")
+            image(folders / f"many{count}" / name / "1.png")
+        out = folders / f"out{count}"
+        told = ",".join(names[:count])
+        assert main(["imagefolder", str(folders / f"many{count}"), str(out), "--old-classes", told]) == 0
+        assert read_manifest(out).num_old == count
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

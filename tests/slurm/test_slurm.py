@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launching import ENVIRONMENT, ROOT, launcher
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from sptnet.data.store import LocalStore
 
@@ -269,6 +271,42 @@ def test_a_lost_process_is_requeued_and_restarts_without_progress_end(lab, digit
     told = job.failed(150)
     assert "not requeued: 2 restarts without a new checkpoint" in told
     assert job.log.read_text().count("requeued: a process was lost") == 2
+
+
+def test_discover_is_requeued_and_goes_on_with_what_is_missing(lab, tmp_path):
+    digits = load_digits()
+    for number, (pixels, label) in enumerate(zip(digits.images[:300], digits.target[:300], strict=True)):
+        path = tmp_path / ("named" if label < 5 and number % 2 else "pile") / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15.9).astype(np.uint8)).save(path)
+    out, log = tmp_path / "out", tmp_path / "discover.log"
+    small = ["model.image_size=32", "data.workers=0", "data.augment=affine", "schedule.epochs=12", "log_every=1"]
+    backbone = ["--backbone", "vit_tiny_patch16_224", "--weights", "none", "--new", "5"]
+    folders = [str(tmp_path / "named"), str(tmp_path / "pile"), str(out)]
+    options = [f"--output={log}", "--gpus-per-node=0", "--cpus-per-task=2"]
+    job = lab.run(
+        "sbatch", "--parsable", *options, "slurm/discover.sbatch", *folders, *small, *backbone,
+        SPTNET_BIN=str(Path(sys.executable).parent),
+    ).strip()  # fmt: skip
+
+    def until(so, seconds):
+        end = time.monotonic() + seconds
+        while not so():
+            assert time.monotonic() < end, log.read_text()[-3000:]
+            assert "JobState=FAILED" not in lab.run("scontrol", "show", "job", job), log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    until(lambda: (out / "simgcd" / "metrics.jsonl").exists(), 600)
+    lab.run("scancel", "--batch", "--signal=USR1", job)
+    until(lambda: "discover: requeued: asked to stop by USR1" in log.read_text(), 300)
+    until(lambda: "JobState=COMPLETED" in lab.run("scontrol", "show", "job", job), 900)
+    told = log.read_text()
+    assert "what the backbone sees in them: there already" in told
+    assert "continues from" in told
+    assert f"Open this in a browser: {out / 'page.html'}" in told
+    steps = [json.loads(line) for line in (out / "simgcd" / "metrics.jsonl").read_text().splitlines()]
+    numbers = [step["step"] for step in steps if "phase" in step]
+    assert numbers == list(range(len(numbers)))
 
 
 def test_seeds_are_an_array_with_a_table_behind_it(lab, digits, tmp_path):

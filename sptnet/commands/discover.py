@@ -1,0 +1,68 @@
+"""From two folders of images to a page of what was discovered.
+
+LABELLED has a folder of images for each class that you know, UNLABELLED all other images, in folders of any depth. Runs
+what stands alone too, one after the other, and prints the line that runs it: sptnet-shards discover, sptnet features,
+estimate-k (unless --new says it), train (SimGCD, then SPTNet), predict, report --html. What is there is skipped: killed
+at any point, the same command goes on, and Ctrl-C leaves a checkpoint. Before it trains it says what it will do and
+about how long that takes here; --hours says how long it may. At the end it names the page, the sizes of the categories,
+and what looks wrong. On several GPUs, or with --processes on the CPU, it launches itself through accelerate.
+"""
+
+import argparse
+from pathlib import Path
+
+from sptnet.arguments import BACKBONE
+
+HOURS = 8.0  # a night
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0 and len(text) < 8):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def hours(text: str) -> float:
+    """An argument that is a time above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 24 * 365:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours")
+    return value
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "labelled", type=Path, metavar="LABELLED", help="a folder of images for each class that you know"
+    )
+    command.add_argument("unlabelled", type=Path, metavar="UNLABELLED", help="the images to be sorted, at any depth")
+    command.add_argument("out", type=Path, metavar="OUT", help="folder of all results")
+    command.add_argument("overrides", nargs="*", metavar="section.key=value", help="of both trainings, e.g. seed=1")
+    command.add_argument(
+        "--new", type=positive, metavar="N", help="how many new classes there are (default: estimated)"
+    )
+    command.add_argument("--test", type=Path, metavar="FOLDER", help="class folders to measure on, if you have some")
+    command.add_argument("--backbone", default=BACKBONE, metavar="NAME", help="of a timm ViT (default: %(default)s)")
+    command.add_argument("--weights", default="timm", help="of it: timm, none, or a file (default: %(default)s)")
+    command.add_argument(
+        "--hours", type=hours, default=HOURS, metavar="H", help="that it may take at most (default: %(default)g)"
+    )
+    command.add_argument(
+        "--processes", type=positive, metavar="P", help="that share the work (default: one per GPU, or one)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Go the way, from where it was left."""
+    from sptnet.discover.journey import discover
+    from sptnet.discover.request import Request
+
+    request = Request(
+        arguments.labelled, arguments.unlabelled, arguments.out, arguments.new, arguments.test, arguments.backbone,
+        arguments.weights, tuple(arguments.overrides),
+    )  # fmt: skip
+    discover(request, arguments.hours, arguments.processes)
+    return 0

@@ -1,0 +1,78 @@
+"""What is chosen once for a journey and kept in OUT/plan.json, and the machine that it is gone on."""
+
+import json
+import os
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sptnet.data.files import write_whole
+from sptnet.data.listing import images_below
+from sptnet.discover.children import StageError
+from sptnet.discover.request import Request
+from sptnet.discover.stages import Machine
+from sptnet.run.parts import writing_parts
+from sptnet.run.throughput import matmul_peak
+
+CHOICES = "plan.json"
+LARGE_IMAGE = 150_000  # bytes of an image file, from which on decoding them again and again takes too long
+SAMPLED = 1000  # image files that are looked at for it
+CROP = 0.875  # of an image's short side that a model sees
+WORTH_IT = 1.5  # times as fast, from which on half precision is taken
+
+
+def look_at_machine(request: Request, processes: int | None, precision: str) -> Machine:
+    """How many processes and cores there are; loaders are few where the CPU computes too."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = processes or gpus or 1
+    share = cores // processes
+    workers = min(8, max(1, share - 1)) if gpus else min(4, max(1, share // 2))
+    told = request.chosen().get("data.workers", workers)
+    return Machine(processes, cores, precision, told if isinstance(told, int) else workers)
+
+
+def choices_of(request: Request) -> dict[str, Any]:
+    """What is chosen once for a journey: precision, and whether stored images are made smaller."""
+    path = request.out / CHOICES
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and {"precision", "resize"} <= found.keys():
+            return found
+        raise StageError(f"{path} is damaged: remove it, and it is planned anew")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path} cannot be read ({error}): remove it, and it is planned anew") from None
+    choices = {"precision": _precision(), "resize": _resize(request)}
+    keep(request.out, choices)
+    return choices
+
+
+def keep(out: Path, choices: dict[str, Any]) -> None:
+    """Write them. Raises PartsError."""
+    with writing_parts(out / CHOICES):
+        write_whole(out / CHOICES, (json.dumps(choices, indent=1) + "\n").encode())
+
+
+def _precision() -> str:
+    """bf16 where this machine multiplies faster in it."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    half, whole = (matmul_peak(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32))
+    return "bf16" if half > WORTH_IT * whole else "no"
+
+
+def _resize(request: Request) -> int | None:
+    """The short side that stored images get, where the files are large; None: they are kept as they are."""
+    paths = chain.from_iterable(
+        (root / os.fsdecode(name) for name in islice(images_below(root), SAMPLED))
+        for root in (request.labelled, request.unlabelled)
+    )
+    sizes = [path.stat().st_size for path in paths if path.exists()]
+    if not sizes or sum(sizes) / len(sizes) < LARGE_IMAGE:
+        return None
+    size = request.chosen().get("model.image_size", 224)
+    return max(256, round(size / CROP)) if isinstance(size, int) else 256

@@ -1,0 +1,84 @@
+"""The way from two folders to a page: every command in its order, each skipped where its result is there and whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sptnet.data.manifest import Manifest, read_manifest
+from sptnet.discover import stages
+from sptnet.discover.children import Children
+from sptnet.discover.choices import choices_of, keep, look_at_machine
+from sptnet.discover.closing import TITLES, say_goodbye, told_apart
+from sptnet.discover.planning import planned
+from sptnet.discover.recipe import write_stage
+from sptnet.discover.request import Request, check
+from sptnet.discover.verdict import few_images
+from sptnet.discover.way import Journey
+from sptnet.run.parts import begin_parts
+
+
+def discover(request: Request, hours: float, processes: int | None) -> None:
+    """Go the whole way, or what is left of it, and say at the end what was found.
+
+    Args:
+        hours: that it may take, from here.
+        processes: that share the work; None: one per GPU, or one.
+
+    Raises:
+        RequestError, StageError, StoppedError, PartsError, ConfigError, DatasetError: what is finished stays.
+    """
+    remarks = check(request)
+    begin_parts(request.out / "discover.json", request.says())
+    with Children(request.out) as children:
+        choices = choices_of(request)
+        machine = look_at_machine(request, processes, choices["precision"])
+        journey = Journey(request, hours, machine, children, 9 + (request.new is None))
+        for remark in remarks:
+            journey.warn(remark)
+        journey.take(stages.shards(request, choices["resize"]))
+        manifest = read_manifest(request.out / "shards")
+        journey.warn(few_images(manifest.samples("labelled"), manifest.samples("unlabelled"), manifest.num_old))
+        journey.take(stages.features(request, _features_size(journey, choices), machine))
+        journey.warn(_about_backbone(request.out, manifest))
+        num_new, interval = _number_of_new(journey)
+        plan = planned(journey, choices, manifest, num_new)
+        for name, title, epochs in zip(TITLES, TITLES.values(), plan.length, strict=True):
+            journey.take(stages.train(request, name, f"{title}, {epochs} epochs at {plan.image_size} pixels", machine))
+        for name in TITLES:
+            journey.take(stages.checked(request, name, machine))
+        journey.take(stages.predict(request, machine))
+        journey.take(stages.page(request))
+        print(flush=True)
+        say_goodbye(request, manifest, interval, journey.remarks)
+
+
+def _features_size(journey: Journey, choices: dict[str, Any]) -> int:
+    """The image size of the recipe, before anything was planned."""
+    if "image_size" not in choices:
+        choices["image_size"] = write_stage("simgcd", journey.request, 1, journey.machine.workers).model.image_size
+        keep(journey.out, choices)
+    return int(choices["image_size"])
+
+
+def _about_backbone(out: Path, manifest: Manifest) -> str | None:
+    """A sentence where the backbone does not tell the named classes apart: training hardly will."""
+    found = told_apart(out, manifest)
+    if manifest.num_old < 2 or not found.is_chance:
+        return None
+    return (
+        f"the backbone does not tell the named classes apart: of {100 * found.found:.0f}% of their images the most "
+        f"similar other one is of the same class, by chance it would be of {100 * found.chance:.0f}%. Are these "
+        "photographs, and in the right folders? Does --backbone fit them?"
+    )
+
+
+def _number_of_new(journey: Journey) -> tuple[int, tuple[int, int] | None]:
+    """How many new classes there are, and the interval of an estimate of all classes."""
+    if journey.request.new is not None:
+        return journey.request.new, None
+    journey.take(stages.estimate(journey.request))
+    found = json.loads((journey.out / "estimate_k" / "estimate_k.json").read_bytes())
+    print(f"   {found['median']} classes, between {found['low']} and {found['high']}; {found['num_old']} have a name")
+    if found["num_new"] < 1:
+        journey.warn("the estimate found no class beyond the named ones; one new category is looked for all the same")
+    return max(1, found["num_new"]), (found["low"], found["high"])

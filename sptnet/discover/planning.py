@@ -1,0 +1,82 @@
+"""What each stage will do, from a few steps that are measured before it trains."""
+
+import json
+import os
+import time
+from typing import Any
+
+from sptnet.data.manifest import KINDS, Manifest
+from sptnet.discover import stages
+from sptnet.discover.choices import keep
+from sptnet.discover.closing import TITLES
+from sptnet.discover.plan import Cost, Length, Plan, Work, clock, make_plan, plan_of
+from sptnet.discover.recipe import STAGES, Batches, write_stage
+from sptnet.discover.way import Journey
+
+BUSY = 1.5  # processes that want to run, for every core
+
+
+def planned(journey: Journey, choices: dict[str, Any], manifest: Manifest, num_new: int) -> Plan:
+    """What each stage will do: of an earlier start, or from a few steps that are measured now. Says it."""
+    request, hours = journey.request, journey.hours
+    measuring = stages.measured(request, journey.machine, "model.image_size" in request.chosen())
+    begun = (journey.out / "simgcd").exists()
+    if "plan" in choices and (begun or choices["hours"] == hours):
+        journey.skip(measuring)
+        if choices["hours"] != hours:
+            print(f"   planned for {choices['hours']:g} hours when training began, which stays so")
+    else:
+        choices |= _made(journey, measuring, manifest, num_new)
+        keep(journey.out, choices)
+    plan = plan_of(choices["plan"])
+    _say_plan(journey, choices, plan)
+    return plan
+
+
+def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new: int) -> dict[str, Any]:
+    """Measure, plan, and write both configurations; what of it is kept."""
+    request, machine = journey.request, journey.machine
+    drafts = [write_stage(name, request, num_new, machine.workers) for name in STAGES]
+    dealt = Batches(manifest, (drafts[0].data.batch_size, drafts[0].data.streams), machine.processes)
+    for name in STAGES:
+        write_stage(name, request, num_new, machine.workers, dealt)
+    journey.take(measuring)
+    measured = json.loads((journey.out / "measured.json").read_bytes())
+    recipe = Length(*(draft.schedule.epochs for draft in drafts))
+    counts = [manifest.samples(kind) for kind in KINDS]
+    made = make_plan(
+        {int(size): Cost(**cost) for size, cost in measured["costs"].items()}, recipe,
+        Work(dealt.steps_per_epoch, evaluated=counts[1] + counts[2], predicted=2 * counts[0] + counts[1]),
+        3600 * journey.hours - (time.monotonic() - journey.begun), measured["available"],
+        dealt.size // machine.processes, "schedule.epochs" in request.chosen(),
+    )  # fmt: skip
+    for name in STAGES:
+        write_stage(name, request, num_new, machine.workers, dealt, made)
+    device = f"{machine.processes} x {measured['device']}, precision {measured['precision']}"
+    return {
+        "hours": journey.hours, "plan": made._asdict(), "recipe": recipe, "batch": dealt.size, "device": device,
+    }  # fmt: skip
+
+
+def _say_plan(journey: Journey, choices: dict[str, Any], plan: Plan) -> None:
+    recipe, size, hours = Length(*choices["recipe"]), choices["image_size"], choices["hours"]
+    first, second, behind = plan.seconds
+    print(
+        f"\nPlan: {plan.length.simgcd} epochs of SimGCD (about {clock(first)}), then {plan.length.sptnet} of SPTNet "
+        f"(about {clock(second)}), at {plan.image_size} pixels, batches of {choices['batch']}; then {clock(behind)} "
+        f"for predictions and the page: about {clock(sum(plan.seconds))} in all ({choices['device']})"
+    )
+    for name, memory in zip(TITLES.values(), (plan.simgcd_memory, plan.sptnet_memory), strict=True):
+        if memory.gradient_checkpointing != "none":
+            pieces = f", in {memory.micro_batches} pieces" if memory.micro_batches > 1 else ""
+            print(f"   {name}: blocks are computed again in the backward pass{pieces}, so that memory suffices")
+    if os.getloadavg()[0] > BUSY * journey.machine.cores:
+        print("   other work keeps this machine busy, and times may be far off")
+    print(f"   {journey.out / 'simgcd.yaml'} and {journey.out / 'sptnet.yaml'} have it\n", flush=True)
+    if not plan.fits:
+        journey.warn(f"--hours {hours:g} are too few: an epoch of each alone takes longer; they are taken all the same")
+    if plan.length != recipe or plan.image_size != size:
+        journey.warn(
+            f"the training is shorter than the recipe's {recipe.simgcd} and {recipe.sptnet} epochs at {size} pixels, "
+            f"which would take about {clock(plan.whole)} here: --hours says how long it may take"
+        )

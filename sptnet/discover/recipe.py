@@ -1,0 +1,117 @@
+"""The configurations of the two stages: what differs from configs/photographs_*.yaml, written into OUT."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sptnet.config import Config
+from sptnet.config_file import load_config, published
+from sptnet.data.files import write_whole
+from sptnet.data.manifest import Manifest
+from sptnet.discover.plan import EVALUATIONS, Plan
+from sptnet.discover.request import Request
+from sptnet.run.parts import writing_parts
+
+StageName = Literal["simgcd", "sptnet"]
+STAGES: tuple[StageName, StageName] = ("simgcd", "sptnet")
+WARMUP = 0.1  # of a run that is shorter than its prompts' warm-up
+HEAD = """# Written by sptnet discover: what differs from the recipe that it inherits. To train it again elsewhere:
+# sptnet train {path} run=ANOTHER_FOLDER
+"""
+
+
+class Batches:
+    """How a dataset is dealt: images of a batch, streams, steps of an epoch; the recipe's batch where there is enough.
+
+    Args:
+        wanted: the recipe's batch and streams.
+        processes: that a batch is dealt to.
+    """
+
+    def __init__(self, manifest: Manifest, wanted: tuple[int, int], processes: int):
+        shards = min(len(manifest.of_kind(kind)) for kind in ("labelled", "unlabelled"))
+        images = manifest.samples("labelled") + manifest.samples("unlabelled")
+        self.streams = max(1, min(wanted[1], shards))
+        unit = math.lcm(2 * self.streams, processes)
+        # two batches an epoch at least: the order of one would be no order
+        self.size = max(unit, min(wanted[0], images // 2) // unit * unit)
+        self.steps_per_epoch = images // self.size
+
+
+def write_stage(
+    stage: StageName,
+    request: Request,
+    num_new: int,
+    workers: int,
+    dealt: Batches | None = None,
+    plan: Plan | None = None,
+) -> Config:
+    """Write a stage's configuration and read it back; without `plan`, at the recipe's own size and length.
+
+    The width of the prompts' frame goes with the image size, warm-ups go with the length, as in the recipe.
+
+    Raises:
+        ConfigError: overrides that cannot be.
+        PartsError: OUT cannot be written.
+    """
+    out = request.out.resolve()
+    told: dict[str, Any] = {"base": f"configs/photographs_{stage}.yaml", "run": str(out / stage)}
+    told["data"] = {"root": str(out / "shards"), "workers": workers}
+    if stage == "sptnet":
+        told["init"] = str(out / "simgcd")
+    else:
+        told["model"] = {"backbone": request.backbone, "weights": _weights(request), "num_new": num_new}
+    path = out / f"{stage}.yaml"
+    chosen = {
+        key: value for key, value in request.chosen().items() if stage == "sptnet" or not key.startswith("prompts")
+    }
+    shipped = load_config(published("configs", f"photographs_{stage}"), ["run=x", "data.root=x"])
+    if dealt is not None:
+        told["data"] |= {"batch_size": dealt.size, "streams": dealt.streams}
+    if stage == "sptnet":
+        size = plan.image_size if plan else chosen.get("model.image_size", shipped.model.image_size)
+        if size != shipped.model.image_size:
+            told["prompts"] = {"frame": max(1, int(shipped.prompts.frame * size / shipped.model.image_size))}
+    if dealt is not None and plan is not None:
+        _adapt(told, stage, shipped, dealt, plan)
+    return _written(path, told, chosen)
+
+
+def _adapt(told: dict[str, Any], stage: StageName, shipped: Config, dealt: Batches, plan: Plan) -> None:
+    """Length, size and memory as planned, and what of the recipe is in steps or epochs in proportion."""
+    epochs, memory = getattr(plan.length, stage), getattr(plan, f"{stage}_memory")
+    steps = epochs * dealt.steps_per_epoch
+    told["schedule"] = {"epochs": epochs}
+    told["evaluate"] = {"every": math.ceil(epochs / EVALUATIONS)}
+    told["checkpoint"] = {"every": getattr(plan.checkpoint_every, stage)}
+    if memory.gradient_checkpointing != "none":
+        told["memory"] = memory._asdict()
+    if (shorter := epochs / shipped.schedule.epochs) < 1:
+        told["loss"] = {"teacher_warmup_epochs": round(shipped.loss.teacher_warmup_epochs * shorter)}
+    if stage == "simgcd":
+        told["model"]["image_size"] = plan.image_size
+        return
+    if shipped.prompts.warmup_steps > steps / 4:
+        told.setdefault("prompts", {})["warmup_steps"] = int(WARMUP * steps)
+    if shipped.schedule.k > steps // 4:
+        told["schedule"]["k"] = max(1, steps // 4)
+
+
+def _weights(request: Request) -> str:
+    return request.weights if request.weights in ("timm", "none") else str(Path(request.weights).resolve())
+
+
+def _written(path: Path, told: dict[str, Any], chosen: dict[str, Any]) -> Config:
+    whole = {key: dict(value) if isinstance(value, dict) else value for key, value in told.items()}
+    for key, value in chosen.items():
+        section = whole
+        *above, last = key.split(".")
+        for name in above:
+            section = section.setdefault(name, {})
+        section[last] = value
+    with writing_parts(path):
+        text = HEAD.format(path=path) + yaml.safe_dump(whole, sort_keys=False, default_flow_style=None)
+        write_whole(path, text.encode())
+    return load_config(path)

@@ -1,0 +1,95 @@
+"""What was asked for, checked before anything is computed."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sptnet.config_file import parse_yaml
+from sptnet.data.manifest import DatasetError
+from sptnet.errors import SptnetError
+
+FEWEST_OLD = 3  # classes that `sptnet estimate-k` can compare
+OURS = ("run", "init", "method", "resume", "data.root", "model.num_new", "model.backbone", "model.weights")
+
+
+class RequestError(SptnetError, ValueError):
+    """A journey that cannot begin; the message says why."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides the result; `hours` and `processes` decide how it is come by.
+
+    Attributes:
+        new: how many new classes there are; None: it is estimated.
+        test: class folders to measure on, or None.
+        overrides: `section.key=value`, for both trainings.
+    """
+
+    labelled: Path
+    unlabelled: Path
+    out: Path
+    new: int | None
+    test: Path | None
+    backbone: str
+    weights: str
+    overrides: tuple[str, ...]
+
+    def says(self) -> dict[str, Any]:
+        """For the file that begins OUT."""
+        return {
+            "labelled": str(self.labelled.resolve()), "unlabelled": str(self.unlabelled.resolve()),
+            "test": None if self.test is None else str(self.test.resolve()), "new": self.new,
+            "backbone": self.backbone, "weights": self.weights, "overrides": list(self.overrides),
+        }  # fmt: skip
+
+    def chosen(self) -> dict[str, Any]:
+        """The overrides by dotted key."""
+        return {
+            key.strip(): parse_yaml(text, f"override {key}")
+            for key, _, text in (override.partition("=") for override in self.overrides)
+        }
+
+
+def check(request: Request) -> list[str]:
+    """What cannot work is an error before the first second is spent; returns sentences on what hardly will.
+
+    Raises:
+        RequestError: the message says what to do.
+    """
+    folders = [request.labelled, request.unlabelled, *([] if request.test is None else [request.test])]
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"{folder} is missing or not a folder")
+        if request.out.resolve().is_relative_to(folder.resolve()):
+            raise RequestError(f"{request.out} lies among the images of {folder}: choose a folder outside of it")
+    for override in request.overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise RequestError(f"override {override!r}: must read section.key=value")
+        if key.startswith(OURS):
+            raise RequestError(f"override {override!r}: follows from the arguments of discover")
+    if request.weights not in ("timm", "none") and not Path(request.weights).is_file():
+        raise RequestError(f"--weights {request.weights}: there is no such file; timm fetches them, none has none")
+    try:
+        classes = [entry.name for entry in os.scandir(request.labelled) if entry.is_dir() and entry.name[0] != "."]
+    except OSError as error:
+        raise DatasetError(f"{request.labelled} cannot be listed: {error.strerror}") from None
+    if not classes:
+        raise RequestError(
+            f"{request.labelled} has no class folders: every folder in it is a class, named by the folder"
+        )
+    if len(classes) < FEWEST_OLD and request.new is None:
+        raise RequestError(
+            f"{request.labelled} has {len(classes)} class{'es' if len(classes) > 1 else ''}: how many new ones there "
+            f"are can be estimated from {FEWEST_OLD} on; say it by --new N, or name more classes"
+        )
+    if len(classes) == 1:
+        return [
+            f"{request.labelled} has one class, {classes[0]}: nothing in it says what tells one class from another, "
+            "and what is found may be any difference between images"
+        ]
+    return []

@@ -1,0 +1,201 @@
+"""The commands of the journey: what each is for, the line that runs it, and whether its result is there and whole."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from sptnet.config_file import published
+from sptnet.data.features import FeatureFolder, FeaturesError
+from sptnet.data.listing import ListedSource, ListingError
+from sptnet.data.manifest import MANIFEST, DatasetError, read_manifest
+from sptnet.discover.request import Request
+from sptnet.run.folder import FINISHED, METRICS, MODEL, PREDICTIONS
+
+LABELLED = ("--splits", "labelled")
+
+
+class Machine(NamedTuple):
+    """How commands are run here.
+
+    processes: that share the work; cores: of the CPU that we may use; precision: no, bf16 or fp16.
+    workers: loader processes of each.
+    """
+
+    processes: int
+    cores: int
+    precision: str
+    workers: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+        title: what it is for.
+        command, environment: what is run.
+        is_done: whether its result is there and whole.
+        advice: what may help where it fails.
+    """
+
+    title: str
+    command: list[str]
+    environment: Mapping[str, str]
+    is_done: Callable[[], bool]
+    advice: str = ""
+
+
+def alone(*arguments: str, module: str = "sptnet") -> tuple[list[str], dict[str, str]]:
+    """A command in one process."""
+    return [sys.executable, "-m", module, *arguments], {}
+
+
+def on_all(machine: Machine, *arguments: str, module: str = "sptnet") -> tuple[list[str], dict[str, str]]:
+    """A command on all processes, through accelerate where there are several."""
+    if machine.processes == 1:
+        environment = {} if machine.precision == "no" else {"ACCELERATE_MIXED_PRECISION": machine.precision}
+        return [sys.executable, "-m", module, *arguments], environment
+    launcher = [
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(published("launch", "ddp")),
+        "--num_processes", str(machine.processes), "--mixed_precision", machine.precision, "--main_process_port", "0",
+    ]  # fmt: skip
+    environment = {"PET_SHUTDOWN_TIMEOUT": "110"}  # a step and a checkpoint may take longer than torchrun's 30 s
+    if "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(max(1, machine.cores // machine.processes))
+    return [*launcher, "-m", module, *arguments], environment
+
+
+def shards(request: Request, resize: int | None) -> Stage:
+    """Images that cannot be decoded are left out, and told at the end."""
+    out = request.out / "shards"
+    arguments = ["discover", str(request.labelled), str(request.unlabelled), str(out), "--on-error", "skip"]
+    arguments += [] if request.new is None else ["--new", str(request.new)]
+    arguments += [] if request.test is None else ["--test", str(request.test)]
+    arguments += [] if resize is None else ["--resize", str(resize)]
+    command, environment = alone(*arguments, module="sptnet_shards.make_shards")
+    return Stage("the images as shards", command, environment, lambda: _shards_are_whole(out))
+
+
+def _shards_are_whole(out: Path) -> bool:
+    if not (out / MANIFEST).exists():
+        return False
+    manifest = read_manifest(out)
+    for shard in manifest.shards:
+        path = out / shard.file
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            raise DatasetError(f"{path} is not what {MANIFEST} says: remove {out}, the same command makes it again")
+    return True
+
+
+def features(request: Request, image_size: int, machine: Machine) -> Stage:
+    """Class tokens of the backbone as it comes."""
+    out = request.out / "features"
+    command, environment = on_all(
+        machine, "features", str(request.out / "shards"), "--out", str(out), "--backbone", request.backbone,
+        "--weights", request.weights, "--image-size", str(image_size), "--workers", str(machine.workers),
+    )  # fmt: skip
+    return Stage("what the backbone sees in them", command, environment, lambda: _has_features(request.out))
+
+
+def _has_features(out: Path) -> bool:
+    try:
+        found = FeatureFolder(out / "features", read_manifest(out / "shards"))
+        for kind in ("labelled", "unlabelled"):
+            found.split(kind)
+    except FeaturesError:
+        return False
+    return True
+
+
+def estimate(request: Request) -> Stage:
+    """How many classes there are."""
+    out = request.out
+    command, environment = alone("estimate-k", str(out / "shards"), "--features", str(out / "features"),
+        "--out", str(out / "estimate_k"),
+    )  # fmt: skip
+    advice = "say how many new classes there are by --new N, with an OUT of its own"
+    return Stage(
+        "how many classes there are",
+        command,
+        environment,
+        lambda: _json(out / "estimate_k" / "estimate_k.json"),
+        advice,
+    )
+
+
+def measured(request: Request, machine: Machine, one_size: bool) -> Stage:
+    """What a step costs here; made again at every start that has no plan yet."""
+    out = request.out
+    files = (str(out / name) for name in ("simgcd.yaml", "sptnet.yaml", "measured.json"))
+    command, environment = on_all(machine, *files, str(one_size), module="sptnet.discover.measure")
+    advice = "the same steps would not fit in training: more memory, or a smaller --backbone"
+    return Stage("a few steps, measured", command, environment, lambda: False, advice)
+
+
+def train(request: Request, name: str, title: str, machine: Machine) -> Stage:
+    """One of the two trainings; `finished` is written last."""
+    run = request.out / name
+    command, environment = on_all(machine, "train", str(request.out / f"{name}.yaml"))
+    files = [run / file for file in (FINISHED, MODEL, PREDICTIONS)]
+    return Stage(
+        title, command, environment, lambda: all(file.is_file() for file in files) and _json(run / METRICS),
+        "a checkpoint is kept, and the same command continues from it",
+    )  # fmt: skip
+
+
+def checked(request: Request, name: str, machine: Machine) -> Stage:
+    """Where a run puts the labelled images, for the comparison of both."""
+    out = request.out / "checks" / name
+    command, environment = on_all(
+        machine, "predict", str(request.out / name), str(request.out / "shards"), "--out", str(out), *LABELLED
+    )
+    return Stage(f"the labelled images, by {name}", command, environment, lambda: _predicted(out, request.out / name))
+
+
+def predict(request: Request, machine: Machine) -> Stage:
+    """Which image belongs where."""
+    out = request.out / "sorted"
+    command, environment = on_all(
+        machine, "predict", str(request.out / "sptnet"), str(request.unlabelled), "--out", str(out)
+    )
+    return Stage("which image belongs where", command, environment, lambda: _is_sorted(out, request.out / "sptnet"))
+
+
+def _predicted(out: Path, run: Path) -> bool:
+    """Whether predictions were finished, after the run was: those of another model are refused by the command."""
+    errors, model = out / "errors.csv", run / MODEL
+    return errors.is_file() and errors.stat().st_mtime_ns >= model.stat().st_mtime_ns
+
+
+def _is_sorted(out: Path, run: Path) -> bool:
+    if not _predicted(out, run):
+        return False
+    try:
+        parts = len(ListedSource(out, out))
+    except ListingError:
+        return False
+    return all((out / "predictions" / f"part-{number:06d}.csv").is_file() for number in range(parts))
+
+
+def page(request: Request) -> Stage:
+    """The page, made again where a result is newer."""
+    path, runs = request.out / "page.html", [request.out / name for name in ("simgcd", "sptnet")]
+    command, environment = alone("report", *map(str, runs), "--html", str(path))
+
+    def is_done() -> bool:
+        newest = max((run / METRICS).stat().st_mtime_ns for run in runs)
+        return path.is_file() and path.stat().st_mtime_ns >= newest
+
+    return Stage("the page", command, environment, is_done)
+
+
+def _json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return True

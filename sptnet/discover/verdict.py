@@ -1,0 +1,200 @@
+"""What the results look like, as far as it can be seen without labels of the unlabelled images."""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sptnet.data.features import Split
+
+QUERIES, AMONG = 2000, 20_000  # images whose nearest neighbour is looked for, and among how many
+NO_BETTER = 1.5  # times as often as by chance, below which nothing is told apart
+POINT = 0.01  # a difference of shares that is told
+FEW_IMAGES, FEW_PER_CLASS = 300, 5
+SMALL = 0.1  # of the mean size of a new category
+EMPTY_SHARE = 1 / 3  # of the new categories that are empty or small, from which on they were too many
+Ids = NDArray[np.int64]
+
+
+@dataclass
+class Group:
+    """A category of the table of predictions: its images, the mean of their confidence, the old class most are near."""
+
+    name: str
+    is_new: bool
+    size: int
+    confidence: float
+    nearest: str
+
+
+class Agreement(NamedTuple):
+    """How often the nearest other image is in the same group, and how often it would be by chance."""
+
+    found: float
+    chance: float
+
+    @property
+    def is_chance(self) -> bool:
+        return self.found < min(NO_BETTER * self.chance, (1 + self.chance) / 2)
+
+
+class StageFacts(NamedTuple):
+    """What is seen of one run without labels of the unlabelled images.
+
+    own_class: share of the labelled images that it puts into their own class.
+    neighbours: of the unlabelled images, by its predictions.
+    result, test: of its metrics.
+    """
+
+    name: str
+    own_class: float
+    neighbours: Agreement
+    result: dict[str, Any]
+    test: dict[str, Any] | None
+
+
+def rows_of(folder: Path) -> Iterator[dict[str, str]]:
+    """The table that `sptnet predict` wrote, a row after the other."""
+    for path in sorted((folder / "predictions").glob("part-*.csv")):
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            yield from csv.DictReader(file)
+
+
+def groups_of(folder: Path) -> list[Group]:
+    """Every category that has an image, the largest first."""
+    sizes: Counter[str] = Counter()
+    confidence: Counter[str] = Counter()
+    nearest: dict[str, Counter[str]] = {}
+    new: dict[str, bool] = {}
+    for row in rows_of(folder):
+        name = row["class_name"]
+        sizes[name] += 1
+        confidence[name] += float(row["confidence"])  # type: ignore[assignment]
+        nearest.setdefault(name, Counter())[row["nearest_old_class"]] += 1
+        new[name] = row["is_new"] == "True"
+    return [
+        Group(name, new[name], size, confidence[name] / size, nearest[name].most_common(1)[0][0])
+        for name, size in sizes.most_common()
+    ]
+
+
+def own_class_share(folder: Path) -> float:
+    """Of labelled images, predicted as a split of shards: the share in their own class, by `labelled/CLASS/...`."""
+    right = total = 0
+    for row in rows_of(folder):
+        right += row["path"].split("/")[1] == row["class_name"]
+        total += 1
+    return right / max(total, 1)
+
+
+def unreadable(folder: Path) -> int:
+    """How many images could not be read, by errors.csv."""
+    with open(folder / "errors.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return sum(1 for _ in csv.DictReader(file))
+
+
+def agreement(features: Split, groups: Ids) -> Agreement:
+    """Of some images: how often the other one with the most similar class token, the mean taken off, shares its group.
+
+    Args:
+        features: of N images.
+        groups: [N] the group of each; negative: of none, left out.
+    """
+    draws = np.random.default_rng(0)
+    known = np.flatnonzero(groups >= 0)
+    chosen = np.sort(draws.choice(known, min(AMONG, len(known)), replace=False))
+    if len(chosen) < 2:
+        return Agreement(0.0, 1.0)
+    tokens = _rows(features, chosen)
+    tokens -= tokens.mean(0)
+    tokens /= np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), 1e-12)
+    asked = draws.choice(len(chosen), min(QUERIES, len(chosen)), replace=False)
+    similarity = tokens[asked] @ tokens.T
+    similarity[np.arange(len(asked)), asked] = -np.inf  # not itself
+    own = groups[chosen]
+    sizes = np.unique(own, return_counts=True)[1]
+    chance = float((sizes * (sizes - 1)).sum() / (len(own) * (len(own) - 1)))
+    return Agreement(float((own[similarity.argmax(1)] == own[asked]).mean()), chance)
+
+
+def _rows(features: Split, rows: Ids) -> NDArray[np.float32]:
+    """Rows [n] (sorted) of features, as [n, D], without holding all of them."""
+    found, begin = [], 0
+    for block in features.blocks():
+        here = rows[(rows >= begin) & (rows < begin + len(block))] - begin
+        found.append(block[here])
+        begin += len(block)
+    return np.concatenate(found).astype(np.float32)
+
+
+def predictions_by_features(features: Split, uids: Ids, predictions: Ids) -> Ids:
+    """Predictions in the order of features; -1 where there is none."""
+    order = np.argsort(uids)
+    place = np.minimum(np.searchsorted(uids[order], features.uids), len(uids) - 1)
+    there = uids[order][place] == features.uids
+    return np.where(there, predictions[order][place], -1)
+
+
+def worse(before: StageFacts, after: StageFacts) -> list[str]:
+    """By what can be seen, where the second stage is worse than the first: a phrase each."""
+    pairs = [
+        ("labelled images in their own class", before.own_class, after.own_class),
+        ("images whose nearest neighbour is in the same category", before.neighbours.found, after.neighbours.found),
+    ]
+    if before.test is not None and after.test is not None:
+        for name in ("all", "old", "new"):
+            if before.test[name] is not None and after.test[name] is not None:
+                pairs.append((f"{name.capitalize()} on the test images", before.test[name], after.test[name]))
+    told = [f"{what} {100 * b:.1f}% for {100 * a:.1f}%" for what, a, b in pairs if b < a - POINT]
+    used = before.result["classes_used"], after.result["classes_used"]
+    if used[1] < used[0] - max(1, POINT * used[0]):
+        told.append(f"{used[1]} categories in use for {used[0]}")
+    return told
+
+
+def few_images(labelled: int, unlabelled: int, classes: int) -> str | None:
+    """A sentence where there is hardly anything to learn from."""
+    if labelled + unlabelled < FEW_IMAGES:
+        return (
+            f"{labelled + unlabelled} images are few: what is found in them is found by the backbone, not learned, and "
+            f"another seed may find something else; from about {FEW_IMAGES} on it is worth trusting"
+        )
+    if labelled < FEW_PER_CLASS * classes:
+        return (
+            f"{labelled} labelled images of {classes} classes are few: {FEW_PER_CLASS} of each at least would be better"
+        )
+    return None
+
+
+def about_sizes(groups: list[Group], num_new: int, interval: tuple[int, int] | None, num_old: int) -> list[str]:
+    """What the sizes of the categories say about their number."""
+    told = []
+    total = sum(group.size for group in groups)
+    new = [group.size for group in groups if group.is_new]
+    share = sum(new) / max(total, 1)
+    if not new:
+        return ["no image is in a new category: everything was found to be of a class that has a name"]
+    if share == 1:
+        told.append("no image is in a named class: perhaps the named ones are of another kind of picture")
+    if groups[0].size > max(0.5 * total, 2) and len(groups) > 1:
+        told.append(
+            f"{groups[0].name} has {100 * groups[0].size / total:.0f}% of all images: a class of one's own, or a heap"
+        )
+    mean = sum(new) / num_new
+    small = num_new - sum(size >= SMALL * mean for size in new)
+    if num_new > 2 and small > EMPTY_SHARE * num_new:
+        told.append(
+            f"{small} of {num_new} new categories are empty or nearly: there are fewer, which is harmless, or the "
+            "training was too short to sort them"
+        )
+    elif small == 0 and interval is not None and num_old + num_new < interval[1]:
+        told.append(
+            f"all {num_new} new categories are in use: where one holds visibly different things there are more; the "
+            f"estimate goes up to {interval[1]} classes, so try --new {interval[1] - num_old} with an OUT of its own"
+        )
+    return told

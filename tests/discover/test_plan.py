@@ -1,0 +1,162 @@
+"""What is planned from measured steps: length, image size, memory; and the configurations that come of it."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from sptnet.config_file import load_config
+from sptnet.data.manifest import read_manifest
+from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for, plan_of
+from sptnet.discover.recipe import STAGES, Batches, write_stage
+from sptnet.discover.request import Request
+
+RECIPE = Length(100, 25)
+WORK = Work(steps_per_epoch=20, evaluated=2000, predicted=4000)
+COSTS = {
+    224: Cost(8.0, 20.0, 12.0, 0.05, None, 0.0, 4e9, 40e9),
+    168: Cost(4.0, 10.0, 6.0, 0.03, None, 0.0, 2e9, 20e9),
+    112: Cost(2.0, 5.0, 3.0, 0.015, None, 0.0, 1e9, 10e9),
+}
+
+
+def plan(hours, available=1e12, costs=COSTS, fixed=False):
+    return make_plan(costs, RECIPE, WORK, 3600 * hours, available, 64, fixed)
+
+
+def test_with_time_enough_it_is_the_recipe():
+    made = plan(100)
+    assert (made.image_size, made.length, made.fits) == (224, RECIPE, True)
+    assert sum(made.seconds) == pytest.approx(made.whole)
+    # 100 epochs of 20 steps of 8 s, and 25 of 20 of 16 s, and the passes without training
+    assert sum(made.seconds) == pytest.approx(16_000 + 8_000, rel=0.1)
+
+
+def test_fewer_hours_are_fewer_pixels_and_then_fewer_epochs():
+    made = [plan(hours) for hours in (100, 6, 4, 2, 1, 0.5)]
+    assert [p.image_size for p in made] == sorted((p.image_size for p in made), reverse=True)
+    assert {p.image_size for p in made} == {224, 168, 112}
+    for hours, one in zip((100, 6, 4, 2, 1, 0.5), made, strict=True):
+        assert one.fits
+        assert sum(one.seconds) <= 3600 * hours
+        if one.image_size != 112:
+            assert one.length.simgcd >= RECIPE.simgcd / 2
+    for more, less in pairwise(p for p in made if p.image_size == 112):
+        assert more.length >= less.length
+        assert more.length.sptnet >= less.length.sptnet
+    # nearly all of the time that there is, is used
+    assert sum(made[-1].seconds) > 0.7 * 1800
+
+
+def test_simgcd_has_two_thirds_of_what_does_not_suffice():
+    made = plan(1, costs={112: COSTS[112]})
+    assert made.length.simgcd * 20 * 2.0 == pytest.approx(2 * made.length.sptnet * 20 * 4.0, rel=0.1)
+    # where the second stage needs less than its third, the first has the rest
+    cheap = {112: COSTS[112]._replace(prompt=0.01, model=0.01)}
+    assert plan(1, costs=cheap).length.sptnet == 25
+
+
+def test_what_is_kept_of_every_image_is_made_before_the_first_step():
+    kept = {size: cost._replace(kept=0.1, once=600.0) for size, cost in COSTS.items()}
+    made = plan(1, costs=kept)
+    assert made.length.simgcd == 100
+    assert made.seconds[0] > 600 + 100 * 20 * 0.1
+    assert sum(made.seconds) <= 3600
+    # where it takes longer than the few epochs that there is time for, it is not made
+    dear = {112: COSTS[112]._replace(kept=0.1, once=1e6)}
+    assert plan(0.5, costs=dear).length == plan(0.5, costs={112: COSTS[112]}).length
+
+
+def test_what_cannot_fit_is_taken_all_the_same_and_said():
+    made = plan(0.01)
+    assert (made.image_size, made.length, made.fits) == (112, Length(1, 1), False)
+
+
+def test_epochs_that_were_said_stay():
+    made = plan(0.5, fixed=True)
+    assert (made.image_size, made.length, made.fits) == (112, RECIPE, False)
+
+
+def test_memory():
+    assert memory_for(1e9, 2e9, 64) == Memory("none", 1)
+    assert memory_for(4e9, 2e9, 64) == Memory("full", 1)
+    assert memory_for(40e9, 2e9, 64) == Memory("full", 8)
+    assert memory_for(1e15, 2e9, 64) == Memory("full", 64)
+    made = plan(100, available=5e9)
+    assert (made.simgcd_memory, made.sptnet_memory) == (Memory("none", 1), Memory("full", 4))
+    assert made.seconds[1] > plan(100).seconds[1]
+
+
+def test_a_kill_costs_minutes_at_most():
+    made = plan(100)
+    assert made.checkpoint_every.simgcd * 8.0 <= 300
+    assert made.checkpoint_every.sptnet * 16.0 <= 300
+
+
+def test_a_plan_goes_through_json():
+    made = plan(1)
+    assert plan_of(json.loads(json.dumps(made._asdict()))) == made
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.1, "1 s"), (61, "61 s"), (600, "10 min"), (7300, "2 h 02 min"), (86_400 * 3, "3.0 days")],
+)
+def test_clock(seconds, told):
+    assert clock(seconds) == told
+
+
+def request_for(tmp_path, *overrides):
+    return Request(tmp_path / "l", tmp_path / "u", tmp_path, 7, None, "vit_small_patch14_dinov2", "none", overrides)
+
+
+def made_for(length, size):
+    memory = Memory("none", 1), Memory("full", 2)
+    return Plan(size, length, *memory, Length(50, 20), (1.0, 1.0, 1.0), 9.0, True)
+
+
+def test_a_stage_is_a_file_that_inherits_the_recipe(digits, tmp_path):
+    dealt = Batches(read_manifest(digits), (128, 4), 3)
+    assert (dealt.size, dealt.streams, dealt.steps_per_epoch) == (120, 4, 1438 // 120)  # dealt to 3 processes too
+    made = made_for(Length(50, 5), 112)
+    first, second = (write_stage(name, request_for(tmp_path), 7, 2, dealt, made) for name in STAGES)
+    for name, config in zip(STAGES, (first, second), strict=True):
+        assert load_config(tmp_path / f"{name}.yaml") == config
+        assert f"base: configs/photographs_{name}.yaml" in (tmp_path / f"{name}.yaml").read_text()
+        assert (config.method, config.run) == (name, str(tmp_path / name))
+        assert (config.data.root, config.data.batch_size) == (str(tmp_path / "shards"), 120)
+        assert config.schedule.epochs == getattr(made.length, name)
+    recipe = load_config("photographs_sptnet", ["run=x", "data.root=x"])
+    assert (first.model.backbone, first.model.image_size, first.model.num_new) == ("vit_small_patch14_dinov2", 112, 7)
+    assert second.init == first.run
+    assert second.prompts.frame == recipe.prompts.frame // 2  # of half as many pixels
+    assert second.prompts.warmup_steps < 5 * dealt.steps_per_epoch / 4
+    assert 2 * second.schedule.k <= 5 * dealt.steps_per_epoch  # both phases come
+    assert (second.memory.gradient_checkpointing, second.memory.micro_batches) == ("full", 2)
+    assert (second.optimizer, second.prompts.lr) == (recipe.optimizer, recipe.prompts.lr)
+    assert first.checkpoint.every == 50
+
+
+def test_what_the_user_says_wins(digits, tmp_path):
+    overrides = ("schedule.epochs=3", "prompts.lr=7", "seed=5", "model.image_size=28", "prompts.kind=shared")
+    dealt = Batches(read_manifest(digits), (128, 4), 1)
+    made = made_for(Length(3, 3), 28)
+    first, second = (write_stage(name, request_for(tmp_path, *overrides), 7, 2, dealt, made) for name in STAGES)
+    assert (first.schedule.epochs, second.schedule.epochs, first.seed, second.seed) == (3, 3, 5, 5)
+    assert (second.prompts.lr, second.prompts.kind, second.prompts.frame) == (7, "shared", 3)
+    assert first.model.image_size == 28
+
+
+def test_few_images_are_dealt_too(tmp_path, digits):
+    manifest = read_manifest(digits)
+    few = {"labelled": 15, "unlabelled": 15}
+
+    class Few:
+        def of_kind(self, kind):
+            return manifest.of_kind(kind)[: 3 if kind == "labelled" else 15]
+
+        def samples(self, kind):
+            return few[kind]
+
+    dealt = Batches(Few(), (128, 4), 1)
+    assert (dealt.size, dealt.streams, dealt.steps_per_epoch) == (12, 3, 2)
