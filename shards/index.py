@@ -14,10 +14,11 @@ import numpy as np
 from pydantic_core import from_json
 from sptnet_shards.checks import check_classes, near_duplicates
 from sptnet_shards.discover import of_unknown
+from sptnet_shards.items import UNKNOWN, Item, Items
 from sptnet_shards.plan import Settings
 from sptnet_shards.progress import Scan
 from sptnet_shards.protocol import labelled_positions
-from sptnet_shards.source import UNKNOWN, Item, Source, SourceError, need_classes
+from sptnet_shards.source import Source, SourceError, need_classes
 from sptnet_shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
 from sptnet_shards.writer import write_index
 
@@ -187,8 +188,8 @@ def index(
     source = _source(root, name, found, num_old, num_new)
     labelled = source.labelled
     if labelled is None:
-        labelled = frozenset(labelled_positions(source, settings.labelled_fraction, settings.seed))
-    rows = _rows(found, source.classes, labelled)
+        labelled = labelled_positions(source, settings.labelled_fraction, settings.seed)
+    rows = _rows(found, source.classes, set(labelled.tolist()))
     protocol = {
         "seed": settings.seed,
         "labelled_fraction": settings.labelled_fraction,
@@ -216,8 +217,8 @@ def _source(root: Path, name: str, found: dict[str, list[Found]], num_old: int |
         raise SourceError(f"{root / bare} is for testing, and has no label at all: there is nothing to measure on")
     if long := next((label for label in labels if len(label) > LONGEST_NAME), None):
         raise SourceError(f"{root} has a label of {len(long)} characters, no class has: {long[:40]!a}...")
-    train, test = ([Item(s.label, s.tar, s.size) for s in found[part]] for part in ("train", "test"))
-    if any(item.class_name == UNKNOWN for item in train):
+    train, test = (Items.of(Item(s.label, s.tar, s.size) for s in found[part]) for part in ("train", "test"))
+    if UNKNOWN in train.counts():
         if num_old is not None:
             raise SourceError(f"{root} has tars without labels: all its classes are old, leave --old out")
         source = of_unknown(name, train, test, lambda where: b"", num_new)
@@ -253,12 +254,7 @@ def _write(root: Path, rows: Rows, digests: dict[str, str]) -> list[Shard]:
     for tar, kind in sorted(rows, key=lambda pair: (KINDS.index(pair[1]), pair[0])):
         path = root / index_file(tar, kind)
         entries = np.array(rows[tar, kind], INDEX_DTYPE)
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            digest = write_index(temporary, entries)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        digest = write_index(path, entries)
         size = (root / tar).stat().st_size
         shards.append(Shard(tar, path.name, kind, len(entries), size, digests[tar], digest))
     return shards

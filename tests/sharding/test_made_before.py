@@ -45,7 +45,9 @@ def images(tmp_path_factory):
     for part, each in (("train", 30), ("test", 5)):
         for name in ("ant", "bee", "c d", "Ä", "a-b"):
             for number in range(each):
-                path = root / "photos" / part / name / (f"sub-{number % 3}" if part == "train" else ".") / f"{number}.png"
+                path = (
+                    root / "photos" / part / name / (f"sub-{number % 3}" if part == "train" else ".") / f"{number}.png"
+                )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(png(value := value + 1))
     rows = [f"photos/train/{name}/sub-{n % 3}/{n}.png,{name}," for n in range(30) for name in ("bee", "ant", "a-b")]
