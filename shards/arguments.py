@@ -67,6 +67,11 @@ def share(text: str) -> float:
     return value
 
 
+def folder_or_url(text: str) -> Path | str:
+    """An argument that is a folder here or one behind a URL."""
+    return text if "://" in text else Path(text)
+
+
 def _add_protocol(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--labelled-fraction",
@@ -148,12 +153,22 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description="Write indexes and a manifest for WebDataset tars (jpg, png or webp, with .cls or .json) that "
         "another tool made; the tars stay as they are. The first --old classes, by number or else by name, are old.",
     )
-    command.add_argument("dir", type=Path, help="the folder of the tars, where indexes and manifest are written")
-    command.add_argument("--train", default="train*.tar", help="which tars are for training (default: %(default)s)")
+    command.add_argument(
+        "dir", type=folder_or_url, help="folder or URL (s3://...) of the tars, where indexes and manifest are written"
+    )
+    command.add_argument(
+        "--train",
+        help="which tars are for training (default: train*.tar, or those named by a number, as img2dataset's)",
+    )
     command.add_argument("--test", default="test*.tar", help="which tars are for testing (default: %(default)s)")
     command.add_argument("--old", type=positive, help="how many classes, the first, are old (not if tars lack labels)")
     add_new(command)
     command.add_argument("--json-key", default="label", help="where a .json has the class (default: %(default)s)")
     command.add_argument("--name", help="name of the dataset (default: that of the folder)")
     _add_protocol(command)
+    _add_tasks(
+        command,
+        "read a share of the tars: task I of N, from 0/N to N-1/N, on any machines",
+        "write indexes and manifest when all tasks are done, or say which tars are not read",
+    )
     return top

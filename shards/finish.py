@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sptnet_shards import record
 from sptnet_shards.checks import near_duplicates
@@ -16,6 +16,7 @@ from sptnet_shards.writer import Written
 
 from sptnet.data.manifest import KINDS, MANIFEST, DatasetError, Manifest, Skipped, read_manifest, write_manifest
 
+T = TypeVar("T")
 LOOK = 1.0  # seconds between two looks for files that a disk may show late
 
 
@@ -34,9 +35,9 @@ class Unfinished:
     total: int
 
 
-def look(read: Callable[[str], Written | None], files: list[str], late: float) -> dict[str, Written]:
+def look(read: Callable[[str], T | None], files: list[str], late: float) -> dict[str, T]:
     """What is recorded of files, looked for again for `late` seconds: a network disk may show new files late."""
-    found: dict[str, Written] = {}
+    found: dict[str, T] = {}
     end = time.monotonic() + late
     while True:
         for file in files:

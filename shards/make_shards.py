@@ -7,6 +7,7 @@ expects and where they are published. shards/README.md describes the format.
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +25,9 @@ from sptnet_shards.arguments import SOURCES, parser
 from sptnet_shards.convert import Job, convert, finish_only
 from sptnet_shards.finish import Unfinished
 from sptnet_shards.images import Resize
-from sptnet_shards.index import index
+from sptnet_shards.index import finish_index, index
+from sptnet_shards.indexing import Indexing
+from sptnet_shards.places import place_of
 from sptnet_shards.plan import Settings
 from sptnet_shards.progress import ShardProgress
 from sptnet_shards.protocol import deviation
@@ -32,12 +35,13 @@ from sptnet_shards.published import PARTS
 from sptnet_shards.share import ALONE
 from sptnet_shards.show import CONTACT_SHEET, classes_told, classes_without_samples, contact_sheet, table, under_way
 from sptnet_shards.source import Source, SourceCommand, SourceError
-from sptnet_shards.verify import verify
+from sptnet_shards.verify import verify, verify_across
 
 from sptnet.data.files import write_whole
 from sptnet.data.manifest import KINDS, MANIFEST, DatasetError, Manifest, read_manifest
 
 INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
+NUMBERED = re.compile(r"\d+\.tar")  # as img2dataset names them
 TOLD = 5  # missing shards that are told by name
 LATE = 70.0  # seconds that --finish looks again for what is missing: NFS may show new files a minute late
 # of a command's arguments, what may differ between two tasks, and what `Settings.asked` tells
@@ -59,7 +63,7 @@ def _convert(arguments: argparse.Namespace, source: SourceCommand, console: Cons
         with ShardProgress(console) as progress:
             done = convert(job, arguments.out, arguments.workers, progress, share)
     if isinstance(done, Unfinished):
-        return _unfinished(arguments, done)
+        return _unfinished(arguments.out, arguments, done)
     manifest, remarks = done
     _told(arguments.out, manifest)
     if manifest.skipped:
@@ -89,16 +93,16 @@ def _job(arguments: argparse.Namespace, source: SourceCommand, settings: Setting
     return Job(source.name, settings, build, read, options, places, official=not unofficial)
 
 
-def _unfinished(arguments: argparse.Namespace, done: Unfinished) -> None:
+def _unfinished(where: Path | str, arguments: argparse.Namespace, done: Unfinished) -> None:
     """Say what is missing; an error where somebody asked to finish, or wrote all of it."""
     there, first = done.total - len(done.missing), ", ".join(done.missing[:TOLD])
     more = f" and {len(done.missing) - TOLD} more" if len(done.missing) > TOLD else ""
     if arguments.finish or arguments.task is None:
         raise SourceError(
-            f"{arguments.out} lacks {len(done.missing)} of {done.total} shards, {first}{more}: run their tasks again, "
+            f"{where} lacks {len(done.missing)} of {done.total} shards, {first}{more}: run their tasks again, "
             "or the command without --finish"
         )
-    _say(f"{arguments.out}: {there} of {done.total} shards are there; the last task, or --finish, writes the manifest")
+    _say(f"{where}: {there} of {done.total} shards are there; the last task, or --finish, writes the manifest")
 
 
 def _say(line: str) -> None:
@@ -115,24 +119,28 @@ def shown(line: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-def _told(root: Path, manifest: Manifest) -> None:
+def _told(root: Path | str, manifest: Manifest) -> None:
     counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
     _say(f"{root}: {manifest.name}, {counts}; {classes_told(manifest)}")
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> None:
-    manifest = read_manifest(arguments.dir)
-    problems = 0
+    manifest, share = read_manifest(arguments.dir), arguments.task or ALONE
+    if arguments.finish:
+        verify_across(arguments.dir)
+        return _say(f"{arguments.dir}: its {len(manifest.shards)} shards have every image once; verify checks each")
+    mine, problems = share.of(manifest.shards), 0
     with ShardProgress(console) as progress:
-        progress.begin(len(manifest.shards), sum(shard.samples for shard in manifest.shards))
-        for checked in verify(arguments.dir, arguments.decode, arguments.workers):
+        progress.begin(len(mine), sum(shard.samples for shard in mine))
+        for checked in verify(arguments.dir, arguments.decode, arguments.workers, share):
             progress.add(checked.shard)
             problems += len(checked.problems)
             for problem in checked.problems:
                 print(shown(problem), file=sys.stderr)
     if problems:
         raise SourceError(f"{arguments.dir} has {problems} faults: make or copy these shards again")
-    _say(f"{arguments.dir}: {len(manifest.shards)} shards are what the manifest says")
+    of = "" if share.is_all() else f" of {len(manifest.shards)}"
+    _say(f"{arguments.dir}: {len(mine)}{of} shards are what the manifest says")
 
 
 def _show(arguments: argparse.Namespace, console: Console) -> None:
@@ -167,30 +175,30 @@ def _need_sheet(path: Path, root: Path, manifest: Manifest) -> None:
 
 
 def _index(arguments: argparse.Namespace, console: Console) -> None:
-    root = arguments.dir
-    train, test = (_matching(root, pattern) for pattern in (arguments.train, arguments.test))
+    place = place_of(arguments.dir)
+    names = [name for name in place.sizes() if not name.startswith(".")]
+    test = [name for name in names if fnmatchcase(name, arguments.test)]
+    if arguments.train is None:
+        train = [name for name in names if fnmatchcase(name, "train*.tar")]
+        train = train or [name for name in names if NUMBERED.fullmatch(name)]
+    else:
+        train = [name for name in names if fnmatchcase(name, arguments.train)]
     if not train:
-        raise SourceError(f"{root} has no {arguments.train}")
+        raise SourceError(f"{arguments.dir} has no {arguments.train or 'train*.tar, nor a tar named by a number'}")
     settings = Settings(arguments.labelled_fraction, arguments.seed)
-    name = root.resolve().name if arguments.name is None else arguments.name
-    manifest, remarks = index(root, train, test, arguments.old, settings, name, arguments.json_key, arguments.new)
-    _told(root, manifest)
-    _warn(remarks)
-
-
-def _matching(root: Path, pattern: str) -> list[Path]:
-    """The files of a folder whose names a pattern fits; hidden ones are none."""
-    try:
-        names = os.listdir(root)
-    except OSError as error:
-        raise SourceError(f"{root} cannot be listed: {error.strerror}") from None
-    return sorted(root / name for name in names if fnmatchcase(name, pattern) and not name.startswith("."))
+    name = place.name() if arguments.name is None else arguments.name
+    job = Indexing(train, test, arguments.old, settings, name, arguments.json_key, arguments.new)
+    done = finish_index(place, job, LATE) if arguments.finish else index(place, job, arguments.task or ALONE)
+    if isinstance(done, Unfinished):
+        return _unfinished(arguments.dir, arguments, done)
+    _told(arguments.dir, done.manifest)
+    _warn(done.remarks)
 
 
 def _need_paths(arguments: argparse.Namespace) -> None:
     """Raise SourceError for a path that no file can have, before anything looks at it."""
     for value in vars(arguments).values():
-        if isinstance(value, Path) and "\0" in str(value):
+        if isinstance(value, Path | str) and "\0" in str(value):
             raise SourceError(f"{value} has a NUL in it, which no path can have")
 
 

@@ -169,13 +169,13 @@ def read_record(out: Path, file: str) -> Written | None:
     return Written(shard, record.index_bytes, record.paths_bytes, record.skipped, contents)
 
 
-def recorded(out: Path) -> list[str]:
-    """The tars of which somebody has noted that they are whole, without looking at them."""
+def recorded(out: Path, suffix: str = SUFFIX) -> list[str]:
+    """The tars of which somebody has noted that they are whole, or read (MEMBERS), without looking at them."""
     try:
         names = os.listdir(out / FOLDER)
     except FileNotFoundError:
         return []
-    return sorted(name.removesuffix(SUFFIX) for name in names if name.endswith(f".tar{SUFFIX}"))
+    return sorted(name.removesuffix(suffix) for name in names if name.endswith(f".tar{suffix}"))
 
 
 def make_folder(out: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 from sptnet_shards.plan import PREFIX
-from sptnet_shards.record import read_conversion, recorded
+from sptnet_shards.record import MEMBERS, SUFFIX, read_conversion, recorded
 
 from sptnet.data.files import open_regular, writer_of
 from sptnet.data.image import DecodeError
@@ -65,14 +65,15 @@ def under_way(root: Path) -> Table | None:
     told = Table(title=Text(f"{root} is being written ({conversion.command})"))
     for column in ("split", "shards", "of", "MB", "images of the whole"):
         told.add_column(column, justify="left" if column == "split" else "right")
-    there = recorded(root)
-    for kind in KINDS:
-        files = [file for file in there if file.startswith(f"{PREFIX[kind]}-")]
+    prefixes: dict[str, str] = {**PREFIX}
+    there = recorded(root, MEMBERS if conversion.command == "index" else SUFFIX)
+    for kind in conversion.shards:
+        files = [file for file in there if file.startswith(prefixes.get(kind, ""))]
         size = 0
         for file in files:
             with suppress(OSError):
                 size += os.stat(root / file).st_size
-        told.add_row(kind, f"{len(files):,}", f"{conversion.shards.get(kind, 0):,}", f"{size / 1e6:,.1f}",
+        told.add_row(kind, f"{len(files):,}", f"{conversion.shards[kind]:,}", f"{size / 1e6:,.1f}",
                      f"{conversion.samples.get(kind, 0):,}")  # fmt: skip
     told.caption = Text(_writers_told(root))
     return told

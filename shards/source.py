@@ -250,7 +250,7 @@ def number(text: str, low: int, high: int, where: str) -> int:
     return int(digits)
 
 
-def need_classes(where: Path, trained: Sequence[str], tested: Iterable[str], num_old: int) -> None:
+def need_classes(where: Path | str, trained: Sequence[str], tested: Iterable[str], num_old: int) -> None:
     """Raise SourceError unless training has every class of the test images, and old and new classes."""
     if strange := sorted(set(tested) - set(trained)):
         raise SourceError(f"{where} has a class in test that is not in train: {strange[0]}")
