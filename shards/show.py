@@ -65,7 +65,7 @@ def under_way(root: Path) -> Table | None:
     told = Table(title=Text(f"{root} is being written ({conversion.command})"))
     for column in ("split", "shards", "of", "MB", "images of the whole"):
         told.add_column(column, justify="left" if column == "split" else "right")
-    prefixes: dict[str, str] = {**PREFIX}
+    prefixes = {str(kind): prefix for kind, prefix in PREFIX.items()}
     there = recorded(root, MEMBERS if conversion.command == "index" else SUFFIX)
     for kind in conversion.shards:
         files = [file for file in there if file.startswith(prefixes.get(kind, ""))]
