@@ -100,8 +100,8 @@ def seconds_of_tasks(images: Path, out: Path, tasks: int) -> float:
     command = [sys.executable, "-m", "sptnet_shards.make_shards", "imagefolder", str(images), str(out), "--old", "2",
                "--resize", "256", "--workers", "1"]  # fmt: skip
     start = time.perf_counter()
-    running = [subprocess.Popen([*command, "--task", f"{i}/{tasks}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-               for i in range(tasks)]  # fmt: skip
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    running = [subprocess.Popen([*command, "--task", f"{i}/{tasks}"], **quiet) for i in range(tasks)]
     assert [process.wait() for process in running] == [0] * tasks
     assert (out / "manifest.json").exists()
     return time.perf_counter() - start
@@ -130,8 +130,8 @@ def main() -> None:
         rounds = [[seconds_of_tasks(photos, scratch / f"out-{tasks}-{r}", tasks) for tasks in (1, 2)]
                   for r in range(arguments.rounds)]  # fmt: skip
         one, two = (sorted(times)[len(times) // 2] for times in zip(*rounds, strict=True))
-        console.print(f"{count:,} photographs, --resize 256, start of the programs included: {count / one:.0f} images/s by "
-                      f"1 task, {count / two:.0f} by 2")  # fmt: skip
+        console.print(f"{count:,} photographs, --resize 256, programs started anew: {count / one:.0f} images/s "
+                      f"by 1 task, {count / two:.0f} by 2")  # fmt: skip
 
 
 if __name__ == "__main__":
