@@ -71,7 +71,7 @@ class ShardProgress:
         now = time.monotonic()
         seconds = max(now - self._start, 1e-9)
         speed = f"{self._images / seconds:,.0f} images/s  {self._bytes / seconds / 1e6:,.1f} MB/s"
-        if self._elsewhere is not None and now - self._looked > LINE_EVERY:
+        if self._elsewhere is not None and (now - self._looked > LINE_EVERY or self._done == self._total):
             self._looked, self._seen = now, self._elsewhere()
         speed = f"{speed}  {self._seen}".rstrip()
         self._bar.update(self._task, completed=self._done, speed=speed)
