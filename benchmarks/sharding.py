@@ -117,17 +117,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         table = Table(title="before the first shard: seconds of a core, GB of memory (of them the program itself)")
-        for column in (
-            "images",
-            "list",
-            "check, write",
-            "plan",
-            "these by the clock",
-            "read",
-            "GB",
-            "shards",
-            "bytes of path",
-        ):
+        columns = ("images", "list", "check, write", "plan", "by the clock", "read", "GB", "shards", "bytes of path")
+        for column in columns:
             table.add_column(column, justify="right")
         for images in arguments.images:
             times, before, most, shards, path = measured(images, scratch)

@@ -99,7 +99,7 @@ def finish_only(job: Job, out: Path, late: float) -> Converted | Unfinished:
         if conversion is None:
             raise SourceError(f"{out} holds no conversion that was begun: run the same command without --finish first")
         record.need_same(out, _asked(job), conversion)
-        source = _read_source(job, out, conversion)
+        source = _read_source(job, out, conversion, _unread)
         return finish(out, conversion, source, plan(source, job.settings, conversion.shards), job.settings, late)
     except OSError as error:
         raise SourceError(f"{error.filename or out} cannot be written: {error.strerror}") from None
@@ -149,7 +149,7 @@ def _joined(job: Job, out: Path) -> _Joined:
             _unmake(out, was_there)
             raise
     record.need_same(out, _asked(job), conversion)
-    source = _read_source(job, out, conversion)
+    source = _read_source(job, out, conversion, job.read())
     if job.settings.resize is not None or source.encodes:
         record.need_same_codecs(out, conversion.codecs, record.codecs())
     return _Joined(conversion, source)
@@ -184,10 +184,15 @@ def _built(job: Job) -> Source:
     return source
 
 
-def _read_source(job: Job, out: Path, conversion: Conversion) -> Source:
+def _unread(where: str) -> bytes:
+    """Whoever finishes reads no image, and need not see them."""
+    raise AssertionError(where)
+
+
+def _read_source(job: Job, out: Path, conversion: Conversion, read: Read) -> Source:
     """The source as the first task found it; found again where it was named by another path, or that is lost."""
     if job.places == conversion.places:
-        found = read_items(out, conversion.fingerprint, job.read())
+        found = read_items(out, conversion.fingerprint, read)
         if found is not None:
             return found
     source = _built(job)

@@ -1,5 +1,6 @@
 """The end of a conversion: the manifest, a pure function of what every shard's record says."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,13 +39,17 @@ class Unfinished:
 def look(read: Callable[[str], T | None], files: list[str], late: float) -> dict[str, T]:
     """What is recorded of files, looked for again for `late` seconds: a network disk may show new files late."""
     found: dict[str, T] = {}
-    end = time.monotonic() + late
+    end, told = time.monotonic() + late, False
     while True:
         for file in files:
             if file not in found and (written := read(file)) is not None:
                 found[file] = written
         if len(found) == len(files) or time.monotonic() >= end:
             return found
+        if not told:
+            told = True
+            print(f"{len(files) - len(found)} of {len(files)} are not there: looking again for {late:.0f} seconds",
+                  file=sys.stderr, flush=True)  # fmt: skip
         time.sleep(LOOK)
 
 

@@ -115,10 +115,24 @@ def _parsed(file: _Digesting, wanted: str, read: Read) -> Source | None:
         Items(class_names, classes, sizes, ends, name.data)
         for (_, _, class_names), (classes, sizes, ends), name in zip(head["parts"], columns, names, strict=True)
     )
+    if not (_is_sound(train) and _is_sound(test)) or (labelled is not None and not _are_places(labelled, len(train))):
+        return None
     return Source(
         head["name"], head["classes"], head["num_old"], train, test, read, head["protocol"], labelled=labelled,
         num_new=head["num_new"], encodes=head["encodes"],
     )  # fmt: skip
+
+
+def _is_sound(items: Items) -> bool:
+    """Whether columns can be what `Items` says; only a file that was made to harm is not, for its digest was told."""
+    if not len(items):
+        return not len(items.names)
+    ends_fit = items.ends[0] >= 0 and items.ends[-1] == len(items.names) and (items.ends[1:] >= items.ends[:-1]).all()
+    return bool(ends_fit and items.sizes.min() >= 0 and _are_places(items.classes, len(items.class_names)))
+
+
+def _are_places(numbers: NDArray[Any], count: int) -> bool:
+    return not len(numbers) or (numbers.min() >= 0 and numbers.max() < count)
 
 
 @contextmanager
@@ -160,6 +174,7 @@ def turn_to_scan(out: Path, done: Callable[[], bool]) -> Iterator[None]:
 
 
 def _taken(place: Path) -> bool:
+    place.parent.mkdir(parents=True, exist_ok=True)  # another task, whose scan failed, may have removed it
     try:
         descriptor = os.open(place, WRITING, 0o666)
     except FileExistsError:

@@ -73,11 +73,13 @@ def test_finishing_reads_records_and_no_shard(photos, whole, tmp_path, monkeypat
         assert main(run(photos, out, "--task", task)) == 0
     monkeypatch.undo()
     opened, real = [], os.open
+    elsewhere = photos.rename(photos.with_name("away"))  # nor is the source needed
     monkeypatch.setattr(os, "open", lambda path, *more, **most: opened.append(str(path)) or real(path, *more, **most))
     assert main(run(photos, out, "--finish")) == 0
     assert len([path for path in opened if path.endswith(".tar.json")]) == 32
     assert not [path for path in opened if path.endswith((".tar", ".npy", ".jsonl"))]
     monkeypatch.undo()
+    elsewhere.rename(photos)
     assert (out / "manifest.json").read_bytes() == whole["manifest.json"]
 
 
