@@ -2,8 +2,18 @@
 
 from pathlib import Path
 
+from sptnet_shards.items import Item
 from sptnet_shards.protocol import class_split
-from sptnet_shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, takes_root, text_lines
+from sptnet_shards.source import (
+    Folder,
+    Source,
+    SourceCommand,
+    SourceError,
+    by_split,
+    need_folder,
+    takes_root,
+    text_lines,
+)
 
 
 def _items(files: Folder, path: Path, names: set[str]) -> list[Item]:
@@ -16,6 +26,10 @@ def _items(files: Folder, path: Path, names: set[str]) -> list[Item]:
     return items
 
 
+def _files(root: Path) -> Folder:
+    return Folder(need_folder(root / "data" / "images"), listed=True)
+
+
 def source(root: Path) -> Source:
     """Trainval and test, old classes of the Semantic Shift Benchmark; in the order of the lists.
 
@@ -24,7 +38,7 @@ def source(root: Path) -> Source:
     data = root / "data"
     names = sorted(line.strip() for line in text_lines(data / "variants.txt"))
     ordered, num_old = by_split(names, *class_split("aircraft"))
-    files = Folder(data / "images", listed=True)
+    files = _files(root)
     train = _items(files, data / "images_variant_trainval.txt", set(names))
     test = _items(files, data / "images_variant_test.txt", set(names))
     return Source("aircraft", ordered, num_old, train, test, files)
@@ -39,5 +53,6 @@ COMMANDS = [
         "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/.",
         takes_root("the folder fgvc-aircraft-2013b"),
         lambda arguments: source(arguments.root),
+        lambda arguments: _files(arguments.root),
     )
 ]

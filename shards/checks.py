@@ -1,10 +1,10 @@
 """What every source must be before anything of it is written: names that can be stored, shown and told apart."""
 
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from sptnet_shards.source import UNKNOWN, Item, Source, SourceError
+from sptnet_shards.items import UNKNOWN, Items
+from sptnet_shards.source import Source, SourceError
 
 from sptnet.data.fields import name_fault
 
@@ -15,12 +15,13 @@ def check_source(source: Source) -> None:
         raise SourceError(f"the dataset's name {source.name!a} {fault}: give another one with --name")
     check_classes(source.name, source.classes)
     known = {*source.classes, *([UNKNOWN] if source.unknown else [])}
-    for item in (*source.train, *source.test):
-        if item.class_name not in known:
-            raise SourceError(f"{item.where} is of class {item.class_name!r}, which training does not have")
-        if not _is_utf8(item.where):
-            raise SourceError(f"{item.where!a} has a name that is not UTF-8: rename it")
-    for part, items in (("train", source.train), ("test", source.test)):
+    for part in ("train", "test"):
+        items = source.part(part)
+        if strange := next((name for name in items.counts() if name not in known), None):
+            first = items.where(int(items.of_classes([strange])[0]))
+            raise SourceError(f"{first} is of class {strange!r}, which training does not have")
+        if (place := items.not_utf8()) is not None:
+            raise SourceError(f"{items.where(place)!a} has a name that is not UTF-8: rename it")
         _need_no_path_twice(part, items)
 
 
@@ -56,20 +57,13 @@ def _alike(classes: Sequence[str]) -> Iterable[tuple[str, str]]:
         seen.setdefault(key, name)
 
 
-def _need_no_path_twice(part: str, items: Sequence[Item]) -> None:
+def _need_no_path_twice(part: str, items: Items) -> None:
     """A list that names an image twice in one part counts it twice, or says two things of it."""
-    if len({item.where for item in items}) == len(items):
+    places = items.twice()
+    if not places:
         return
-    where, times = Counter(item.where for item in items).most_common(1)[0]
-    classes = sorted({item.class_name for item in items if item.where == where})
+    classes = sorted({items[place].class_name for place in places})
     raise SourceError(
-        f"{where} is listed {times} times for {part}, as {' and '.join(map(repr, classes))}: list it once"
+        f"{items.where(places[0])} is listed {len(places)} times for {part}, as "
+        f"{' and '.join(map(repr, classes))}: list it once"
     )
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

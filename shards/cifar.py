@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from sptnet_shards import arrays
+from sptnet_shards.items import Item
 from sptnet_shards.published import FORCED
-from sptnet_shards.source import Item, Source, SourceCommand, SourceError
+from sptnet_shards.source import Source, SourceCommand, SourceError
 
 from sptnet.data.files import read_regular
 
@@ -130,7 +131,7 @@ def source(name: str, root: Path, unofficial: bool = False) -> Source:
         if len(labels) != len(parts[part]):
             raise SourceError(f"{folder} has {len(parts[part])} {part} images and {len(labels)} labels")
         items[part] = [Item(classes[label], f"{part}:{i}", 3072) for i, label in enumerate(labels)]
-    return Source(name, classes, NUM_OLD[name], items["train"], items["test"], _Pixels(parts))
+    return Source(name, classes, NUM_OLD[name], items["train"], items["test"], _Pixels(parts), encodes=True)
 
 
 def _download(name: str, root: Path) -> None:
@@ -162,6 +163,7 @@ def _command(name: str) -> SourceCommand:
         "version of https://www.cs.toronto.edu/~kriz/cifar.html. Images are stored as PNG, without loss.",
         add_arguments,
         build,
+        lambda arguments: build(arguments).read,
     )
 
 

@@ -1,173 +1,269 @@
-"""Convert a whole source: shards by several processes, continued where an earlier conversion was killed."""
+"""Convert a source into shards: each of several tasks writes its share, and whoever finds all of them finishes.
+
+What is written is a pure function of source, settings and codecs, so nothing is coordinated but who scans the source;
+tasks may be killed, run twice and run anywhere that sees source and output.
+"""
 
 import os
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 from sptnet_shards import record
-from sptnet_shards.checks import check_source, near_duplicates
-from sptnet_shards.duplicates import duplicates
-from sptnet_shards.plan import Planned, Settings, fingerprint, plan
-from sptnet_shards.source import Item, Source, SourceError
+from sptnet_shards.checks import check_source
+from sptnet_shards.finish import Converted, Unfinished, finish
+from sptnet_shards.plan import Planned, Settings, plan, shard_counts
+from sptnet_shards.published import check_published
+from sptnet_shards.record import Conversion
+from sptnet_shards.scan import fingerprint, need_the_same_source, read_items, turn_to_scan, write_items
+from sptnet_shards.share import ALONE, Share
+from sptnet_shards.source import Read, Source, SourceError
 from sptnet_shards.workers import run_all
-from sptnet_shards.writer import Written, content_of, index_name, skipped_of, write_shard
+from sptnet_shards.writer import Written, index_name, write_shard
 
-from sptnet.data.files import file_sha256, open_regular
-from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, Skipped, write_manifest
+from sptnet.data.files import file_sha256
+from sptnet.data.manifest import MANIFEST, DatasetError, Shard, read_manifest
 from sptnet.data.paths import paths_name
 from sptnet.data.shard_index import read_entries
-
-LOCK_WAIT = 10  # seconds; the workers of a killed conversion end within moments
 
 
 class Progress(Protocol):
     """What is told while shards are written."""
 
-    def begin(self, shards: int, images: int) -> None:
-        """How much there is to do."""
+    def begin(self, shards: int, images: int, elsewhere: Callable[[], str] | None = None) -> None:
+        """How much there is to do; `elsewhere` tells how far all tasks are."""
 
     def advance(self, shard: Shard, continued: bool) -> None:
-        """A shard is done; `continued`: by an earlier conversion."""
+        """A shard is done; `continued`: by an earlier or another task."""
 
 
-class Converted(NamedTuple):
-    """The manifest, and sentences on what whoever asked for the conversion should know."""
+@dataclass(frozen=True)
+class Job:
+    """What somebody asked for.
 
-    manifest: Manifest
-    remarks: list[str]
+    Attributes:
+        command: the name of the source's command.
+        options: what was asked of it, by option, as JSON has it; `places`: the folders and files among it.
+        build: finds the source's images; `read`: reads one of them, where somebody else found them.
+        official: whether a dataset of the field must have the published counts.
+    """
+
+    command: str
+    settings: Settings
+    build: Callable[[], Source]
+    read: Callable[[], Read]
+    options: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    official: bool = False
 
 
-def convert(source: Source, out: Path, settings: Settings, workers: int, progress: Progress) -> Converted:
-    """Write the whole dataset; the manifest comes last, so that a folder with one is complete.
+class _Joined(NamedTuple):
+    """A conversion that is under way, and the source that it is of."""
 
-    Whole shards that an earlier, killed conversion of the same source with the same settings left are kept, if they
-    are still what it wrote. The bytes of every file are the same for any number of workers, and whether or not it was
-    killed on the way.
+    conversion: Conversion
+    source: Source
+
+
+def convert(job: Job, out: Path, workers: int, progress: Progress, share: Share = ALONE) -> Converted | Unfinished:
+    """Write the shards of a share, and the manifest if all others are there: a folder with one is complete.
+
+    Whole shards that are there already are kept, if they are still what was written. The bytes of every file are the
+    same for any number of tasks and of workers, and whether or not they were killed on the way.
 
     Raises:
         SourceError: `out` holds another dataset or conversion, an image cannot be read or does not decode, or the disk
             is full.
     """
-    check_source(source)
-    planned = plan(source, settings)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        was_there = os.path.lexists(out / record.LOCK)
-        with FileLock(out / record.LOCK, timeout=LOCK_WAIT):
-            # claimed under the lock: two conversions that begin in the same moment do not both find it empty
-            try:
-                record.claim(out, fingerprint(source, settings))
-            except SourceError:
-                if not was_there:
-                    (out / record.LOCK).unlink(missing_ok=True)
-                raise
-            written = _write_missing(out, planned, source, settings, workers, progress)
-            _need_images(out, planned, written)
-            manifest = _manifest(source, settings, planned, written)
-            write_manifest(out, manifest)
-            record.remove(out)
-        (out / record.LOCK).unlink(missing_ok=True)
-    except Timeout:
-        raise SourceError(f"{out} is being written by another conversion: wait for it or stop it") from None
+        if (complete := _complete(job, out)) is not None:
+            return complete
+        conversion, source = _joined(job, out)
+        planned = plan(source, job.settings, conversion.shards)
+        _write_share(out, share.of(planned), source, job.settings, workers, progress, conversion)
+        return finish(out, conversion, source, planned, job.settings)
     except OSError as error:
         raise SourceError(f"{error.filename or out} cannot be written: {error.strerror}") from None
-    remarks = [*source.remarks, *near_duplicates(source.classes), *duplicates(planned, written, source.classes)]
-    return Converted(manifest, remarks)
 
 
-def _write_missing(
-    out: Path, planned: list[Planned], source: Source, settings: Settings, workers: int, progress: Progress
-) -> list[Written]:
-    """Every planned shard, in their order; those of an earlier conversion are looked for first."""
-    _remove_leftovers(out)
-    progress.begin(len(planned), sum(len(shard.samples) for shard in planned))
-    written: dict[str, Written] = {}
-    recorded = record.finished(out)
-    for shard in planned:
-        if shard.file in recorded and (found := _look(out, shard, recorded[shard.file], source, settings)) is not None:
-            written[shard.file] = found
-            progress.advance(found.shard, continued=True)
-    missing = [shard for shard in planned if shard.file not in written]
+def finish_only(job: Job, out: Path, late: float) -> Converted | Unfinished:
+    """Write the manifest if all shards are there, with `late` seconds for a disk that shows new files late.
+
+    Raises:
+        SourceError: nothing was begun in `out`, or something else.
+    """
     try:
-        for result in run_all(_write, (out, missing, source, settings), range(len(missing)), workers):
-            record.add(out, result.shard)
-            written[result.shard.file] = result
-            progress.advance(result.shard, continued=False)
+        if (complete := _complete(job, out)) is not None:
+            return complete
+        conversion = record.read_conversion(out)
+        if conversion is None:
+            raise SourceError(f"{out} holds no conversion that was begun: run the same command without --finish first")
+        record.need_same(out, _asked(job), conversion)
+        source = _read_source(job, out, conversion, _unread)
+        return finish(out, conversion, source, plan(source, job.settings, conversion.shards), job.settings, late)
+    except OSError as error:
+        raise SourceError(f"{error.filename or out} cannot be written: {error.strerror}") from None
+
+
+def _complete(job: Job, out: Path) -> Converted | None:
+    """The dataset that is there already, where it is what was asked for; raises SourceError where it is not."""
+    if not os.path.lexists(out / MANIFEST):
+        return None
+    conversion = record.read_conversion(out)
+    if conversion is None:
+        raise SourceError(f"{out} holds a dataset already: {record.ELSEWHERE}")
+    record.need_same(out, _asked(job), conversion)
+    if job.places != conversion.places:
+        need_the_same_source(out, conversion.fingerprint, _built(job))
+    try:
+        manifest = read_manifest(out)
+    except DatasetError as error:
+        raise SourceError(f"{error}; or remove {out / MANIFEST}, and run this again") from None
+    record.clean_up(out, complete=True)
+    return Converted(manifest, [])
+
+
+def _asked(job: Job) -> Conversion:
+    """What is known of a conversion before the source is looked at."""
+    options = {**job.options, **job.settings.asked()}
+    return Conversion(job.command, options, job.places, "0" * 64, {}, {}, {}, [])
+
+
+def _joined(job: Job, out: Path) -> _Joined:
+    """The conversion in a folder: begun by another task, or else by us, who scan the source then.
+
+    Raises:
+        SourceError: it is another one, or the folder holds something else.
+    """
+    conversion = record.read_conversion(out)
+    if conversion is None:
+        was_there = os.path.lexists(out)
+        _need_empty(out)
+        record.make_folder(out)
+        try:
+            with turn_to_scan(out, lambda: os.path.lexists(out / record.CONVERSION)):
+                conversion = record.read_conversion(out)
+                if conversion is None:
+                    return _begun(job, out)
+        except BaseException:
+            _unmake(out, was_there)
+            raise
+    record.need_same(out, _asked(job), conversion)
+    source = _read_source(job, out, conversion, job.read())
+    if job.settings.resize is not None or source.encodes:
+        record.need_same_codecs(out, conversion.codecs, record.codecs())
+    return _Joined(conversion, source)
+
+
+def _begun(job: Job, out: Path) -> _Joined:
+    """Scan the source, and say what is converted; or find that another task said it in the same moment."""
+    source = _built(job)
+    counts = shard_counts(source, job.settings)
+    encodes = job.settings.resize is not None or source.encodes
+    ours = Conversion(
+        job.command, _asked(job).options, job.places, fingerprint(source),
+        {kind: samples for kind, (samples, _) in counts.items()},
+        {kind: shards for kind, (_, shards) in counts.items()},
+        record.codecs() if encodes else {}, [record.text(remark) for remark in source.remarks],
+    )  # fmt: skip
+    # first: who finds the conversion finds these too
+    write_items(out, source)
+    theirs = record.claim(out, ours)
+    record.need_same(out, ours, theirs)
+    record.need_same_codecs(out, theirs.codecs, ours.codecs)
+    if theirs.fingerprint != ours.fingerprint:
+        need_the_same_source(out, theirs.fingerprint, source)
+    return _Joined(theirs, source)
+
+
+def _built(job: Job) -> Source:
+    source = job.build()
+    if job.official:
+        check_published(source)
+    check_source(source)
+    return source
+
+
+def _unread(where: str) -> bytes:
+    """Whoever finishes reads no image, and need not see them."""
+    raise AssertionError(where)
+
+
+def _read_source(job: Job, out: Path, conversion: Conversion, read: Read) -> Source:
+    """The source as the first task found it; found again where it was named by another path, or that is lost."""
+    if job.places == conversion.places:
+        found = read_items(out, conversion.fingerprint, read)
+        if found is not None:
+            return found
+    source = _built(job)
+    need_the_same_source(out, conversion.fingerprint, source)
+    return source
+
+
+def _need_empty(out: Path) -> None:
+    """Raise SourceError for a folder that holds something else than traces of tasks that are about to begin."""
+    try:
+        names = set(os.listdir(out))
+    except FileNotFoundError:
+        return
+    ours = {name for name in names if name.startswith(f"{record.CONVERSION}.")} | {record.FOLDER}
+    # it may have come in between
+    if (strange := min(names - ours, default=None)) and not os.path.lexists(out / record.CONVERSION):
+        raise SourceError(f"{out} is not empty ({strange}): choose another folder")
+
+
+def _unmake(out: Path, was_there: bool) -> None:
+    """Leave nothing of a conversion that never began, unless another task is about to."""
+    try:
+        (out / record.FOLDER).rmdir()
+        if not was_there:
+            out.rmdir()
+    except OSError:
+        pass
+
+
+def _write_share(
+    out: Path, share: list[Planned], source: Source, settings: Settings, workers: int, progress: Progress,
+    conversion: Conversion,
+) -> None:  # fmt: skip
+    """Every shard of a share that is not there yet."""
+    record.clean_up(out, complete=False)
+    total = sum(conversion.shards.values())
+
+    def elsewhere() -> str:
+        return "" if len(share) == total else f"all tasks: {len(record.recorded(out))}/{total} shards"
+
+    progress.begin(len(share), sum(len(planned.uids) for planned in share), elsewhere)
+    try:
+        for shard, continued in run_all(_written, (out, share, source, settings), range(len(share)), workers):
+            progress.advance(shard, continued)
     finally:
-        _remove_leftovers(out)  # of workers that were stopped in the middle of a shard
-    return [written[shard.file] for shard in planned]
+        record.clean_up(out, complete=False)  # of workers that were stopped in the middle of a shard
 
 
-def _write(out: Path, missing: list[Planned], source: Source, settings: Settings, number: int) -> Written:
-    return write_shard(out, missing[number], source, settings)
+def _written(out: Path, share: list[Planned], source: Source, settings: Settings, number: int) -> tuple[Shard, bool]:
+    """Write a shard, unless an earlier task, or a twin of this one, has."""
+    planned = share[number]
+    if (found := _whole(out, planned, source, settings)) is not None:
+        return found.shard, True
+    written = write_shard(out, planned, source, settings)
+    record.write_record(out, written)
+    return written.shard, False
 
 
-def _remove_leftovers(out: Path) -> None:
-    for leftover in out.glob("*.tmp"):
-        with suppress(OSError):
-            leftover.unlink()
-
-
-def _look(out: Path, planned: Planned, shard: Shard, source: Source, settings: Settings) -> Written | None:
-    """A shard that an earlier conversion finished, if it is still what that wrote, and may stay as it is."""
-    path, index_path = out / planned.file, out / index_name(planned.file)
-    targets = source.num_old if planned.kind == "labelled" else len(source.classes)
-    if (shard.index, shard.kind) != (index_path.name, planned.kind):
+def _whole(out: Path, planned: Planned, source: Source, settings: Settings) -> Written | None:
+    """A shard that somebody has finished, if it is still what that wrote, and may stay as it is."""
+    found = record.read_record(out, planned.file)
+    if found is None or (found.skipped and settings.on_error == "fail"):
+        return None  # the other one was told to leave images out, this one was not
+    shard, targets = found.shard, source.num_old if planned.kind == "labelled" else len(source.classes)
+    names = index_name(planned.file), planned.kind, paths_name(planned.file)
+    if (shard.index, shard.kind, shard.paths) != names:
         return None
     try:
-        if file_sha256(path) != shard.sha256:
+        if file_sha256(out / shard.file) != shard.sha256 or file_sha256(out / names[2]) != shard.paths_sha256:
             return None
-        index = read_entries(index_path, shard, targets)
-        if file_sha256(out / paths_name(planned.file)) != shard.paths_sha256:
-            return None
-        contents = _contents(path, index)
+        read_entries(out / shard.index, shard, targets)
     except (OSError, DatasetError):
         return None
-    skipped = skipped_of(planned, index)
-    if skipped and settings.on_error == "fail":
-        return None  # an earlier conversion was told to leave images out, this one was not
-    return Written(shard, skipped, contents)
-
-
-def _contents(path: Path, index: NDArray[np.void]) -> NDArray[np.uint64]:
-    descriptor = open_regular(path)
-    try:
-        return np.array(
-            [content_of(os.pread(descriptor, size, offset)) for _, _, offset, size in index.tolist()], np.uint64
-        )
-    finally:
-        os.close(descriptor)
-
-
-def _need_images(out: Path, planned: list[Planned], written: list[Written]) -> None:
-    """Raise SourceError where bad images were left out until nothing was left of a kind."""
-    left = {shard.kind: 0 for shard in planned}
-    for done in written:
-        left[done.shard.kind] += done.shard.samples
-    if empty := next((kind for kind, images in left.items() if not images), None):
-        raise SourceError(f"{out} would have no {empty} image: all of them are bad, none decodes or can be stored")
-
-
-def _manifest(source: Source, settings: Settings, planned: list[Planned], written: list[Written]) -> Manifest:
-    shards = [done.shard for done in written]
-    skipped: list[Skipped] = []
-    for shard, done in zip(planned, written, strict=True):
-        items: dict[int, Item] = dict(shard.samples)
-        for uid in done.skipped:
-            skipped.append(Skipped(uid=uid, part="test" if shard.kind == "test" else "train", file=items[uid].where))
-    counts: dict[str, int] = {kind: sum(shard.samples for shard in shards if shard.kind == kind) for kind in KINDS}
-    protocol: dict[str, Any] = {
-        "seed": settings.seed,
-        "labelled_fraction": settings.labelled_fraction,
-        "source": {"train": len(source.train), "test": len(source.test)},
-        **counts,
-        **source.protocol,
-    }
-    return Manifest(
-        source.name, source.classes, source.num_old, protocol, shards, settings.recorded(), skipped,
-        source.num_new, source.unknown,
-    )  # fmt: skip
+    return found

@@ -3,19 +3,20 @@
 import argparse
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from sptnet_shards.discover import add_new, of_unknown
+from sptnet_shards.items import UNKNOWN, Columns
 from sptnet_shards.source import (
     LARGEST_LIST,
-    UNKNOWN,
     Folder,
-    Item,
     Source,
     SourceCommand,
     SourceError,
     add_old,
     need_classes,
+    need_folder,
     old_first,
 )
 
@@ -24,23 +25,34 @@ from sptnet.data.files import read_regular
 COLUMNS = ("image", "class")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line by line, with their numbers: a list of ten million images is not to become as many dictionaries."""
+    line = 1
     try:
-        text = read_regular(path, LARGEST_LIST).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        columns = list(reader.fieldnames or ())
-        rows = list(reader)
+        encoded = read_regular(path, LARGEST_LIST)
+        reader = csv.DictReader(io.TextIOWrapper(io.BytesIO(encoded), "utf-8-sig", newline=""), strict=True)
+        _need_columns(path, list(reader.fieldnames or ()))
+        for line, row in enumerate(reader, start=2):
+            if None in row:
+                raise SourceError(
+                    f"{path}, line {line} has more columns than the first line: quote what has a comma in it"
+                )
+            yield line, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read: {error}") from None
+    if line == 1:
+        raise SourceError(f"{path} lists no image")
+
+
+def _need_columns(path: Path, columns: list[str]) -> None:
     if missing := [column for column in COLUMNS if column not in columns]:
         raise SourceError(f"{path} has no column {missing[0]!r}: it needs image, class and, if there is one, split")
     if len(set(columns)) < len(columns):
         raise SourceError(f"{path} has two columns of one name: {', '.join(columns)}")
-    if not rows:
-        raise SourceError(f"{path} lists no image")
-    if (long := next((line for line, row in enumerate(rows, start=2) if None in row), None)) is not None:
-        raise SourceError(f"{path}, line {long} has more columns than the first line: quote what has a comma in it")
-    return rows
+
+
+def _files(path: Path) -> Folder:
+    return Folder(need_folder(path.parent), listed=True)
 
 
 def source(
@@ -54,28 +66,29 @@ def source(
     Raises:
         SourceError: a missing column, a path out of the file's folder, an unknown split, a missing image.
     """
-    files = Folder(path.parent, listed=True)
-    parts: dict[str, list[Item]] = {"train": [], "test": []}
-    for line, row in enumerate(_rows(path), start=2):
+    files = _files(path)
+    parts = {"train": Columns(), "test": Columns()}
+    for line, row in _rows(path):
         where, label, part = row["image"], row["class"], (row.get("split") or "train").strip()
         if not where or part not in parts or (not label and part == "test"):
             raise SourceError(f"{path}, line {line}: needs an image, a class, and a split that is train or test")
         if PurePosixPath(where).is_absolute() or ".." in PurePosixPath(where).parts:
             raise SourceError(f"{path}, line {line}: {where} is not a path below {path.parent}")
-        parts[part].append(files.item(label, where))
-    classes = sorted({item.class_name for item in parts["train"]} - {UNKNOWN})
-    if any(item.class_name == UNKNOWN for item in parts["train"]):
+        parts[part].add(files.item(label, where))
+    train, test = (parts[part].items() for part in ("train", "test"))
+    classes = sorted(train.counts().keys() - {UNKNOWN})
+    if UNKNOWN in train.counts():
         if num_old is not None or old_names is not None:
             raise SourceError(f"{path} has images without a class: all its classes are old, leave --old out")
-        return of_unknown(name or path.stem, parts["train"], parts["test"], files, num_new)
+        return of_unknown(name or path.stem, train, test, files, num_new)
     if num_new is not None:
         raise SourceError(f"{path} has a class for every image: --new is for images without one, give --old")
     if old_names is not None:
         classes, num_old = old_first(classes, old_names, path)
     if num_old is None:
         raise SourceError(f"{path} has a class for every image: say by --old, or --old-classes, which are old")
-    need_classes(path, classes, (item.class_name for item in parts["test"]), num_old)
-    return Source(path.stem if name is None else name, classes, num_old, parts["train"], parts["test"], files)
+    need_classes(path, classes, test.counts(), num_old)
+    return Source(path.stem if name is None else name, classes, num_old, train, test, files)
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
@@ -93,5 +106,6 @@ COMMANDS = [
         "where it is empty). An image without a class is unlabelled, and its class unknown.",
         _add_arguments,
         lambda arguments: source(arguments.file, arguments.old, arguments.name, arguments.old_classes, arguments.new),
+        lambda arguments: _files(arguments.file),
     )
 ]

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+from sptnet_shards.items import Item
 from sptnet_shards.protocol import class_split
 from sptnet_shards.source import (
     Folder,
-    Item,
     Source,
     SourceCommand,
     SourceError,
     by_split,
+    need_folder,
     number,
     takes_root,
     text_lines,
@@ -35,6 +36,10 @@ def _class_names(root: Path, paths: dict[str, str], labels: dict[str, int]) -> l
     return [names[number] for number in sorted(names)]
 
 
+def _files(root: Path) -> Folder:
+    return Folder(need_folder(root / "images"), listed=True)
+
+
 def source(root: Path) -> Source:
     """The official split, old classes of the Semantic Shift Benchmark; in the order of images.txt."""
     paths = _table(root / "images.txt")
@@ -47,7 +52,7 @@ def source(root: Path) -> Source:
         image: number(label, 1, len(old + new), str(root / "image_class_labels.txt")) for image, label in labels.items()
     }
     ordered, num_old = by_split(_class_names(root, paths, numbers), old, new)
-    files = Folder(root / "images", listed=True)
+    files = _files(root)
     items: dict[int, list[Item]] = {1: [], 0: []}
     for image, path in paths.items():
         part = number(in_train[image], 0, 1, str(root / "train_test_split.txt"))
@@ -63,5 +68,6 @@ COMMANDS = [
         "https://www.vision.caltech.edu/datasets/cub_200_2011/.",
         takes_root("the folder CUB_200_2011"),
         lambda arguments: source(arguments.root),
+        lambda arguments: _files(arguments.root),
     )
 ]

@@ -9,7 +9,8 @@ import io
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
-from sptnet_shards.source import Item, Source, SourceCommand
+from sptnet_shards.items import Item
+from sptnet_shards.source import Source, SourceCommand
 
 TEST_EVERY = 5
 
@@ -34,6 +35,7 @@ def source() -> Source:
         test=items[TEST_EVERY - 1 :: TEST_EVERY],
         read=lambda where: encoded[int(where)],
         protocol={"test": f"every {TEST_EVERY}th image of scikit-learn's order"},
+        encodes=True,
     )
 
 
@@ -48,5 +50,6 @@ COMMANDS = [
         "1,797 images of 8 x 8 pixels, 10 classes, 5 of them old; every fifth image is for testing.",
         _no_arguments,
         lambda arguments: source(),
+        lambda arguments: source().read,
     )
 ]

@@ -2,18 +2,18 @@
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from sptnet_shards.source import UNKNOWN, Folder, Item, Source, SourceCommand, SourceError, need_folder
+from sptnet_shards.items import UNKNOWN, Item, Items
+from sptnet_shards.source import Folder, Read, Source, SourceCommand, SourceError, need_folder
 
 LABELLED, UNLABELLED, TEST = "labelled", "unlabelled", "test"  # before a path, where folders lie apart
 
 
-def of_unknown(
-    name: str, train: list[Item], test: list[Item], read: Callable[[str], bytes], num_new: int | None
-) -> Source:
+def of_unknown(name: str, train: Items, test: Items, read: Read, num_new: int | None) -> Source:
     """A source whose training images are labelled, of old classes, or of a class that nobody knows.
 
     Classes that only test images have are new, and known there.
@@ -21,10 +21,10 @@ def of_unknown(
     Raises:
         SourceError: nothing is labelled, or nothing is unlabelled.
     """
-    old = sorted({item.class_name for item in train} - {UNKNOWN})
-    new = sorted({item.class_name for item in test} - set(old))
-    labelled = frozenset(i for i, item in enumerate(train) if item.class_name != UNKNOWN)
-    if not labelled:
+    old = sorted(train.counts().keys() - {UNKNOWN})
+    new = sorted(test.counts().keys() - set(old))
+    labelled = train.of_classes(old)
+    if not len(labelled):
         raise SourceError(f"{name} has no labelled image: sptnet needs some classes with names to learn from")
     if len(labelled) == len(train):
         raise SourceError(f"{name} has no unlabelled image: there is nothing to be sorted")
@@ -50,16 +50,19 @@ class _Apart:
         return self.folders[part](path)
 
 
-def _classes(part: str, files: Folder) -> list[Item]:
-    items = []
-    for name in files.class_folders(""):
+def _classes(part: str, files: Folder) -> Iterator[Item]:
+    names = files.class_folders("")
+    if not names:
+        raise SourceError(f"{files.root} has no class folders: every folder in it is a class, named by the folder")
+    for name in names:
         found = files.images(name, name)
         if not found:
             raise SourceError(f"{files.root / name} holds no image: remove it, or put some there")
-        items += found
-    if not items:
-        raise SourceError(f"{files.root} has no class folders: every folder in it is a class, named by the folder")
-    return [item._replace(where=f"{part}/{item.where}") for item in items]
+        yield from _in_part(part, found)
+
+
+def _in_part(part: str, items: Iterable[Item]) -> Iterator[Item]:
+    return (item._replace(where=f"{part}/{item.where}") for item in items)
 
 
 def source(labelled: Path, unlabelled: Path, num_new: int | None, test: Path | None, name: str | None) -> Source:
@@ -75,12 +78,12 @@ def source(labelled: Path, unlabelled: Path, num_new: int | None, test: Path | N
             if part != other and (path == above or path.startswith(os.path.join(above, ""))):
                 raise SourceError(f"{roots[part]} lies inside of {roots[other]}: its images would be there twice")
     folders = {part: Folder(root) for part, root in roots.items()}
-    train = _classes(LABELLED, folders[LABELLED])
+    named = Items.of(_classes(LABELLED, folders[LABELLED]))
     rest = folders[UNLABELLED].images(UNKNOWN, "")
     if not rest:
         raise SourceError(f"{unlabelled} holds no image: there is nothing to be sorted")
-    train += [item._replace(where=f"{UNLABELLED}/{item.where}") for item in rest]
-    tested = [] if test is None else _classes(TEST, folders[TEST])
+    train = Items.of(chain(named, _in_part(UNLABELLED, rest)))
+    tested = Items.of(() if test is None else _classes(TEST, folders[TEST]))
     found = of_unknown(name or labelled.resolve().name, train, tested, _Apart(folders), num_new)
     left_out = [told for part, files in folders.items() if part != UNLABELLED for told in files.loose_images("")]
     left_out += [told for files in folders.values() for told in files.other_suffixes()]
@@ -109,12 +112,16 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> Source:
-    folders = (arguments.labelled, arguments.unlabelled, arguments.test)
-    found = source(arguments.labelled, arguments.unlabelled, arguments.new, arguments.test, arguments.name)
-    for folder in folders:
-        if folder is not None and arguments.out.resolve().is_relative_to(folder.resolve()):
+    # first, for the output may be there already: among the images it would be one of their folders
+    for folder in (arguments.labelled, arguments.unlabelled, arguments.test):
+        if folder is not None and arguments.out.resolve().is_relative_to(need_folder(folder).resolve()):
             raise SourceError(f"{arguments.out} lies among the images of {folder}: choose a folder outside of it")
-    return found
+    return source(arguments.labelled, arguments.unlabelled, arguments.new, arguments.test, arguments.name)
+
+
+def _read(arguments: argparse.Namespace) -> Read:
+    roots = {LABELLED: arguments.labelled, UNLABELLED: arguments.unlabelled, TEST: arguments.test}
+    return _Apart({part: Folder(need_folder(root)) for part, root in roots.items() if root is not None})
 
 
 COMMANDS = [
@@ -125,5 +132,6 @@ COMMANDS = [
         "to be sorted into these classes and new ones. Nobody needs to know what is in it.",
         _add_arguments,
         _build,
+        _read,
     )
 ]

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
+from sptnet_shards.items import UNKNOWN
 from sptnet_shards.plan import Planned
-from sptnet_shards.source import UNKNOWN, Item
+from sptnet_shards.source import Source
 from sptnet_shards.writer import Written
 
 
-def duplicates(planned: Sequence[Planned], written: Sequence[Written], classes: Sequence[str]) -> list[str]:
+def duplicates(planned: Sequence[Planned], written: Sequence[Written], source: Source) -> list[str]:
     """A sentence on stored images of equal bytes in training and test, and one on those in two classes.
 
     Args:
@@ -21,18 +22,24 @@ def duplicates(planned: Sequence[Planned], written: Sequence[Written], classes: 
     if not same.size:
         return []
     one, other = order[same], order[same + 1]
-    numbers = {UNKNOWN: -1} | {name: number for number, name in enumerate(classes)}
-    items: list[Item] = []
-    for shard, done in zip(planned, written, strict=True):
-        left_out = set(done.skipped)
-        items += [item for uid, item in shard.samples if uid not in left_out]
-    labels = np.array([numbers[item.class_name] for item in items])
+    numbers = {UNKNOWN: -1} | {name: number for number, name in enumerate(source.classes)}
+    targets = {part: source.part(part).targets(numbers) for part in ("train", "test")}
+    uids = np.concatenate(
+        [np.setdiff1d(shard.uids, done.skipped, assume_unique=True) if done.skipped else shard.uids
+         for shard, done in zip(planned, written, strict=True)]
+    )  # fmt: skip
     is_test = np.repeat([shard.kind == "test" for shard in planned], [len(done.contents) for done in written])
+    labels = np.empty(len(uids), np.int64)
+    for part, chosen in (("train", ~is_test), ("test", is_test)):
+        labels[chosen] = targets[part][uids[chosen]]
     across = is_test[one] != is_test[other]
     mixed = ~across & (labels[one] != labels[other]) & (labels[one] >= 0) & (labels[other] >= 0)
     told = []
     for chosen, where in ((across, "in training and in test"), (mixed, "in two classes")):
         if count := int(chosen.sum()):
-            first, second = (items[int(side[chosen][0])].where for side in (one, other))
+            first, second = (
+                source.part("test" if is_test[place] else "train").where(int(uids[place]))
+                for place in (int(side[chosen][0]) for side in (one, other))
+            )
             told.append(f"{count} images are {where}: the first are {first} and {second}")
     return told

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from sptnet_shards.items import Items
 from sptnet_shards.protocol import class_split
-from sptnet_shards.source import Folder, Source, SourceCommand, SourceError, by_split, takes_root
+from sptnet_shards.source import Folder, Source, SourceCommand, SourceError, by_split, need_folder, takes_root
 
 
 def source(root: Path) -> Source:
@@ -17,8 +18,10 @@ def source(root: Path) -> Source:
     tested = files.class_folders("small-validation")
     if strange := sorted(set(tested) - set(classes)):
         raise SourceError(f"{root} has a class in small-validation that is not in small-train: {strange[0]}")
-    train = [item for name in classes for item in files.images(name, f"small-train/{name}")]
-    test = [item for name in tested for item in files.images(name, f"small-validation/{name}")]
+    train, test = (
+        Items.of(item for name in names for item in files.images(name, f"{part}/{name}"))
+        for part, names in (("small-train", classes), ("small-validation", tested))
+    )
     return Source("herbarium_19", ordered, num_old, train, test, files)
 
 
@@ -30,5 +33,6 @@ COMMANDS = [
         "https://www.kaggle.com/c/herbarium-2019-fgvc6 and https://github.com/visipedia/herbarium_comp.",
         takes_root("the folder that holds small-train/ and small-validation/"),
         lambda arguments: source(arguments.root),
+        lambda arguments: Folder(need_folder(arguments.root)),
     )
 ]

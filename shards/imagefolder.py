@@ -4,11 +4,11 @@ import argparse
 import os
 from pathlib import Path
 
+from sptnet_shards.items import Items
 from sptnet_shards.source import (
     IMAGE_SUFFIXES,
     TAKEN,
     Folder,
-    Item,
     Source,
     SourceCommand,
     SourceError,
@@ -22,8 +22,8 @@ from sptnet_shards.source import (
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}
 
 
-def _items(files: Folder, part: str, classes: list[str]) -> list[Item]:
-    return [item for name in classes for item in files.images(name, f"{part}/{name}" if part else name)]
+def _items(files: Folder, part: str, classes: list[str]) -> Items:
+    return Items.of(item for name in classes for item in files.images(name, f"{part}/{name}" if part else name))
 
 
 def _need_no_parts(root: Path, classes: list[str]) -> None:
@@ -42,9 +42,10 @@ def _left_out(files: Folder, parts: list[str]) -> list[str]:
         root = files.root
         others = [f for f in sorted(root.iterdir()) if f.is_dir() and f.name not in parts and f.name[0] != "."]
         told += [
-            f"{folder} is left out with its {_count_images(folder):,} images: only {' and '.join(parts)} are read "
+            f"{folder} is left out with its {images:,} images: only {' and '.join(parts)} are read "
             "(--test FOLDER names the folder of the test part)"
             for folder in others
+            if (images := _count_images(folder))
         ]
     return [*told, *files.other_suffixes()]
 
@@ -70,7 +71,7 @@ def source(
     part = "train" if (root / "train").is_dir() else ""
     classes = files.class_folders(part)
     if test is not None:
-        _need_test(root, part, test)
+        _need_test(root, test)
     tests = [test or "test"] if part and (root / (test or "test")).is_dir() else []
     tested = [name for folder in tests for name in files.class_folders(folder)]
     _need_no_parts(root / part, classes)
@@ -79,16 +80,16 @@ def source(
     assert num_old is not None  # one of the two is always said
     need_classes(root, classes, tested, num_old)
     train = _items(files, part, classes)
-    if lacking := sorted(set(classes) - {item.class_name for item in train}):
+    if lacking := sorted(set(classes) - train.counts().keys()):
         raise SourceError(f"{root / part / lacking[0]} holds no image ({TAKEN})")
-    test_items = [item for folder in tests for item in _items(files, folder, tested)]
+    test_items = Items.of(item for folder in tests for item in _items(files, folder, tested))
     remarks = _left_out(files, [part, *tests])
     name = root.resolve().name if name is None else name
     return Source(name, classes, num_old, train, test_items, files, remarks=remarks)
 
 
-def _need_test(root: Path, part: str, test: str) -> None:
-    if not part or test in ("", ".", "..", part) or "/" in test or not (root / test).is_dir():
+def _need_test(root: Path, test: str) -> None:
+    if not (root / "train").is_dir() or test in ("", ".", "..", "train") or "/" in test or not (root / test).is_dir():
         raise SourceError(f"--test {test!a} must be a folder beside {root / 'train'}")
 
 
@@ -100,9 +101,12 @@ def _need_apart(root: Path, out: Path, test: str | None) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> Source:
-    built = source(arguments.root, arguments.old, arguments.name, arguments.test, arguments.old_classes)
-    _need_apart(arguments.root, arguments.out, arguments.test)
-    return built
+    # first, for the output may be there already: among the images it would be a class
+    root = need_folder(arguments.root)
+    if arguments.test is not None:
+        _need_test(root, arguments.test)
+    _need_apart(root, arguments.out, arguments.test)
+    return source(arguments.root, arguments.old, arguments.name, arguments.test, arguments.old_classes)
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
@@ -120,5 +124,6 @@ COMMANDS = [
         "left out, and counted.",
         _add_arguments,
         _build,
+        lambda arguments: Folder(need_folder(arguments.root)),
     )
 ]

@@ -1,14 +1,14 @@
 """ImageNet-1K and ImageNet-100 (ILSVRC2012): an extracted tree, or the official tars read where they are."""
 
 import argparse
-from collections import Counter
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from sptnet_shards.items import Item, Items
 from sptnet_shards.mat import MatError, read_columns
 from sptnet_shards.progress import Scan
-from sptnet_shards.source import Folder, Item, Source, SourceCommand, SourceError, takes_root, text_lines
+from sptnet_shards.source import Folder, Source, SourceCommand, SourceError, need_folder, takes_root, text_lines
 from sptnet_shards.tar_members import Member, OpenTar, TarError
 
 from sptnet.data.files import LARGEST_IMAGE
@@ -60,18 +60,18 @@ def _item_of(wnid: str, tar: Path, member: Member) -> Item:
     return Item(wnid, f"{tar.name}|{member.offset}|{member.size}", member.size)
 
 
-def _train_of_tar(path: Path) -> dict[str, list[Item]]:
+def _train_of_tar(path: Path) -> dict[str, Items]:
     """Per class of the tar of tars: its wnid and its images, by name."""
     scan, found = Scan("images in tars"), {}
     for inner in _members(path, scan):
         wnid = PurePosixPath(inner.name).stem
         if wnid in found:
             raise SourceError(f"{path} has two tars of class {wnid}: download it again")
-        found[wnid] = [_item_of(wnid, path, image) for image in _members(path, scan, inner.offset, inner.size)]
+        found[wnid] = Items.of(_item_of(wnid, path, image) for image in _members(path, scan, inner.offset, inner.size))
     return found
 
 
-def _train(files: Folder) -> dict[str, list[Item]]:
+def _train(files: Folder) -> dict[str, Items]:
     if (files.root / "train").is_dir():
         return {wnid: files.images(wnid, f"train/{wnid}") for wnid in files.class_folders("train")}
     if (files.root / TRAIN_TAR).is_file():
@@ -95,21 +95,21 @@ def _val_classes(devkit: Path) -> list[str]:
     return [wnids[line.strip()] for line in text_lines(devkit / GROUND_TRUTH)]
 
 
-def _val(files: Folder) -> list[Item]:
+def _val(files: Folder) -> Items:
     """From val/<wnid>/, a flat val/ or the official tar; the last two need the devkit."""
     folder, tar = files.root / "val", files.root / VAL_TAR
     if folder.is_dir() and (wnids := files.class_folders("val")):
-        return [item for wnid in wnids for item in files.images(wnid, f"val/{wnid}")]
+        return Items.of(item for wnid in wnids for item in files.images(wnid, f"val/{wnid}"))
     if folder.is_dir():
         images = files.images("", "val")
     elif tar.is_file():
-        images = [_item_of("", tar, member) for member in _members(tar, Scan("images in tars"))]
+        images = Items.of(_item_of("", tar, member) for member in _members(tar, Scan("images in tars")))
     else:
         raise SourceError(f"{files.root} has neither val/ nor {VAL_TAR}: give the folder that holds one of them")
     classes = _val_classes(files.root / DEVKIT)
     if len(images) != len(classes):
         raise SourceError(f"{files.root} has {len(images)} validation images, the devkit's ground truth {len(classes)}")
-    return [item._replace(class_name=wnid) for item, wnid in zip(images, classes, strict=True)]
+    return Items.of(item._replace(class_name=wnid) for item, wnid in zip(images, classes, strict=True))
 
 
 def chosen_classes(count: int = 1000) -> list[int]:
@@ -129,7 +129,7 @@ def source(name: str, root: Path) -> Source:
     files = _FilesAndTars(root)
     train, val = _train(files), _val(files)
     classes = sorted(train)
-    whole = {wnid: len(train[wnid]) for wnid in classes}, Counter(item.class_name for item in val)
+    whole = {wnid: len(train[wnid]) for wnid in classes}, val.counts()
     if name == "imagenet100":
         if len(classes) != 1000:
             raise SourceError(f"{root} has {len(classes)} classes, ImageNet-100 is chosen from ImageNet's 1,000")
@@ -139,14 +139,14 @@ def source(name: str, root: Path) -> Source:
     kept = set(classes)
     if empty := next((wnid for wnid in classes if not train[wnid]), None):
         raise SourceError(f"{root}: class {empty} has no training image")
-    if strange := next((item.class_name for item in val if item.class_name not in train), None):
+    if strange := min(val.counts().keys() - train.keys(), default=None):
         raise SourceError(f"{root}: validation class {strange} has no training images")
     return Source(
         name,
         classes,
         NUM_OLD[name],
-        [item for wnid in classes for item in train[wnid]],
-        [item for item in val if item.class_name in kept],
+        Items.of(item for wnid in classes for item in train[wnid]),
+        Items.of(item for item in val if item.class_name in kept),
         files,
         whole=whole,
     )
@@ -164,6 +164,7 @@ def _command(name: str) -> SourceCommand:
         "https://image-net.org/challenges/LSVRC/2012/.",
         takes_root("the folder that holds them"),
         build,
+        lambda arguments: _FilesAndTars(need_folder(arguments.root)),
     )
 
 

@@ -1,124 +1,172 @@
 """Indexes and a manifest for WebDataset tars that others made; the tars stay as they are.
 
 A tar of training samples usually holds labelled and unlabelled ones together, so it gets two indexes, one per kind.
+Each of several tasks walks its share of the tars into a list of members; whoever finds all lists numbers the images.
 """
 
-import os
-from collections.abc import Sequence, Set
-from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
-from pydantic_core import from_json
+from numpy.typing import NDArray
 from sptnet_shards.checks import check_classes, near_duplicates
 from sptnet_shards.discover import of_unknown
-from sptnet_shards.plan import Settings
+from sptnet_shards.finish import Converted, Unfinished, look
+from sptnet_shards.indexing import Indexing, check, claim, conversion_of, need_same
+from sptnet_shards.items import UNKNOWN, Items
+from sptnet_shards.members import Members, members_of, parsed
+from sptnet_shards.places import Place
 from sptnet_shards.progress import Scan
 from sptnet_shards.protocol import labelled_positions
-from sptnet_shards.source import UNKNOWN, Item, Source, SourceError, need_classes
-from sptnet_shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
-from sptnet_shards.writer import write_index
+from sptnet_shards.record import CONVERSION, FOLDER, LARGEST, MEMBERS
+from sptnet_shards.share import ALONE, Share
+from sptnet_shards.source import Source, SourceError, need_classes
+from sptnet_shards.tar_members import IMAGE_MEMBERS
 
-from sptnet.data.fields import LONGEST_NAME, is_file_name, name_fault
-from sptnet.data.files import LARGEST_IMAGE, file_sha256
-from sptnet.data.manifest import KINDS, MANIFEST, Kind, Manifest, Shard, write_manifest
+from sptnet.data.fields import LONGEST_NAME
+from sptnet.data.manifest import KINDS, LARGEST_MANIFEST, MANIFEST, Kind, Manifest, Shard, parse_manifest
 from sptnet.data.manifest import UNKNOWN as UNKNOWN_TARGET
 from sptnet.data.shard_index import INDEX_DTYPE
 
-LONGEST_LABEL = 2**20  # bytes of a .cls or .json
-Rows = dict[tuple[str, Kind], list[tuple[int, int, int, int]]]
 
+class _Summary(NamedTuple):
+    """Of a list of members what is kept of all tars at once: 4 bytes an image."""
 
-class Found(NamedTuple):
-    """A sample in a tar: its class as the tar has it, and where its image lies (bytes)."""
-
-    tar: str
-    label: str
-    offset: int
     size: int
-
-
-class Indexed(NamedTuple):
-    """The manifest, and sentences on what whoever indexed the tars should know."""
-
-    manifest: Manifest
+    sha256: str
+    class_names: list[str]
+    classes: NDArray[np.int32]
+    keyed: bool
+    keyless: str
     remarks: list[str]
 
 
-def split_member(name: str) -> tuple[str, str]:
-    """Key and suffix of a member as WebDataset has them: folders belong to the key, dots in them too."""
-    folder, base = os.path.split(name)
-    stem, _, suffix = base.partition(".")
-    return os.path.join(folder, stem), suffix.lower()
+def index(place: Place, job: Indexing, share: Share = ALONE) -> Converted | Unfinished:
+    """Walk a share of the tars; write indexes and a manifest beside them if all others are walked.
 
+    The uid of a sample is its position in the tars, taken by name; its class is what its .cls says, else the key
+    `json_key` of its .json. An image whose .json lacks that, or of a tar without labels, is unlabelled, and its class
+    unknown: all others for training are labelled then, of old classes.
 
-def label_of(text: bytes, suffix: str, json_key: str) -> str:
-    """The class that a .cls or .json says; ValueError where it says none."""
-    if suffix == "cls":
-        return text.decode().strip()
-    found = from_json(text)  # of bounded depth, unlike json's own; NaN stands beside the labels of some
-    if not isinstance(found, dict) or json_key not in found:
-        raise ValueError(f"it has no key {json_key!r}")
-    value = found[json_key]
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(f"its {json_key!r} is neither a text nor a whole number")
-    return str(value)
-
-
-def _samples(path: Path, json_key: str, scan: Scan, remarks: list[str]) -> list[Found]:
-    """The samples of a tar, in its order; members that are neither image nor label are passed over."""
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, dict[str, str]] = {}  # by key, then by suffix
-    passed_over = []
+    Raises:
+        SourceError: no tar or a hostile one, a tar in both parts, a sample that lost its label, an impossible
+            `num_old`, or one that is not needed, or not said; or the folder is indexed otherwise.
+    """
+    check(place, job)
+    if (complete := _complete(place, job)) is not None:
+        return complete
+    begun = claim(place, job)
+    tars = job.tars()
     try:
-        with closing(OpenTar(path)) as tar:
-            for member in tar.members():
-                scan.count()
-                key, suffix = split_member(member.name)
-                where = f"{path}: {member.name!r}"
-                if suffix in IMAGE_MEMBERS:
-                    if key in images:
-                        raise SourceError(f"{path}: two images of the name {key!r}")
-                    if not 0 < member.size <= LARGEST_IMAGE:
-                        raise SourceError(f"{where} is {member.size:,} bytes long, no image is")
-                    images[key] = (member.offset, member.size)
-                elif suffix in ("cls", "json"):
-                    if member.size > LONGEST_LABEL:
-                        raise SourceError(f"{where} is {member.size:,} bytes long, no label is")
-                    told = labels.setdefault(key, {})
-                    if suffix in told:
-                        raise SourceError(f"{path}: two labels of the name {key + '.' + suffix!r}")
-                    told[suffix] = _label(tar.read(member), suffix, json_key, where) if "cls" not in told else ""
-                elif suffix.rpartition(".")[2] in IMAGE_MEMBERS:
-                    passed_over.append(member.name)
+        scan = Scan("members of tars")
+        for tar in share.of(tars):
+            if _list(place, tar) is None:
+                place.write(_list_name(tar), members_of(place, tar, job.json_key, scan).encoded())
+        return _finished(place, job, 0.0)
+    except SourceError:
+        if begun and share.is_all():  # nothing is left of what cannot be: the next try may ask otherwise
+            place.remove([CONVERSION, *map(_list_name, tars)])
+        raise
+
+
+def finish_index(place: Place, job: Indexing, late: float) -> Converted | Unfinished:
+    """Write indexes and manifest if all tars are walked, with `late` seconds for lists that are shown late."""
+    check(place, job)
+    if (complete := _complete(place, job)) is not None:
+        return complete
+    if conversion_of(place) is None:
+        raise SourceError(f"{place.where(CONVERSION)} is not there: run the same command without --finish first")
+    claim(place, job)
+    return _finished(place, job, late)
+
+
+def _complete(place: Place, job: Indexing) -> Converted | None:
+    """The dataset that is there already, where it is what was asked for."""
+    encoded = place.read(MANIFEST, LARGEST_MANIFEST)
+    if encoded is None:
+        return None
+    theirs = conversion_of(place)
+    if theirs is None:
+        raise SourceError(f"{place.where('')} has a {MANIFEST} already: remove it to index again")
+    need_same(place, job, theirs)
+    _clean_up(place)
+    return Converted(parse_manifest(encoded, place.where(MANIFEST)), [])
+
+
+def _list_name(tar: str) -> str:
+    return f"{FOLDER}/{tar}{MEMBERS}"
+
+
+def _list(place: Place, tar: str) -> Members | None:
+    encoded = place.read(_list_name(tar), LARGEST)
+    return None if encoded is None else parsed(encoded)
+
+
+def _summary(place: Place, tar: str) -> _Summary | None:
+    found = _list(place, tar)
+    if found is None:
+        return None
+    return _Summary(
+        found.size, found.sha256, found.images.class_names, found.images.classes.copy(), found.keyed, found.keyless,
+        found.remarks,
+    )  # fmt: skip
+
+
+def _finished(place: Place, job: Indexing, late: float) -> Converted | Unfinished:
+    """Number the images, draw the labelled ones, write indexes and, last, the manifest."""
+    tars = job.tars()
+    found = look(lambda tar: _summary(place, tar), tars, late)
+    if missing := [tar for tar in tars if tar not in found]:
+        return _complete(place, job) or Unfinished(missing, len(tars))
+    _need_key(place, job, list(found.values()))
+    _need_apart(place, {tar: found[tar].sha256 for tar in sorted(tars)})
+    source = _source(place, job, found)
+    labelled = source.labelled
+    if labelled is None:
+        labelled = labelled_positions(source, job.settings.labelled_fraction, job.settings.seed)
+    protocol = {
+        "seed": job.settings.seed,
+        "labelled_fraction": job.settings.labelled_fraction,
+        "source": {"train": len(source.train), "test": len(source.test)},
+        "json_key": job.json_key,
+    }
+    try:
+        shards = _write(place, job, source, labelled)
+        manifest = Manifest(
+            job.name, source.classes, source.num_old, protocol, shards, num_new=source.num_new, unknown=source.unknown
+        )
+        place.write(MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
     except OSError as error:
-        raise SourceError(f"{path} cannot be read as a tar: {error.strerror}") from None
-    except TarError as error:
-        raise SourceError(f"{path} cannot be read as a tar: {error}") from None
-    if images and not labels:  # somebody left all of them out; one image without a label among others lost it
-        return [Found(path.name, UNKNOWN, offset, size) for offset, size in images.values()]
-    if lacking := next((key for key in images if key not in labels), None):
-        raise SourceError(f"{path}: image {lacking!r} has neither .cls nor .json")
-    if not images:
-        remarks.append(f"{path} has no image ({', '.join(IMAGE_MEMBERS)})")
-    if passed_over:
-        remarks.append(f"{path}: {len(passed_over)} images of two suffixes are left out: the first is {passed_over[0]}")
-    if alone := [key for key in labels if key not in images]:
-        remarks.append(f"{path}: {len(alone)} labels have no image: the first is {alone[0]}")
-    return [Found(path.name, _chosen(labels[key]), offset, size) for key, (offset, size) in images.items()]
+        raise SourceError(f"{error.filename or place.where('')} cannot be written: {error.strerror}") from None
+    _clean_up(place)
+    told = [remark for tar in tars for remark in found[tar].remarks]
+    return Converted(manifest, [*told, *source.remarks, *near_duplicates(source.classes)])
 
 
-def _chosen(told: dict[str, str]) -> str:
-    return told["cls"] if "cls" in told else told["json"]
+def _clean_up(place: Place) -> None:
+    place.remove([f"{FOLDER}/{name}" for name in place.listed() if name.endswith(f".tar{MEMBERS}")])
 
 
-def _label(text: bytes, suffix: str, json_key: str, where: str) -> str:
-    try:
-        return label_of(text, suffix, json_key)
-    except ValueError as error:
-        raise SourceError(f"{where} holds no label ({type(error).__name__}: {error}); is --json-key right?") from None
+def _need_key(place: Place, job: Indexing, found: Sequence[_Summary]) -> None:
+    """A .json without the key is of an unlabelled image; where all of them lack it, it is not their key."""
+    keyless = next((summary.keyless for summary in found if summary.keyless), "")
+    if keyless and not any(summary.keyed for summary in found):
+        raise SourceError(
+            f"{keyless} holds no label, nor does any other .json (no key {job.json_key!r}); is --json-key right?"
+        )
+
+
+def _need_apart(place: Place, digests: Mapping[str, str]) -> None:
+    """Raise SourceError where two tars are the same."""
+    seen: dict[str, str] = {}
+    for tar, digest in digests.items():
+        if digest in seen:
+            raise SourceError(f"{place.where(tar)} and {seen[digest]} are the same tar: remove one")
+        seen[digest] = tar
 
 
 def _class_order(labels: set[str]) -> list[str]:
@@ -126,121 +174,47 @@ def _class_order(labels: set[str]) -> list[str]:
     return sorted(labels, key=int) if all(label.isdecimal() for label in labels) else sorted(labels)
 
 
-def _check_tars(root: Path, train: Sequence[Path], test: Sequence[Path]) -> None:
-    """Raise SourceError for tars that cannot be named in a manifest of this folder, or that are in both parts."""
-    for path in (*train, *test):
-        if path.resolve().parent != root.resolve():
-            raise SourceError(f"{path} does not lie in {root}, where its index is to stand")
-        if not is_file_name(f"{path.name}.unlabelled.idx.npy"):
-            raise SourceError(f"{root} has a tar with a name that a manifest cannot have, {path.name!a}: rename it")
-    if both := sorted({path.name for path in train} & {path.name for path in test}):
-        raise SourceError(
-            f"{root / both[0]} is for training and for testing: give --train and --test that tell them apart"
-        )
+def _images(found: Sequence[_Summary]) -> Items:
+    """The images of tars, one behind the other, by their classes alone."""
+    names: dict[str, int] = {}
+    classes = [
+        np.array([names.setdefault(name, len(names)) for name in summary.class_names], np.int32)[summary.classes]
+        for summary in found
+        if len(summary.classes)
+    ]
+    together = np.concatenate([np.zeros(0, np.int32), *classes])
+    nothing = np.broadcast_to(np.int64(0), len(together))
+    return Items(list(names), together, nothing, nothing, b"")
 
 
-def _digests(root: Path, tars: Sequence[str]) -> dict[str, str]:
-    """sha256 of every tar; raises SourceError where two are the same."""
-    found: dict[str, str] = {}
-    for tar in tars:
-        try:
-            found[tar] = file_sha256(root / tar)
-        except OSError as error:
-            raise SourceError(f"{root / tar} cannot be read: {error.strerror}") from None
-        if twin := next((other for other in found if other != tar and found[other] == found[tar]), None):
-            raise SourceError(f"{root / tar} and {twin} are the same tar: remove one")
-    return found
-
-
-def index(
-    root: Path,
-    train: Sequence[Path],
-    test: Sequence[Path],
-    num_old: int | None,
-    settings: Settings,
-    name: str,
-    json_key: str,
-    num_new: int | None = None,
-) -> Indexed:
-    """Write indexes and a manifest beside tars.
-
-    The uid of a sample is its position in the tars, taken by name; its class is what its .cls says, else the key
-    `json_key` of its .json. The first `num_old` classes, by number or name, are old. Where tars for training have no
-    label at all, nobody knows their images' classes: all other images for training are labelled, of old classes.
-
-    Raises:
-        SourceError: a tar outside of `root`, no tar or a hostile one, a tar in both parts, a sample without label, an
-            impossible `num_old`, or one that is not needed, or not said.
-    """
-    if os.path.lexists(root / MANIFEST):
-        raise SourceError(f"{root} has a {MANIFEST} already: remove it to index again")
-    if fault := name_fault(name):
-        raise SourceError(f"the dataset's name {name!a} {fault}: give another one with --name")
-    if not json_key.isprintable():
-        raise SourceError(f"--json-key {json_key!a} has characters that cannot be printed")
-    _check_tars(root, train, test)
-    scan, remarks = Scan("members of tars"), []  # type: tuple[Scan, list[str]]
-    found = {
-        part: [sample for path in sorted(tars) for sample in _samples(path, json_key, scan, remarks)]
-        for part, tars in (("train", train), ("test", test))
-    }
-    source = _source(root, name, found, num_old, num_new)
-    labelled = source.labelled
-    if labelled is None:
-        labelled = frozenset(labelled_positions(source, settings.labelled_fraction, settings.seed))
-    rows = _rows(found, source.classes, labelled)
-    protocol = {
-        "seed": settings.seed,
-        "labelled_fraction": settings.labelled_fraction,
-        "source": {part: len(samples) for part, samples in found.items()},
-        "json_key": json_key,
-    }
-    digests = _digests(root, sorted({tar for tar, _ in rows}))
-    try:
-        shards = _write(root, rows, digests)
-        manifest = Manifest(
-            name, source.classes, source.num_old, protocol, shards, num_new=source.num_new, unknown=source.unknown
-        )
-        write_manifest(root, manifest)
-    except OSError as error:
-        raise SourceError(f"{error.filename or root} cannot be written: {error.strerror}") from None
-    return Indexed(manifest, [*remarks, *source.remarks, *near_duplicates(source.classes)])
-
-
-def _source(root: Path, name: str, found: dict[str, list[Found]], num_old: int | None, num_new: int | None) -> Source:
+def _source(place: Place, job: Indexing, found: Mapping[str, _Summary]) -> Source:
     """Classes and images, checked; raises SourceError."""
-    labels = {sample.label for sample in found["train"]} - {UNKNOWN}
-    if not found["train"]:
+    root = place.where("").rstrip("/")
+    train, test = (_images([found[tar] for tar in tars]) for _, tars in job.parts())
+    if not train:
         raise SourceError(f"{root} has no image in its tars for training ({', '.join(IMAGE_MEMBERS)})")
-    if bare := next((sample.tar for sample in found["test"] if sample.label == UNKNOWN), None):
-        raise SourceError(f"{root / bare} is for testing, and has no label at all: there is nothing to measure on")
+    if UNKNOWN in test.counts():
+        bare = next(tar for tar in sorted(job.test) if UNKNOWN in found[tar].class_names)
+        raise SourceError(
+            f"{place.where(bare)} is for testing, and has images without a label: there is nothing to measure on"
+        )
+    labels = train.counts().keys() - {UNKNOWN}
     if long := next((label for label in labels if len(label) > LONGEST_NAME), None):
         raise SourceError(f"{root} has a label of {len(long)} characters, no class has: {long[:40]!a}...")
-    train, test = ([Item(s.label, s.tar, s.size) for s in found[part]] for part in ("train", "test"))
-    if any(item.class_name == UNKNOWN for item in train):
-        if num_old is not None:
-            raise SourceError(f"{root} has tars without labels: all its classes are old, leave --old out")
-        source = of_unknown(name, train, test, lambda where: b"", num_new)
+    if UNKNOWN in train.counts():
+        if job.num_old is not None:
+            raise SourceError(f"{root} has images without labels: all its classes are old, leave --old out")
+        source = of_unknown(job.name, train, test, lambda where: b"", job.num_new)
         old, new = _class_order(labels), _class_order(set(source.classes) - labels)
         source = replace(source, classes=[*old, *new])
-    elif num_old is None or num_new is not None:
+    elif job.num_old is None or job.num_new is not None:
         raise SourceError(f"{root} has labels in all its tars: say by --old which are old; --new is for tars without")
     else:
         classes = _class_order(labels)
-        need_classes(root, classes, (sample.label for sample in found["test"]), num_old)
-        source = Source(name, classes, num_old, train, test, lambda where: b"")
-    check_classes(str(root), source.classes)
+        need_classes(root, classes, test.counts(), job.num_old)
+        source = Source(job.name, classes, job.num_old, train, test, lambda where: b"")
+    check_classes(root, source.classes)
     return source
-
-
-def _rows(found: dict[str, list[Found]], classes: list[str], labelled: Set[int]) -> Rows:
-    rows: Rows = {}
-    targets = {UNKNOWN: UNKNOWN_TARGET} | {label: target for target, label in enumerate(classes)}
-    for part, samples in found.items():
-        for uid, sample in enumerate(samples):
-            kind: Kind = "test" if part == "test" else "labelled" if uid in labelled else "unlabelled"
-            rows.setdefault((sample.tar, kind), []).append((uid, targets[sample.label], sample.offset, sample.size))
-    return rows
 
 
 def index_file(tar: str, kind: Kind) -> str:
@@ -248,17 +222,37 @@ def index_file(tar: str, kind: Kind) -> str:
     return f"{tar.removesuffix('.tar')}.{kind}.idx.npy"
 
 
-def _write(root: Path, rows: Rows, digests: dict[str, str]) -> list[Shard]:
+def _write(place: Place, job: Indexing, source: Source, labelled: NDArray[np.int64]) -> list[Shard]:
+    """The indexes of all tars, written one after the other."""
+    targets = {UNKNOWN: UNKNOWN_TARGET} | {label: target for target, label in enumerate(source.classes)}
+    is_labelled = np.zeros(len(source.train), bool)
+    is_labelled[labelled] = True
     shards = []
-    for tar, kind in sorted(rows, key=lambda pair: (KINDS.index(pair[1]), pair[0])):
-        path = root / index_file(tar, kind)
-        entries = np.array(rows[tar, kind], INDEX_DTYPE)
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            digest = write_index(temporary, entries)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        size = (root / tar).stat().st_size
-        shards.append(Shard(tar, path.name, kind, len(entries), size, digests[tar], digest))
-    return shards
+    for part, tars in job.parts():
+        first = 0
+        for tar in tars:
+            found = _list(place, tar)
+            if found is None:
+                raise SourceError(f"{place.where(_list_name(tar))} is gone: run the same command again")
+            count = len(found.images)
+            entries = np.empty(count, INDEX_DTYPE)
+            entries["uid"], entries["target"] = np.arange(first, first + count), found.images.targets(targets)
+            entries["offset"], entries["size"] = found.offsets, found.images.sizes
+            chosen = is_labelled[first : first + count]
+            kinds: dict[Kind, NDArray[np.bool_]] = (
+                {"test": np.ones(count, bool)} if part == "test" else {"labelled": chosen, "unlabelled": ~chosen}
+            )
+            shards += [
+                _write_index(place, tar, kind, entries[mask], found) for kind, mask in kinds.items() if mask.any()
+            ]
+            first += count
+    return sorted(shards, key=lambda shard: (KINDS.index(shard.kind), shard.file))
+
+
+def _write_index(place: Place, tar: str, kind: Kind, entries: NDArray[np.void], found: Members) -> Shard:
+    encoded = io.BytesIO()
+    np.lib.format.write_array(encoded, entries, allow_pickle=False)
+    content = encoded.getvalue()
+    place.write(index_file(tar, kind), content)
+    digest = hashlib.sha256(content).hexdigest()
+    return Shard(tar, index_file(tar, kind), kind, len(entries), found.size, found.sha256, digest)

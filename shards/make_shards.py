@@ -7,10 +7,12 @@ expects and where they are published. shards/README.md describes the format.
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -18,155 +20,34 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from rich.console import Console
-from sptnet_shards import aircraft, cifar, csv_list, cub, digits, discover, herbarium_19, imagefolder, imagenet, scars
-from sptnet_shards.convert import convert
-from sptnet_shards.discover import add_new
-from sptnet_shards.images import SUFFIX, Resize
-from sptnet_shards.index import index
+from sptnet_shards import record
+from sptnet_shards.arguments import SOURCES, parser
+from sptnet_shards.convert import Job, convert, finish_only
+from sptnet_shards.finish import Unfinished
+from sptnet_shards.images import Resize
+from sptnet_shards.index import finish_index, index
+from sptnet_shards.indexing import Indexing
+from sptnet_shards.places import place_of
 from sptnet_shards.plan import Settings
 from sptnet_shards.progress import ShardProgress
 from sptnet_shards.protocol import deviation
-from sptnet_shards.published import FORCED, PARTS, check_published
-from sptnet_shards.show import CONTACT_SHEET, classes_told, classes_without_samples, contact_sheet, table
-from sptnet_shards.source import SourceCommand, SourceError
-from sptnet_shards.verify import verify
-from sptnet_shards.workers import cores
+from sptnet_shards.published import PARTS
+from sptnet_shards.share import ALONE
+from sptnet_shards.show import CONTACT_SHEET, classes_told, classes_without_samples, contact_sheet, table, under_way
+from sptnet_shards.source import Source, SourceCommand, SourceError
+from sptnet_shards.verify import verify, verify_across
 
 from sptnet.data.files import write_whole
 from sptnet.data.manifest import KINDS, MANIFEST, DatasetError, Manifest, read_manifest
 from sptnet.errors import visible
 
-LARGEST_SIDE = 8192  # pixels of --resize
 INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
-
-SOURCES: list[SourceCommand] = [
-    command
-    for source in (cifar, imagenet, cub, scars, aircraft, herbarium_19, imagefolder, csv_list, discover, digits)
-    for command in source.COMMANDS
-]
-
-
-def whole(text: str) -> int:
-    """An argument that is a whole number, 0 or more."""
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
-    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """An argument that NumPy takes for a seed."""
-    if whole(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is above {2**32 - 1}")
-    return int(text)
-
-
-def side(text: str) -> int:
-    """An argument that is a number of pixels."""
-    if positive(text) > LARGEST_SIDE:
-        raise argparse.ArgumentTypeError(f"{text} is above {LARGEST_SIDE}")
-    return int(text)
-
-
-def quality(text: str) -> int:
-    """An argument from 1 to 100."""
-    if positive(text) > 100:
-        raise argparse.ArgumentTypeError(f"{text} is above 100")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """An argument above 0 and at most 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and at most 1")
-    return value
-
-
-def _add_protocol(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--labelled-fraction",
-        type=share,
-        default=0.5,
-        help="share of the training images of old classes that are labelled (default: %(default)s, the protocol's)",
-    )
-    command.add_argument(
-        "--seed", type=seed, default=0, help="of that choice and of the dealing to shards (default: %(default)s)"
-    )
-
-
-def _add_conversion(command: argparse.ArgumentParser) -> None:
-    command.add_argument("out", type=Path, help="folder to write")
-    _add_protocol(command)
-    command.add_argument(
-        "--workers", type=positive, default=cores(), help="processes (default: one per core that may be used)"
-    )
-    command.add_argument(
-        "--shard-mb", type=positive, default=256, help="about how large a shard becomes (default: %(default)s MB)"
-    )
-    kept = command.add_mutually_exclusive_group()
-    kept.add_argument("--keep", action="store_true", help="copy the image bytes untouched (the default)")
-    kept.add_argument("--resize", type=side, metavar="PIXELS", help="store images with this short side (bicubic)")
-    command.add_argument("--format", choices=list(SUFFIX), help="of --resize (default: jpeg)")
-    command.add_argument("--quality", type=quality, help="of --resize, for JPEG and WebP (default: 95)")
-    command.add_argument(
-        "--on-error",
-        choices=["fail", "skip"],
-        default="fail",
-        help="an image that does not decode stops the conversion, or is left out and listed in the manifest",
-    )
-
-
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="make_shards.py", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for source in SOURCES:
-        command = commands.add_parser(source.name, help=source.help, description=source.description)
-        source.add_arguments(command)
-        _add_conversion(command)
-        if source.name in PARTS:
-            command.add_argument(
-                FORCED, action="store_true", help="take what has other counts or digests than the published dataset"
-            )
-    command = commands.add_parser(
-        "verify",
-        help="check a dataset against its manifest",
-        description="Check digests, counts and indexes of every shard; each fault is a line, and the exit code is 1.",
-    )
-    command.add_argument("dir", type=Path, help="a folder of shards")
-    command.add_argument("--decode", action="store_true", help="decode every image too")
-    command.add_argument("--workers", type=positive, default=cores(), help="processes (default: cores)")
-    command = commands.add_parser(
-        "show",
-        help="table and contact sheet of a dataset",
-        description="Print splits, classes, shards and bytes, and write a PNG of random samples of every class.",
-    )
-    command.add_argument("dir", type=Path, help="a folder of shards")
-    command.add_argument("--sheet", type=Path, help=f"where the picture goes (default: DIR/{CONTACT_SHEET})")
-    command = commands.add_parser(
-        "index",
-        help="make others' WebDataset tars readable",
-        description="Write indexes and a manifest for WebDataset tars (jpg, png or webp, with .cls or .json) that "
-        "another tool made; the tars stay as they are. The first --old classes, by number or else by name, are old.",
-    )
-    command.add_argument("dir", type=Path, help="the folder of the tars, where indexes and manifest are written")
-    command.add_argument("--train", default="train*.tar", help="which tars are for training (default: %(default)s)")
-    command.add_argument("--test", default="test*.tar", help="which tars are for testing (default: %(default)s)")
-    command.add_argument("--old", type=positive, help="how many classes, the first, are old (not if tars lack labels)")
-    add_new(command)
-    command.add_argument("--json-key", default="label", help="where a .json has the class (default: %(default)s)")
-    command.add_argument("--name", help="name of the dataset (default: that of the folder)")
-    _add_protocol(command)
-    return top
+NUMBERED = re.compile(r"\d+\.tar")  # as img2dataset names them
+TOLD = 5  # missing shards that are told by name
+LATE = 70.0  # seconds that --finish looks again for what is missing: NFS may show new files a minute late
+# of a command's arguments, what may differ between two tasks, and what `Settings.asked` tells
+FREE = {"command", "out", "workers", "on_error", "task", "finish", "download"}
+SETTINGS = {"labelled_fraction", "seed", "shard_mb", "keep", "resize", "format", "quality"}
 
 
 def _convert(arguments: argparse.Namespace, source: SourceCommand, console: Console) -> None:
@@ -176,14 +57,15 @@ def _convert(arguments: argparse.Namespace, source: SourceCommand, console: Cons
     settings = Settings(
         arguments.labelled_fraction, arguments.seed, arguments.shard_mb * 10**6, resize, arguments.on_error
     )
-    built = source.build(arguments)
-    unofficial = source.name in PARTS and arguments.unofficial
-    if unofficial:
-        built.protocol["unofficial"] = True
+    job, share = _job(arguments, source, settings), arguments.task or ALONE
+    if arguments.finish:
+        done = finish_only(job, arguments.out, LATE)
     else:
-        check_published(built)
-    with ShardProgress(console) as progress:
-        manifest, remarks = convert(built, arguments.out, settings, arguments.workers, progress)
+        with ShardProgress(console) as progress:
+            done = convert(job, arguments.out, arguments.workers, progress, share)
+    if isinstance(done, Unfinished):
+        return _unfinished(arguments.out, arguments, done)
+    manifest, remarks = done
     _told(arguments.out, manifest)
     if manifest.skipped:
         first = manifest.skipped[0]["file"]
@@ -192,6 +74,36 @@ def _convert(arguments: argparse.Namespace, source: SourceCommand, console: Cons
     if warning := deviation(manifest.name, *counts, settings.labelled_fraction):
         remarks.append(warning)
     _warn(remarks)
+
+
+def _job(arguments: argparse.Namespace, source: SourceCommand, settings: Settings) -> Job:
+    """What the arguments ask for. A folder is the same by whatever path it is named."""
+    asked = {key: value for key, value in vars(arguments).items() if key not in FREE | SETTINGS}
+    options = {f"--{key.replace('_', '-')}": value for key, value in asked.items() if not isinstance(value, Path)}
+    places = {key: record.text(os.path.realpath(path)) for key, path in asked.items() if isinstance(path, Path)}
+    options = {key: record.text(value) if isinstance(value, str) else value for key, value in options.items()}
+    unofficial = source.name in PARTS and arguments.unofficial
+
+    def build() -> Source:
+        built = source.build(arguments)
+        if unofficial:
+            built.protocol["unofficial"] = True
+        return built
+
+    read = partial(source.read, arguments)
+    return Job(source.name, settings, build, read, options, places, official=not unofficial)
+
+
+def _unfinished(where: Path | str, arguments: argparse.Namespace, done: Unfinished) -> None:
+    """Say what is missing; an error where somebody asked to finish, or wrote all of it."""
+    there, first = done.total - len(done.missing), ", ".join(done.missing[:TOLD])
+    more = f" and {len(done.missing) - TOLD} more" if len(done.missing) > TOLD else ""
+    if arguments.finish or arguments.task is None:
+        raise SourceError(
+            f"{where} lacks {len(done.missing)} of {done.total} shards, {first}{more}: run their tasks again, "
+            "or the command without --finish"
+        )
+    _say(f"{where}: {there} of {done.total} shards are there; the last task, or --finish, writes the manifest")
 
 
 def _say(line: str) -> None:
@@ -203,27 +115,36 @@ def _warn(remarks: Sequence[str]) -> None:
         print(f"warning: {visible(remark)}", file=sys.stderr)
 
 
-def _told(root: Path, manifest: Manifest) -> None:
+def _told(root: Path | str, manifest: Manifest) -> None:
     counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
     _say(f"{root}: {manifest.name}, {counts}; {classes_told(manifest)}")
 
 
 def _verify(arguments: argparse.Namespace, console: Console) -> None:
-    manifest = read_manifest(arguments.dir)
-    problems = 0
+    manifest, share = read_manifest(arguments.dir), arguments.task or ALONE
+    if arguments.finish:
+        verify_across(arguments.dir)
+        return _say(f"{arguments.dir}: its {len(manifest.shards)} shards have every image once; verify checks each")
+    mine, problems = share.of(manifest.shards), 0
     with ShardProgress(console) as progress:
-        progress.begin(len(manifest.shards), sum(shard.samples for shard in manifest.shards))
-        for checked in verify(arguments.dir, arguments.decode, arguments.workers):
+        progress.begin(len(mine), sum(shard.samples for shard in mine))
+        for checked in verify(arguments.dir, arguments.decode, arguments.workers, share):
             progress.add(checked.shard)
             problems += len(checked.problems)
             for problem in checked.problems:
                 print(visible(problem), file=sys.stderr)
     if problems:
         raise SourceError(f"{arguments.dir} has {problems} faults: make or copy these shards again")
-    _say(f"{arguments.dir}: {len(manifest.shards)} shards are what the manifest says")
+    of = "" if share.is_all() else f" of {len(manifest.shards)}"
+    _say(f"{arguments.dir}: {len(mine)}{of} shards are what the manifest says")
 
 
 def _show(arguments: argparse.Namespace, console: Console) -> None:
+    if (told := under_way(arguments.dir)) is not None:
+        Console().print(told)
+        if arguments.sheet is not None:
+            raise SourceError(f"{arguments.dir} is being written: a contact sheet is made of a whole dataset")
+        return
     manifest = read_manifest(arguments.dir)
     Console().print(table(manifest))
     if empty := classes_without_samples(arguments.dir, manifest):
@@ -250,30 +171,30 @@ def _need_sheet(path: Path, root: Path, manifest: Manifest) -> None:
 
 
 def _index(arguments: argparse.Namespace, console: Console) -> None:
-    root = arguments.dir
-    train, test = (_matching(root, pattern) for pattern in (arguments.train, arguments.test))
+    place = place_of(arguments.dir)
+    names = [name for name in place.sizes() if not name.startswith(".")]
+    test = [name for name in names if fnmatchcase(name, arguments.test)]
+    if arguments.train is None:
+        train = [name for name in names if fnmatchcase(name, "train*.tar")]
+        train = train or [name for name in names if NUMBERED.fullmatch(name)]
+    else:
+        train = [name for name in names if fnmatchcase(name, arguments.train)]
     if not train:
-        raise SourceError(f"{root} has no {arguments.train}")
+        raise SourceError(f"{arguments.dir} has no {arguments.train or 'train*.tar, nor a tar named by a number'}")
     settings = Settings(arguments.labelled_fraction, arguments.seed)
-    name = root.resolve().name if arguments.name is None else arguments.name
-    manifest, remarks = index(root, train, test, arguments.old, settings, name, arguments.json_key, arguments.new)
-    _told(root, manifest)
-    _warn(remarks)
-
-
-def _matching(root: Path, pattern: str) -> list[Path]:
-    """The files of a folder whose names a pattern fits; hidden ones are none."""
-    try:
-        names = os.listdir(root)
-    except OSError as error:
-        raise SourceError(f"{root} cannot be listed: {error.strerror}") from None
-    return sorted(root / name for name in names if fnmatchcase(name, pattern) and not name.startswith("."))
+    name = place.name() if arguments.name is None else arguments.name
+    job = Indexing(train, test, arguments.old, settings, name, arguments.json_key, arguments.new)
+    done = finish_index(place, job, LATE) if arguments.finish else index(place, job, arguments.task or ALONE)
+    if isinstance(done, Unfinished):
+        return _unfinished(arguments.dir, arguments, done)
+    _told(arguments.dir, done.manifest)
+    _warn(done.remarks)
 
 
 def _need_paths(arguments: argparse.Namespace) -> None:
     """Raise SourceError for a path that no file can have, before anything looks at it."""
     for value in vars(arguments).values():
-        if isinstance(value, Path) and "\0" in str(value):
+        if isinstance(value, Path | str) and "\0" in str(value):
             raise SourceError(f"{value} has a NUL in it, which no path can have")
 
 
@@ -295,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; what a user, disk, network or file did is one line on stderr, and a bug of ours a traceback."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    arguments = parser().parse_args(argv)
+    arguments = parser(__doc__).parse_args(argv)
     try:
         _run(arguments)
     except (SourceError, DatasetError) as error:

@@ -1,17 +1,17 @@
-"""Which samples go into which shard: a pure function of the source and the settings."""
+"""Which samples go into which shard: a pure function of the source, the settings, and how many shards there are."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from sptnet_shards.images import Resize, Transform, keep
 from sptnet_shards.protocol import labelled_positions
-from sptnet_shards.source import Item, Source, SourceError
+from sptnet_shards.source import Source, SourceError
 
 from sptnet.data.keyed import DEAL, permutation
-from sptnet.data.manifest import KINDS, SCHEMA, Kind
+from sptnet.data.manifest import KINDS, Kind
 
 TRAIN_SHARDS = 16  # at least, so that small datasets can be streamed and shuffled too
 SAMPLED = 64  # images that are resized to learn how large the others will be
@@ -43,45 +43,79 @@ class Settings:
         """What was done to the images, for the manifest; empty where their bytes are untouched."""
         return {} if self.resize is None else self.resize.recorded()
 
+    def asked(self) -> dict[str, Any]:
+        """What two tasks must have in common, by the names of the options.
+
+        What happens to a bad image is no part of it: who is told to leave it out may go on where another one stopped.
+        """
+        return {
+            "--labelled-fraction": self.labelled_fraction,
+            "--seed": self.seed,
+            "--shard-mb": self.shard_bytes // 10**6,
+            "--resize": self.recorded() or None,
+        }
+
 
 class Planned(NamedTuple):
-    """A shard that is to be written: its file name, kind, and (uid, item) of its samples in order."""
+    """A shard that is to be written: its file name, kind, and the uids of its samples in order, int64 [samples]."""
 
     file: str
     kind: Kind
-    samples: list[tuple[int, Item]]
+    uids: NDArray[np.int64]
 
 
-def plan(source: Source, settings: Settings) -> list[Planned]:
+def plan(source: Source, settings: Settings, shards: Mapping[str, int]) -> list[Planned]:
     """Deal the samples of every kind to shards of about equal counts, in a seeded random order.
+
+    Args:
+        shards: how many there are to be of every kind, see `shard_counts`.
+    """
+    planned = []
+    for kind, uids in _members(source, settings).items():
+        if not len(uids):
+            continue
+        order = permutation(settings.seed, DEAL, KINDS.index(kind), 0, 0, len(uids))
+        for number, part in enumerate(np.array_split(uids[order], shards[kind])):
+            planned.append(Planned(shard_file(kind, number), kind, part))
+    return planned
+
+
+def shard_file(kind: Kind, number: int) -> str:
+    """`train-labelled-000000.tar`."""
+    return f"{PREFIX[kind]}-{number:06d}.tar"
+
+
+def shard_counts(source: Source, settings: Settings) -> dict[Kind, tuple[int, int]]:
+    """How many samples and shards there are of every kind.
+
+    With `settings.resize` it depends on what a codec makes of a few images, so it is found once and kept.
 
     Raises:
         SourceError: a fraction that leaves nothing labelled or nothing unlabelled, or no training images.
     """
     if not source.train:
         raise SourceError(f"{source.name} has no training images")
+    ratio = 1.0 if settings.resize is None else _size_ratio(source, settings)
+    counts = {}
+    for kind, uids in _members(source, settings).items():
+        expected = ratio * int(source.part(kind).sizes[uids].sum())
+        by_size = max(1, round(expected / settings.shard_bytes))
+        counts[kind] = len(uids), min(len(uids), by_size if kind == "test" else max(TRAIN_SHARDS, by_size))
+    return counts
+
+
+def _members(source: Source, settings: Settings) -> dict[Kind, NDArray[np.int64]]:
+    """The uids of every kind, ascending."""
     labelled = source.labelled
     if labelled is None:
-        labelled = frozenset(labelled_positions(source, settings.labelled_fraction, settings.seed))
-    train = list(enumerate(source.train))
-    members: dict[Kind, list[tuple[int, Item]]] = {
-        "labelled": [pair for pair in train if pair[0] in labelled],
-        "unlabelled": [pair for pair in train if pair[0] not in labelled],
-        "test": list(enumerate(source.test)),
+        labelled = labelled_positions(source, settings.labelled_fraction, settings.seed)
+    is_labelled = np.zeros(len(source.train), bool)
+    is_labelled[labelled] = True
+    return {
+        "labelled": np.flatnonzero(is_labelled),
+        "unlabelled": np.flatnonzero(~is_labelled),
+        "test": np.arange(len(source.test)),
     }
-    ratio = 1.0 if settings.resize is None else _size_ratio(source, settings)
-    planned = []
-    for kind in KINDS:
-        samples = members[kind]
-        if not samples:
-            continue
-        expected = ratio * sum(item.bytes for _, item in samples)
-        by_size = max(1, round(expected / settings.shard_bytes))
-        count = min(len(samples), by_size if kind == "test" else max(TRAIN_SHARDS, by_size))
-        order = permutation(settings.seed, DEAL, KINDS.index(kind), 0, 0, len(samples))
-        for number, part in enumerate(np.array_split(order, count)):
-            planned.append(Planned(f"{PREFIX[kind]}-{number:06d}.tar", kind, [samples[i] for i in part]))
-    return planned
 
 
 def _size_ratio(source: Source, settings: Settings) -> float:
@@ -95,19 +129,3 @@ def _size_ratio(source: Source, settings: Settings) -> float:
         except ValueError:
             continue
     return after / before if before else 1.0
-
-
-def fingerprint(source: Source, settings: Settings) -> str:
-    """What two conversions must have in common for one to continue the other."""
-    digest = hashlib.sha256()
-    resize = settings.recorded()
-    # what happens to a bad image is no part of it: who is told to leave it out may go on where the conversion stopped
-    strict = {**asdict(settings), "on_error": "fail"}
-    head = {**strict, "resize": resize, "schema": SCHEMA, "name": source.name, "classes": source.classes}
-    head |= {"num_new": source.num_new, "labelled": None if source.labelled is None else sorted(source.labelled)}
-    digest.update(json.dumps({**head, "num_old": source.num_old}, sort_keys=True).encode())
-    for items in (source.train, source.test):
-        digest.update(f"{len(items)}\n".encode())
-        for item in items:
-            digest.update("\0".join(map(str, item)).encode() + b"\n")
-    return digest.hexdigest()

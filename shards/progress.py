@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
@@ -38,6 +39,8 @@ class ShardProgress:
         )  # fmt: skip
         self._images = self._done = self._bytes = 0
         self._total = 0
+        self._elsewhere: Callable[[], str] | None = None
+        self._looked, self._seen = -LINE_EVERY, ""
         self._start = self._told = time.monotonic()
 
     def __enter__(self) -> "ShardProgress":
@@ -49,9 +52,9 @@ class ShardProgress:
     ) -> None:
         self._bar.stop()
 
-    def begin(self, shards: int, images: int) -> None:
-        """How much there is to do."""
-        self._total = images
+    def begin(self, shards: int, images: int, elsewhere: Callable[[], str] | None = None) -> None:
+        """How much there is to do; `elsewhere` tells how far all tasks are."""
+        self._total, self._elsewhere = images, elsewhere
         self._task = self._bar.add_task("shards", total=images, speed=f"{shards} shards")
         self._start = self._told = time.monotonic()
 
@@ -68,6 +71,9 @@ class ShardProgress:
         now = time.monotonic()
         seconds = max(now - self._start, 1e-9)
         speed = f"{self._images / seconds:,.0f} images/s  {self._bytes / seconds / 1e6:,.1f} MB/s"
+        if self._elsewhere is not None and (now - self._looked > LINE_EVERY or self._done == self._total):
+            self._looked, self._seen = now, self._elsewhere()
+        speed = f"{speed}  {self._seen}".rstrip()
         self._bar.update(self._task, completed=self._done, speed=speed)
         self._bar.refresh()
         if not self.console.is_terminal and (now - self._told > LINE_EVERY or self._done == self._total):

@@ -4,6 +4,7 @@ import json
 from importlib import resources
 
 import numpy as np
+from numpy.typing import NDArray
 from sptnet_shards.source import Source, SourceError
 
 # labelled and unlabelled training images as published, in thousands, and the thousands that the last digit stands for
@@ -30,8 +31,8 @@ def class_split(name: str) -> tuple[list[int], list[int]]:
     return splits[name]["old"], splits[name]["new"]
 
 
-def labelled_positions(source: Source, fraction: float, seed: int) -> set[int]:
-    """Positions in `source.train` whose labels are given: a share of the images of old classes.
+def labelled_positions(source: Source, fraction: float, seed: int) -> NDArray[np.int64]:
+    """Positions in `source.train` whose labels are given, ascending: a share of the images of old classes.
 
     As the field draws them: numpy's RandomState(seed).choice over those images in the source's own order. NumPy keeps
     that stream for good (NEP 19).
@@ -39,8 +40,7 @@ def labelled_positions(source: Source, fraction: float, seed: int) -> set[int]:
     Raises:
         SourceError: a fraction that leaves nothing labelled or nothing unlabelled.
     """
-    old = set(source.classes[: source.num_old])
-    positions = np.array([i for i, item in enumerate(source.train) if item.class_name in old], np.int64)
+    positions = source.part("train").of_classes(source.classes[: source.num_old])
     count = int(fraction * len(positions))
     if not 0 < count <= len(positions) or count == len(source.train):
         raise SourceError(
@@ -48,7 +48,7 @@ def labelled_positions(source: Source, fraction: float, seed: int) -> set[int]:
             f" labels {count} of {len(source.train)}"
         )
     chosen = np.random.RandomState(seed).choice(len(positions), count, replace=False)
-    return {int(i) for i in positions[chosen]}
+    return np.sort(positions[chosen])
 
 
 def deviation(name: str, labelled: int, unlabelled: int, fraction: float) -> str | None:

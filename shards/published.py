@@ -4,10 +4,9 @@ Sources: CIFAR's, CUB's, Stanford Cars', FGVC-Aircraft's and ILSVRC2012's own pa
 al., arXiv 1906.05372. Where the counts of a class are not published one by one, the smallest and the largest are.
 """
 
-from collections import Counter
 from typing import NamedTuple
 
-from sptnet_shards.source import Counts, Item, Source, SourceError
+from sptnet_shards.source import Counts, Source, SourceError
 
 FORCED = "--unofficial"
 
@@ -40,15 +39,13 @@ def check_published(source: Source) -> None:
     """
     if source.name not in PARTS:
         return
-    counted = source.whole or (_per_class(source, source.train), _per_class(source, source.test))
+    counted = source.whole or (_per_class(source, "train"), _per_class(source, "test"))
     for name, part, found in zip(("training", "test"), PARTS[source.name], counted, strict=True):
         _check_part(f"{source.name} has", name, part, found)
 
 
-def _per_class(source: Source, items: list[Item]) -> Counts:
-    counts = dict.fromkeys(source.classes, 0)
-    counts.update(Counter(item.class_name for item in items))
-    return counts
+def _per_class(source: Source, part: str) -> Counts:
+    return dict.fromkeys(source.classes, 0) | source.part(part).counts()
 
 
 def _check_part(told: str, name: str, part: Part, found: Counts) -> None:

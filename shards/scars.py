@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from sptnet_shards.items import Item
 from sptnet_shards.mat import Columns, MatError, read_columns
 from sptnet_shards.protocol import class_split
-from sptnet_shards.source import Folder, Item, Source, SourceCommand, SourceError, by_split, number, takes_root
+from sptnet_shards.source import Folder, Source, SourceCommand, SourceError, by_split, need_folder, number, takes_root
 
 TEST_LABELS = "cars_test_annos_withlabels.mat"
 
@@ -39,11 +40,15 @@ def _items(files: Folder, folder: str, annotations: Path, names: list[str]) -> l
     ]
 
 
+def _files(root: Path) -> Folder:
+    return Folder(need_folder(root), listed=True)
+
+
 def source(root: Path) -> Source:
     """The official split, old classes of the Semantic Shift Benchmark; in the order of the annotations."""
     names = [str(name) for name in _columns(root / "devkit" / "cars_meta.mat", "class_names")[""]]
     ordered, num_old = by_split(names, *class_split("scars"))
-    files = Folder(root, listed=True)
+    files = _files(root)
     train = _items(files, "cars_train", root / "devkit" / "cars_train_annos.mat", names)
     test = _items(files, "cars_test", _test_annotations(root), names)
     return Source("scars", ordered, num_old, train, test, files)
@@ -58,5 +63,6 @@ COMMANDS = [
         "no longer distributes them; mirrors do.",
         takes_root("the folder that holds cars_train/, cars_test/ and devkit/"),
         lambda arguments: source(arguments.root),
+        lambda arguments: _files(arguments.root),
     )
 ]

@@ -1,6 +1,8 @@
 """Look at a dataset: a table of what it holds, and a contact sheet of random samples of every class."""
 
 import os
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,11 +10,13 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 from rich.text import Text
+from sptnet_shards.plan import PREFIX
+from sptnet_shards.record import MEMBERS, SUFFIX, read_conversion, recorded
 
-from sptnet.data.files import open_regular
+from sptnet.data.files import open_regular, writer_of
 from sptnet.data.image import DecodeError
 from sptnet.data.keyed import SHOW, permutation
-from sptnet.data.manifest import KINDS, UNKNOWN, Manifest
+from sptnet.data.manifest import KINDS, MANIFEST, UNKNOWN, Manifest
 from sptnet.data.shard_index import read_index
 from sptnet.data.sheet import Row, crossed_tile, encoded_as, sheet_of, tile_of
 
@@ -51,6 +55,35 @@ def table(manifest: Manifest) -> Table:
         facts.append(f"skipped: {len(manifest.skipped)} images")
     told.caption = Text("  ".join(facts))
     return told
+
+
+def under_way(root: Path) -> Table | None:
+    """How far a dataset is that is being written, by all tasks; None where its manifest is there, or nothing begun."""
+    conversion = read_conversion(root)
+    if os.path.lexists(root / MANIFEST) or conversion is None or not conversion.shards:
+        return None
+    told = Table(title=Text(f"{root} is being written ({conversion.command})"))
+    for column in ("split", "shards", "of", "MB", "images of the whole"):
+        told.add_column(column, justify="left" if column == "split" else "right")
+    prefixes = {str(kind): prefix for kind, prefix in PREFIX.items()}
+    there = recorded(root, MEMBERS if conversion.command == "index" else SUFFIX)
+    for kind in conversion.shards:
+        files = [file for file in there if file.startswith(prefixes.get(kind, ""))]
+        size = 0
+        for file in files:
+            with suppress(OSError):
+                size += os.stat(root / file).st_size
+        told.add_row(kind, f"{len(files):,}", f"{conversion.shards[kind]:,}", f"{size / 1e6:,.1f}",
+                     f"{conversion.samples.get(kind, 0):,}")  # fmt: skip
+    told.caption = Text(_writers_told(root))
+    return told
+
+
+def _writers_told(root: Path) -> str:
+    """Which hosts have a file open in a folder, as far as its temporary names say it."""
+    writers = {writer for name in os.listdir(root) if (writer := writer_of(name)) is not None and not writer.is_dead()}
+    tasks = Counter(host for host, _, _ in {writer[1:] for writer in writers})
+    return "writing: " + (", ".join(f"{host} ({count})" for host, count in sorted(tasks.items())) or "nobody")
 
 
 def classes_told(manifest: Manifest) -> str:

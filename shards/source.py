@@ -5,37 +5,29 @@ import os
 import posixpath
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+from sptnet_shards.items import Item, Items
 from sptnet_shards.progress import Scan
 
 from sptnet.data.files import LARGEST_IMAGE, read_regular
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-UNKNOWN = ""  # in the place of a class's name
 TAKEN = ", ".join(sorted(IMAGE_SUFFIXES))
 NO_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows puts into folders
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
+Read = Callable[[str], bytes]
 
 
 class SourceError(ValueError):
     """A source that cannot be converted; the message names the file and what to do."""
-
-
-class Item(NamedTuple):
-    """One image. `where` is whatever the source's `read` understands; bytes: its size.
-
-    `class_name` is UNKNOWN where nobody knows it; such an image is unlabelled.
-    """
-
-    class_name: str
-    where: str
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -43,27 +35,39 @@ class Source:
     """A dataset in its own order.
 
     Attributes:
-        train, test: the images of the two official parts, in the source's own order; `test` may be empty.
+        train, test: the images of the two official parts, in the source's own order; `test` may be empty. Kept as
+            columns, whatever sequence of items they are given as.
         classes: in target order, old ones first.
         read: gives the encoded image of an item's `where`; raises SourceError.
         protocol: what the source adds to the manifest's protocol.
         whole: images per class, for training and for testing, of the published dataset that this one was chosen from.
         remarks: what was left out on the way here, and other things that whoever converts it should know.
-        labelled: positions in `train` of the labelled images, where the source itself says them; None draws them.
+        labelled: int64, positions in `train` of the labelled images, ascending, where the source itself says them; None
+            draws them.
         num_new: how many new classes there are, where images of unknown classes leave that open and somebody said it.
+        encodes: whether `read` encodes the images, so that their bytes depend on the version of an encoder.
     """
 
     name: str
     classes: list[str]
     num_old: int
-    train: list[Item]
-    test: list[Item]
-    read: Callable[[str], bytes]
+    train: Sequence[Item]
+    test: Sequence[Item]
+    read: Read
     protocol: dict[str, Any] = field(default_factory=dict)
     whole: tuple[Counts, Counts] | None = None
     remarks: list[str] = field(default_factory=list)
-    labelled: frozenset[int] | None = None
+    labelled: NDArray[np.int64] | None = None
     num_new: int | None = None
+    encodes: bool = False
+
+    def part(self, kind: str) -> Items:
+        """The images that those of a kind of shard are chosen from."""
+        return Items.of(self.test if kind == "test" else self.train)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train", Items.of(self.train))
+        object.__setattr__(self, "test", Items.of(self.test))
 
     @property
     def unknown(self) -> bool:
@@ -78,6 +82,7 @@ class SourceCommand(NamedTuple):
         help: one line; `description`: which files it expects and where they are published.
         add_arguments: adds what the source needs beyond the output folder.
         build: the source that parsed arguments ask for; raises SourceError.
+        read: its `Source.read` alone, for tasks that know from another one which images there are; raises SourceError.
     """
 
     name: str
@@ -85,6 +90,7 @@ class SourceCommand(NamedTuple):
     description: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     build: Callable[[argparse.Namespace], Source]
+    read: Callable[[argparse.Namespace], Read]
 
 
 def takes_root(text: str) -> Callable[[argparse.ArgumentParser], None]:
@@ -122,6 +128,9 @@ class Folder:
         self._scan.count()
         if self.listed and where:
             where = posixpath.normpath(where)  # one name for a file that a list calls a.jpg and ./a.jpg
+        return self._image(class_name, where)
+
+    def _image(self, class_name: str, where: str) -> Item:
         try:
             told = os.stat(self._path(where))
         except OSError as error:
@@ -132,21 +141,45 @@ class Folder:
             raise SourceError(f"{self.root / where} has {told.st_size:,} bytes: no image has, remove it")
         return Item(class_name, where, told.st_size)
 
-    def images(self, class_name: str, folder: str) -> list[Item]:
+    def images(self, class_name: str, folder: str) -> Items:
         """The images anywhere below a folder, by path; other files are left alone."""
-        found = []
-        for directory, folders, files in os.walk(self.root / folder, onerror=_cannot_be_listed):
-            folders.sort()
-            for name in folders:
-                if os.path.islink(path := os.path.join(directory, name)):
-                    raise SourceError(f"{path} is a link to a folder, which is not followed: put the folder there")
-            for name in files:
+        return Items.of(self._images_below(class_name, folder))
+
+    def _images_below(self, class_name: str, folder: str) -> Iterator[Item]:
+        # all paths come sorted, and only the names of the folders on the way are held
+        waiting = [(folder, iter(self._names(folder)))]
+        while waiting:
+            above, names = waiting[-1]
+            for name in names:
+                where = os.path.join(above, name)
+                if name.endswith("/"):
+                    waiting.append((where[:-1], iter(self._names(where[:-1]))))
+                    break
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix in IMAGE_SUFFIXES and not name.startswith("."):
-                    found.append(os.path.relpath(os.path.join(directory, name), self.root))
+                    self._scan.count()
+                    yield self._image(class_name, where)
                 elif not name.startswith(".") and name.lower() not in NO_IMAGES:
                     self.passed_over[suffix] += 1
-        return [self.item(class_name, where) for where in sorted(found)]
+            else:
+                waiting.pop()
+
+    def _names(self, folder: str) -> list[str]:
+        """What lies in a folder, folders with a slash behind their names; so sorted, whole paths are too."""
+        names = []
+        try:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    is_folder = entry.is_dir()
+                    if is_folder and entry.is_symlink():
+                        raise SourceError(
+                            f"{entry.path} is a link to a folder, which is not followed: put the folder there"
+                        )
+                    names.append(f"{entry.name}/" if is_folder else entry.name)
+        except OSError as error:
+            _cannot_be_listed(error)
+        names.sort()
+        return names
 
     def loose_images(self, folder: str) -> list[str]:
         """A sentence where images lie in a folder of class folders, outside of these."""
@@ -217,7 +250,7 @@ def number(text: str, low: int, high: int, where: str) -> int:
     return int(digits)
 
 
-def need_classes(where: Path, trained: Sequence[str], tested: Iterable[str], num_old: int) -> None:
+def need_classes(where: Path | str, trained: Sequence[str], tested: Iterable[str], num_old: int) -> None:
     """Raise SourceError unless training has every class of the test images, and old and new classes."""
     if strange := sorted(set(tested) - set(trained)):
         raise SourceError(f"{where} has a class in test that is not in train: {strange[0]}")

@@ -4,10 +4,11 @@ Stricter than the standard library's tarfile, which takes a damaged header for t
 empty blocks end one, with nothing behind them, and whatever else is no header is an error.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from sptnet.data.files import open_regular
 
@@ -30,6 +31,9 @@ class Member(NamedTuple):
     size: int
 
 
+Reading = Callable[[int, int], bytes]  # of position and size, in bytes; fewer come at the end
+
+
 class OpenTar:
     """A tar that is open for reading; to be closed. Raises OSError where it is no regular file."""
 
@@ -40,40 +44,87 @@ class OpenTar:
         os.close(self._descriptor)
 
     def members(self, begin: int = 0, size: int | None = None) -> Iterator[Member]:
-        """Its plain files, or those of a tar that lies in it: see `plain_members`."""
-        return plain_members(self._descriptor, begin, size)
+        """Its plain files, or those of a tar that lies in it at `begin` and is `size` bytes long."""
+        end = os.fstat(self._descriptor).st_size if size is None else begin + size
+        return plain_members(self._at, begin, end)
 
     def read(self, member: Member) -> bytes:
         """The content of a member, which the caller found to be of a sane size."""
-        return os.pread(self._descriptor, member.size, member.offset)
+        return self._at(member.offset, member.size)
+
+    def _at(self, position: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, position)
 
 
-def plain_members(descriptor: int, begin: int = 0, size: int | None = None) -> Iterator[Member]:
+class StreamedTar:
+    """A tar that is read once, from its beginning to its end, with the sha256 of all of it.
+
+    Args:
+        file: gives its bytes in order.
+        size: how many there are.
+    """
+
+    def __init__(self, file: IO[bytes], size: int):
+        self._file, self.size, self._position, self._digest = file, size, 0, hashlib.sha256()
+
+    def members(self) -> Iterator[Member]:
+        """Its plain files; `read` may be asked for each before the next comes."""
+        return plain_members(self._at, 0, self.size)
+
+    def read(self, member: Member) -> bytes:
+        """The content of the member that came last, which the caller found to be of a sane size."""
+        return self._at(member.offset, member.size)
+
+    def sha256(self) -> str:
+        """Of the whole tar, once `members` is at its end; raises TarError where bytes are missing."""
+        self._to(self.size)
+        return self._digest.hexdigest()
+
+    def _at(self, position: int, size: int) -> bytes:
+        self._to(position)
+        return self._next(size)
+
+    def _to(self, position: int) -> None:
+        assert position >= self._position
+        while position > self._position:
+            if not self._next(min(CHUNK, position - self._position)):
+                raise TarError(f"it ends at byte {self._position:,} of {self.size:,}")
+
+    def _next(self, size: int) -> bytes:
+        pieces = []
+        while size and (piece := self._file.read(size)):
+            self._digest.update(piece)
+            self._position += len(piece)
+            size -= len(piece)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+def plain_members(read: Reading, begin: int, end: int) -> Iterator[Member]:
     """The files of an uncompressed tar, one after the other; folders are passed over.
 
     Args:
-        descriptor: of the open file.
-        begin, size: where in it the tar lies, in bytes; by default from `begin` to the end of the file.
+        read: is asked for ever later positions only.
+        begin, end: where the tar lies in what is read, in bytes.
 
     Raises:
         TarError: no tar, a damaged or truncated one, a link, a device, a sparse file, or an unreasonable header.
     """
     position = begin
-    end = os.fstat(descriptor).st_size if size is None else begin + size
     long_name: str | None = None
     long_size: int | None = None
     while True:
-        header = _read(descriptor, position, BLOCK, end)
+        header = _read(read, position, BLOCK, end)
         if header == EMPTY:
             if long_name is not None or long_size is not None:
                 raise TarError(f"an extended header at byte {position - BLOCK} has no member")
-            return _need_end(descriptor, position, end)
+            return _need_end(read, position, end)
         _need_checksum(header, position)
         kind, claimed, data = header[156:157], _size(header[124:136], position), position + BLOCK
         if kind in b"Lxg":
             if claimed > LONGEST_EXTENSION:
                 raise TarError(f"the extended header at byte {position} claims {claimed:,} bytes")
-            text = _read(descriptor, data, claimed, end)
+            text = _read(read, data, claimed, end)
             if kind == b"L":
                 long_name = _text(text)
             else:
@@ -95,20 +146,20 @@ def plain_members(descriptor: int, begin: int = 0, size: int | None = None) -> I
         position = data + claimed + -claimed % BLOCK
 
 
-def _read(descriptor: int, position: int, size: int, end: int) -> bytes:
-    found = os.pread(descriptor, min(size, max(0, end - position)), position)
+def _read(read: Reading, position: int, size: int, end: int) -> bytes:
+    found = read(position, min(size, max(0, end - position)))
     if len(found) < size:
         raise TarError(f"it ends at byte {position + len(found)}, without the two empty blocks that end a tar")
     return found
 
 
-def _need_end(descriptor: int, position: int, end: int) -> None:
+def _need_end(read: Reading, position: int, end: int) -> None:
     """Two empty blocks, and nothing but padding behind them."""
-    if _read(descriptor, position + BLOCK, BLOCK, end) != EMPTY:
+    if _read(read, position + BLOCK, BLOCK, end) != EMPTY:
         raise TarError(f"it has a damaged header at byte {position}")
     position += 2 * BLOCK
     while position < end:
-        found = os.pread(descriptor, min(CHUNK, end - position), position)
+        found = read(position, min(CHUNK, end - position))
         if not found or found.strip(b"\0"):
             raise TarError(f"it has something behind its end, at byte {position}: is it several tars?")
         position += len(found)

@@ -4,11 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from sptnet_shards.index import index_file, label_of, split_member
+from sptnet_shards.index import index_file
+from sptnet_shards.members import LONGEST_LABEL, label_of, split_member
+from sptnet_shards.share import ALONE, Share
 from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
 from sptnet_shards.workers import run_all
@@ -19,7 +21,6 @@ from sptnet.data.manifest import KINDS, UNKNOWN, DatasetError, Manifest, Shard, 
 from sptnet.data.paths import largest_paths, parse_paths
 from sptnet.data.shard_index import read_index
 
-LONGEST_LABEL = 2**20  # bytes of a .cls or .json
 TOLD = 10  # faults of one kind and shard that are told one by one
 
 
@@ -101,9 +102,11 @@ def _content(path: Path, json_key: str) -> _Content:
                 images[member.offset, member.size] = key
             elif (suffix == "cls" or (suffix == "json" and key not in labels)) and member.size <= LONGEST_LABEL:
                 try:
-                    labels[key] = label_of(tar.read(member), suffix, json_key)
+                    label = label_of(tar.read(member), suffix, json_key)
                 except ValueError as error:
-                    labels[key] = f"what is no label ({error})"
+                    label = f"what is no label ({error})"
+                if label is not None:
+                    labels[key] = label
     return _Content(images, labels)
 
 
@@ -156,24 +159,35 @@ def _decoding(path: Path, index: NDArray[np.void]) -> list[str]:
     return problems
 
 
-def verify(root: Path, decode_images: bool, workers: int) -> Iterator[Checked]:
-    """Check shard after shard; the last thing raised may be about what shards have in common.
+def verify(root: Path, decode_images: bool, workers: int, share: Share = ALONE) -> Iterator[Checked]:
+    """Check a share of the shards, one after the other; with all of them, what they have in common comes last.
 
     Raises:
         DatasetError: no dataset, or files that are missing or of another size.
         SourceError: uids in two shards or missing ones, a part without samples, a tar for training and testing.
     """
     manifest = read_manifest(root)
-    seen: dict[str, list[NDArray[np.int64]]] = {"train": [], "test": []}
+    seen = _Seen(root, manifest)
     faulty = False
-    job = (root, manifest, decode_images)
-    for checked in run_all(check_shard, job, range(len(manifest.shards)), workers):
-        seen["test" if checked.shard.kind == "test" else "train"].append(checked.uids)
+    job, numbers = (root, manifest, decode_images), share.of(range(len(manifest.shards)))
+    for checked in run_all(check_shard, job, numbers, workers):
+        if share.is_all():
+            seen.add(checked.shard, checked.uids)
         faulty = faulty or bool(checked.problems)
         yield checked
+    if share.is_all():
+        _check_parts(root, manifest)
+        seen.check(faulty)
+
+
+def verify_across(root: Path) -> None:
+    """Check what goes across shards, from their indexes alone; raises as `verify` does, and for a damaged index."""
+    manifest = read_manifest(root)
+    seen = _Seen(root, manifest)
+    for shard in manifest.shards:
+        seen.add(shard, read_index(root, manifest, shard)["uid"])
     _check_parts(root, manifest)
-    for part, uids in seen.items():
-        _check_uids(root, manifest, part, np.concatenate([np.zeros(0, np.int64), *uids]), faulty)
+    seen.check(faulty=False)
 
 
 def _check_parts(root: Path, manifest: Manifest) -> None:
@@ -186,15 +200,55 @@ def _check_parts(root: Path, manifest: Manifest) -> None:
             raise SourceError(f"{root / shard.file} is for training and for testing: make the shards again")
 
 
-def _check_uids(root: Path, manifest: Manifest, part: str, uids: NDArray[np.int64], faulty: bool) -> None:
-    """No uid twice, and, where the manifest says how many images the source had, each of them there or left out."""
-    found, counts = np.unique(uids, return_counts=True)
-    if (twice := found[counts > 1]).size:
-        raise SourceError(f"{root}: {twice.size} {part} uids are in two shards, the first is {twice[0]}")
-    source = manifest.protocol.get("source", {})
-    if faulty or part not in source:
-        return
-    left_out = [skipped["uid"] for skipped in manifest.skipped if skipped["part"] == part]
-    there = np.sort(np.concatenate([found, np.array(left_out, np.int64)]))
-    if not np.array_equal(there, np.arange(source[part])):
-        raise SourceError(f"{root}: the {part} uids are not those of a source of {source[part]} images, 0 to the last")
+class _Seen:
+    """The uids that were met in both parts: a bit for each where the manifest says how many images there were."""
+
+    def __init__(self, root: Path, manifest: Manifest):
+        self._root = root
+        source = manifest.protocol.get("source", {})
+        self._bits: dict[str, NDArray[np.uint8]] = {}
+        self._counts: dict[str, int] = {}
+        self._others: dict[str, list[NDArray[np.int64]]] = {"train": [], "test": []}
+        for part in self._others:
+            left_out = np.array([skipped["uid"] for skipped in manifest.skipped if skipped["part"] == part], np.int64)
+            # a manifest may claim any number; of what it has not, nothing is kept
+            there = sum(shard.samples for shard in manifest.shards if (shard.kind == "test") == (part == "test"))
+            if part in source and source[part] == there + len(left_out):
+                self._counts[part] = source[part]
+                self._bits[part] = np.zeros(-(-source[part] // 8), np.uint8)
+                self._mark(part, left_out)
+
+    def add(self, shard: Shard, uids: NDArray[np.int64]) -> None:
+        """Note the uids of a shard; raises SourceError where another one has one of them."""
+        part = "test" if shard.kind == "test" else "train"
+        uids = np.unique(uids)
+        if part in self._bits and (not len(uids) or uids[-1] < self._counts[part]):
+            self._mark(part, uids)
+        else:
+            self._others[part].append(uids)
+
+    def _mark(self, part: str, uids: NDArray[np.int64]) -> None:
+        bits, place, bit = self._bits[part], uids >> 3, np.left_shift(1, uids & 7).astype(np.uint8)
+        inside = place < len(bits)
+        place, bit = place[inside], bit[inside]
+        if (twice := uids[inside][(bits[place] & bit) != 0]).size:
+            self._twice(part, twice)
+        np.bitwise_or.at(bits, place, bit)
+
+    def _twice(self, part: str, uids: NDArray[np.int64]) -> NoReturn:
+        raise SourceError(f"{self._root}: {uids.size} {part} uids are in two shards, the first is {uids[0]}")
+
+    def check(self, faulty: bool) -> None:
+        """No uid twice, and, where the manifest says how many images the source had, each there or left out."""
+        for part, others in self._others.items():
+            found, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *others]), return_counts=True)
+            if (twice := found[counts > 1]).size:
+                self._twice(part, twice)
+            if faulty or part not in self._bits:
+                continue
+            there = int(np.unpackbits(self._bits[part]).sum(dtype=np.int64)) if self._counts[part] else 0
+            if found.size or there != self._counts[part]:
+                raise SourceError(
+                    f"{self._root}: the {part} uids are not those of a source of {self._counts[part]} images, 0 to the "
+                    "last"
+                )

@@ -1,19 +1,18 @@
-"""Write one shard: a tar and its index, both under temporary names until they are whole."""
+"""Write one shard: a tar, its index and its paths, each under a temporary name until it is whole."""
 
 import hashlib
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sptnet_shards.images import BadImage
+from sptnet_shards.items import UNKNOWN as UNKNOWN_CLASS
 from sptnet_shards.plan import Planned, Settings
-from sptnet_shards.source import UNKNOWN as UNKNOWN_CLASS
 from sptnet_shards.source import Source, SourceError
 from webdataset import TarWriter
 
-from sptnet.data.files import create, to_disk, write_whole
+from sptnet.data.files import replacing, write_whole
 from sptnet.data.manifest import UNKNOWN, Shard
 from sptnet.data.paths import encode_paths, paths_name
 from sptnet.data.shard_index import INDEX_DTYPE
@@ -24,11 +23,14 @@ TAR_BLOCK = 512
 class Written(NamedTuple):
     """A shard on disk.
 
+    index_bytes, paths_bytes: sizes of the files beside the tar.
     skipped: the uids of planned samples that are not in it.
-    contents: uint64 [samples], equal for equal bytes of an image; from one process and those that it forked only.
+    contents: uint64 [samples], equal for equal bytes of an image, see `content_of`.
     """
 
     shard: Shard
+    index_bytes: int
+    paths_bytes: int
     skipped: list[int]
     contents: NDArray[np.uint64]
 
@@ -54,74 +56,57 @@ def index_name(tar: str) -> str:
 
 
 def write_shard(out: Path, planned: Planned, source: Source, settings: Settings) -> Written:
-    """Write a planned shard.
+    """Write a planned shard; what had its names is replaced, file by file, by the same bytes or by whole ones.
 
     Raises:
         SourceError: an image that cannot be read or does not decode, or a disk that is full.
     """
-    path, index_path = out / planned.file, out / index_name(planned.file)
-    temporary, temporary_index = path.with_name(path.name + ".tmp"), index_path.with_name(index_path.name + ".tmp")
-    paths_path = out / paths_name(planned.file)
+    path, index_path, paths_path = (out / name for name in _names(planned.file))
     try:
-        with create(temporary) as file:
+        with replacing(path) as file:
             stream = _Hashing(file)
             index, contents = _write_samples(stream, planned, source, settings)
-            to_disk(file)
-        sha256 = write_index(temporary_index, index)
-        paths = paths_of(planned, index)
+        index_sha256 = write_index(index_path, index)
+        items = source.part(planned.kind)
+        paths = encode_paths([items.where(uid) for uid in index["uid"].tolist()])
         write_whole(paths_path, paths)
-        temporary_index.replace(index_path)
-        temporary.replace(path)
     except OSError as error:
         raise SourceError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        for left in (temporary, temporary_index):
-            with suppress(OSError):
-                left.unlink(missing_ok=True)
     shard = Shard(
-        planned.file, index_path.name, planned.kind, len(index), stream.written, stream.sha256(), sha256,
+        path.name, index_path.name, planned.kind, len(index), stream.written, stream.sha256(), index_sha256,
         paths_path.name, hashlib.sha256(paths).hexdigest(),
     )  # fmt: skip
-    return Written(shard, skipped_of(planned, index), contents)
+    skipped = np.setdiff1d(planned.uids, index["uid"], assume_unique=True)
+    return Written(shard, index_path.stat().st_size, len(paths), sorted(skipped.tolist()), contents)
 
 
-def skipped_of(planned: Planned, index: NDArray[np.void]) -> list[int]:
-    """The planned uids that an index does not have."""
-    return sorted({uid for uid, _ in planned.samples} - set(index["uid"].tolist()))
-
-
-def paths_of(planned: Planned, index: NDArray[np.void]) -> bytes:
-    """What the file says that tells where the samples of an index came from."""
-    where = {uid: item.where for uid, item in planned.samples}
-    return encode_paths([where[uid] for uid in index["uid"].tolist()])
+def _names(tar: str) -> tuple[str, str, str]:
+    return tar, index_name(tar), paths_name(tar)
 
 
 def write_index(path: Path, index: NDArray[np.void]) -> str:
-    """Write an index to disk; returns its sha256."""
-    with create(path) as file:
+    """Write an index; returns its sha256. Raises OSError."""
+    with replacing(path) as file:
         stream = _Hashing(file)
         np.lib.format.write_array(stream, index, allow_pickle=False)
-        to_disk(file)
     return stream.sha256()
 
 
 def content_of(encoded: bytes) -> int:
-    """A number that is equal for equal bytes, in this process and those that it forked (Python's own hash, unsigned).
-
-    A quarter of what sha256 takes; it serves to find images that are there twice, and nothing is stored.
-    """
-    return hash(encoded) % 2**64
+    """A number that is equal for equal bytes, on any machine: it finds images that are there twice."""
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
 def _write_samples(
     stream: _Hashing, planned: Planned, source: Source, settings: Settings
 ) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
     targets = {name: target for target, name in enumerate(source.classes)}
-    transform = settings.transform()
+    transform, items = settings.transform(), source.part(planned.kind)
     rows, contents = [], []
     # a fixed time and owner: the bytes depend on the images alone
     with TarWriter(stream, mtime=0, user="", group="", encoder=False) as tar:
-        for uid, item in planned.samples:
+        for uid in planned.uids.tolist():
+            item = items[uid]
             try:
                 suffix, encoded = transform(source.read(item.where))
             except (BadImage, MemoryError) as error:

@@ -7,16 +7,48 @@ or fill its memory, and a link under the name that a tool is about to write woul
 import errno
 import hashlib
 import os
+import re
+import secrets
+import socket
 import stat
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 LARGEST_IMAGE = 2**29  # bytes of an encoded image; the largest that is decoded has fewer, as a TIFF without compression
 CHUNK = 2**20
 # without O_NONBLOCK the opening of a FIFO waits for somebody who writes into it
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 WRITING = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+DAY = 86_400  # seconds after which a temporary file is nobody's any more
+TEMPORARY = re.compile(r"(.+)\.([\w-]{1,16})\.([0-9a-f]{8})\.(\d{1,10})\.[0-9a-f]{8}\.tmp")
+BOOT, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"
+# what file systems say that have no hard links
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class Writer(NamedTuple):
+    """Who writes, or wrote, a temporary file: the file that it is to become, the host, its machine and the process."""
+
+    file: str
+    host: str
+    machine: str
+    process: int
+
+    def is_dead(self) -> bool:
+        """Whether it is a process of this machine that has ended; of other machines nobody can tell."""
+        if not self.machine.strip("0") or self.machine != machine():
+            return False
+        try:
+            state = Path(f"/proc/{self.process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        except (OSError, IndexError):
+            return False
+        return state in ("Z", "X")  # it has ended, and nobody has asked how
 
 
 def open_regular(path: Path | str) -> int:
@@ -70,32 +102,112 @@ def create(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, WRITING, 0o666), "wb")
 
 
-def append(path: Path) -> IO[bytes]:
-    """A regular file, open for writing behind its end, made if need be; never one that a link leads to.
+@cache
+def machine() -> str:
+    """Eight digits of a name for this boot of this machine, and for its process ids: containers may share a host name.
+
+    Zeros where the system does not tell: then no process is known to have ended.
+    """
+    try:
+        boot, namespace = Path(BOOT).read_bytes(), os.stat(NAMESPACE).st_ino
+    except OSError:
+        return "0" * 8
+    return hashlib.sha256(boot + b"%d" % namespace).hexdigest()[:8]
+
+
+def host() -> str:
+    """The name of this host, as temporary names hold it."""
+    return re.sub(r"[^\w-]", "-", socket.gethostname().partition(".")[0], flags=re.ASCII)[:16] or "host"
+
+
+def temporary_of(path: Path) -> Path:
+    """A name beside a path that no other process has, on this host or another one that sees the same disk."""
+    return path.with_name(f"{path.name}.{host()}.{machine()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def writer_of(name: str) -> Writer | None:
+    """Who has made a temporary name; None if it is none of `temporary_of`."""
+    found = TEMPORARY.fullmatch(name)
+    return None if found is None else Writer(found[1], found[2], found[3], int(found[4]))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of processes that ended on this machine, and those of any machine older than a day."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if (writer := writer_of(name)) is None:
+            continue
+        with suppress(OSError):
+            if writer.is_dead() or time.time() - os.lstat(folder / name).st_mtime > DAY:
+                os.unlink(folder / name)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, open for writing, that takes the place of `path` when it is whole and on the disk.
+
+    It has a name of its own until then, so that several processes may write the same path; where something goes wrong
+    it is removed, and `path` stays what it was.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file.
+        OSError: it cannot be written, or a folder has the name.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return os.fdopen(descriptor, "ab")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under another name, bring it to the disk, and give it its name; raises OSError."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_of(path)
     try:
-        with create(temporary) as file:
-            file.write(content)
+        with os.fdopen(os.open(temporary, WRITING, 0o666), "wb") as file:
+            yield file
             to_disk(file)
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under another name, bring it to the disk, and give it its name; raises OSError."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_once(path: Path, content: bytes) -> bool:
+    """Write a whole file unless one of the name is there, and say whether it was written; raises OSError.
+
+    By a hard link, which is made by one of several at once on network file systems too. Where there are none, the file
+    is made under its own name, and whoever reads it in that moment finds a part of it.
+    """
+    temporary = temporary_of(path)
+    try:
+        with os.fdopen(os.open(temporary, WRITING, 0o666), "wb") as file:
+            file.write(content)
+            to_disk(file)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return os.stat(temporary).st_nlink == 2  # NFS may have made the link and lost its answer: open(2)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _written_in_place(path, content)
+        sync_folder(path.parent)
+        return True
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _written_in_place(path: Path, content: bytes) -> bool:
+    try:
+        descriptor = os.open(path, WRITING, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        to_disk(file)
+    return True
 
 
 def write_through(path: Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sptnet.data.blocks import UNKNOWN, Sample
+from sptnet.data.files import replacing
 from sptnet.errors import SptnetError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -80,23 +81,15 @@ def images_named_by(path: Path) -> Iterator[bytes]:
 def write_listing(folder: Path, names: Iterator[bytes]) -> None:
     """Write both files of a listing; `listing.npy`, by which it counts as there, last. Raises OSError, ListingError."""
     starts, count = [], 0
-    temporary = folder / (PATHS + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(folder / PATHS) as file:
         for name in names:
             if count % SMALLEST == 0:
                 starts.append(file.tell())
             file.write(name + b"\0")
             count += 1
         starts.append(file.tell())
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / PATHS)
-    temporary = folder / (STARTS + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(folder / STARTS) as file:
         np.save(file, np.array([count, *starts], np.int64))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / STARTS)
 
 
 def part_size(count: int) -> int:

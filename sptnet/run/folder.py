@@ -22,7 +22,7 @@ import yaml
 
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
-from sptnet.data.files import write_whole
+from sptnet.data.files import remove_leftovers, write_whole
 from sptnet.errors import Outcome, SptnetError
 from sptnet.run.outcome import STAYING
 from sptnet.run.records import lines_of
@@ -80,6 +80,7 @@ def open_run(config: Config, start: int) -> None:
     folder = Path(config.run)
     steps = folder / STEPS
     with writing(steps):
+        remove_leftovers(folder)
         if start == 0:
             steps.unlink(missing_ok=True)
         elif steps.exists():

@@ -40,7 +40,7 @@ def test_counts_and_protocol(digits):
     manifest = store.manifest
     assert (manifest.samples("labelled"), manifest.samples("unlabelled"), manifest.samples("test")) == (366, 1072, 359)
     source = digits_source.source()
-    labelled = labelled_positions(source, 0.5, 0)
+    labelled = set(labelled_positions(source, 0.5, 0).tolist())
     indexes = {kind: np.concatenate([store.entries(s) for s in manifest.of_kind(kind)]) for kind in KINDS}
     assert set(indexes["labelled"]["uid"].tolist()) == labelled
     train = np.concatenate([indexes["labelled"], indexes["unlabelled"]])
@@ -70,8 +70,11 @@ def test_webdataset_reads_the_same_images_and_classes(digits):
 def test_same_source_same_bytes(digits, tmp_path, capsys):
     assert make_shards(["digits", str(tmp_path / "again")]) == 0
     assert read_manifest(tmp_path / "again") == read_manifest(digits)
-    assert make_shards(["digits", str(tmp_path / "again")]) == 1
-    assert "holds a dataset already" in capsys.readouterr().err
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()}
+    assert make_shards(["digits", str(tmp_path / "again")]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "again").iterdir()} == before
+    assert make_shards(["digits", str(tmp_path / "again"), "--seed", "1"]) == 1
+    assert "a conversion with other settings: --seed 0 there, 1 here" in capsys.readouterr().err
 
 
 def test_global_batches_are_the_same_bit_for_bit(digits):

@@ -4,8 +4,9 @@ import os
 
 import pytest
 from made import accepted, put, refused
+from sptnet_shards.items import Item
 from sptnet_shards.make_shards import main
-from sptnet_shards.source import Item, Source, SourceError
+from sptnet_shards.source import Source, SourceError
 
 
 @pytest.mark.parametrize("option", [("--seed", "-1"), ("--seed", "4294967296"), ("--seed", "²"), ("--workers", "²"),

@@ -78,18 +78,31 @@ def test_killed_at_any_moment_and_run_again_it_ends_with_the_same_bytes(photos, 
 def test_another_dataset_or_conversion_at_the_target_is_left_alone(photos, converted, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(command(photos, out)) == 0
-    capsys.readouterr()
-    assert main(command(photos, out)) == 1
-    assert "holds a dataset already" in capsys.readouterr().err
-    (out / "manifest.json").unlink()
+    for complete in (True, False):
+        for extra, told in (
+            (["--seed", "1"], "--seed 0 there, 1 here"),
+            (["--resize", "9"], "--resize None there, {'short_side': 9"),
+            (["--test", "test"], "--test None there, 'test' here"),
+        ):
+            assert main(command(photos, out, *extra)) == 1
+            assert f"is a conversion with other settings: {told}" in capsys.readouterr().err
+        assert main(["digits", str(out)]) == 1
+        assert "is a conversion by 'imagefolder', not 'digits'" in capsys.readouterr().err
+        if complete:
+            (out / "manifest.json").unlink()
+    assert contents(out).keys() == converted.keys() - {"manifest.json"}
+    (out / "conversion.json").unlink()
     assert main(command(photos, out)) == 1
     assert "is not empty" in capsys.readouterr().err
+    (out / "manifest.json").write_bytes(converted["manifest.json"])  # as versions before left a dataset
+    assert main(command(photos, out)) == 1
+    assert "holds a dataset already" in capsys.readouterr().err
     other = tmp_path / "other"
     other.mkdir()
-    (other / "conversion.json").write_text(json.dumps({"fingerprint": "of something else"}))
+    (other / "conversion.json").write_text(json.dumps({"fingerprint": "by an earlier version"}))
     assert main(command(photos, other)) == 1
-    assert "unfinished conversion of something else" in capsys.readouterr().err
-    assert contents(out).keys() == converted.keys() - {"manifest.json"}
+    assert "conversion.json is damaged, or of another version" in capsys.readouterr().err
+    assert sorted(os.listdir(other)) == ["conversion.json"]
 
 
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing_half_written(photos, converted, tmp_path):

@@ -182,7 +182,7 @@ def test_tars_without_labels_beside_labelled_ones(tmp_path, capsys):
     tar(tmp_path / "train-1.tar", [None] * 5)
     tar(tmp_path / "test-0.tar", [2, 11])
     assert main(["index", str(tmp_path), "--old", "1"]) == 1
-    assert "has tars without labels: all its classes are old, leave --old out" in capsys.readouterr().err
+    assert "has images without labels: all its classes are old, leave --old out" in capsys.readouterr().err
     assert main(["index", str(tmp_path), "--new", "3"]) == 0
     manifest = read_manifest(tmp_path)
     assert (manifest.classes, manifest.num_old, manifest.new_classes()) == (["2", "10", "11"], 2, 3)

@@ -78,6 +78,28 @@ def test_verify_finds_a_uid_in_two_shards(digits, tmp_path, capsys):
     assert "uids are in two shards" in capsys.readouterr().err
 
 
+def test_verify_by_shares_and_across_them(digits, tmp_path, capsys):
+    for task in range(3):
+        assert main(["verify", str(digits), "--task", f"{task}/3"]) == 0
+    assert "11 of 33 shards are what the manifest says" in capsys.readouterr().out
+    assert main(["verify", str(digits), "--finish"]) == 0
+    assert "its 33 shards have every image once" in capsys.readouterr().out
+    root = Path(shutil.copytree(digits, tmp_path / "damaged"))
+    shards = read_manifest(root).shards
+    flip_byte(root / shards[4].file, 700)
+    assert [main(["verify", str(root), "--task", f"{task}/3"]) for task in range(3)] == [0, 1, 0]
+    assert main(["verify", str(root), "--finish"]) == 0
+    capsys.readouterr()
+    manifest = json.loads((root / "manifest.json").read_text())
+    for field in ("file", "index"):
+        shutil.copy(root / manifest["shards"][0][field], root / manifest["shards"][1][field])
+    told = {key: manifest["shards"][1][key] for key in ("file", "index", "paths", "paths_sha256")}
+    manifest["shards"][1] = {**manifest["shards"][0], **told}
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["verify", str(root), "--finish"]) == 1
+    assert "uids are in two shards" in capsys.readouterr().err
+
+
 def test_show(digits, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     assert main(["show", str(digits), "--sheet", str(sheet)]) == 0
@@ -126,6 +148,10 @@ def test_index_makes_others_tars_readable_without_touching_them(others, capsys):
                     uids.append(sample.uid)
     assert sorted(uids) == list(range(40))
     assert main(["verify", str(others), "--decode"]) == 0
+    assert main(["index", str(others), "--old", "2"]) == 0
+    assert main(["index", str(others), "--old", "1"]) == 1
+    assert "is indexed with other settings: --old 2 there, 1 here; remove" in capsys.readouterr().err
+    (others / "conversion.json").unlink()  # as versions before left it
     assert main(["index", str(others), "--old", "2"]) == 1
     assert "has a manifest.json already" in capsys.readouterr().err
 

@@ -103,7 +103,7 @@ up() {
          --log-file="$LAB/log/munged.log" --seed-file="$LAB/munge.seed"
   slurmctld
   for i in $(seq "$n"); do start_node "n$i"; done
-  for _ in $(seq 150); do [ "$(sinfo -h -o %t%D 2> /dev/null)" = "idle$n" ] && break; sleep .1; done
+  for _ in $(seq 900); do [ "$(sinfo -h -o %t%D 2> /dev/null)" = "idle$n" ] && break; sleep .1; done
   sinfo -N -o '%N %o %t %c %G %E'
   [ "$(sinfo -h -o %t%D)" = "idle$n" ] || { say "not every node came up; see $LAB/log"; exit 1; }
 }

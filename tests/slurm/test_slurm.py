@@ -1,12 +1,10 @@
 """slurm/ and launch/slurm_node.sh on a real Slurm whose nodes are namespaces of this machine; `make test-slurm`."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -15,25 +13,15 @@ import pytest
 from launching import ENVIRONMENT, ROOT, launcher
 from PIL import Image
 from sklearn.datasets import load_digits
+from slurm_lab import CLUSTER, Lab, why_not
 
 from sptnet.data.store import LocalStore
 
-CLUSTER = Path(__file__).parent / "cluster.sh"
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 # 8 epochs of 11 steps, k = 20: both phases twice in the SPTNet stage. SGD, since the first steps of AdamW, which
 # divides small gradients by themselves, make 1e-4 of what the order of a sum changes in the last digit
 SHORT = ["schedule.epochs=8", "evaluate.every=8", "checkpoint.every=10", "log_every=2", "optimizer.name=sgd",
          "optimizer.lr=0.002", "sptnet:prompts.lr=0.2"]  # fmt: skip
 STEPS = 88
-
-
-def why_not() -> str | None:
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing:
-        return f"{', '.join(missing)} not installed (make test-slurm does, on Debian)"
-    if os.geteuid() != 0 or subprocess.run(["ip", "netns", "list"], capture_output=True).returncode:
-        return "nodes of a test cluster are network namespaces, which need root"
-    return None
 
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
@@ -42,30 +30,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reaso
 def settings_of(stage: str) -> list[str]:
     """SHORT, as a stage on its own is given it."""
     return [one.removeprefix(f"{stage}:") for one in SHORT if ":" not in one or one.startswith(f"{stage}:")]
-
-
-class Lab:
-    """A cluster of three nodes."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.environment = os.environ | {"SLURMLAB": str(folder), "SLURM_CONF": str(folder / "slurm.conf")}
-
-    def cluster(self, *arguments: str) -> None:
-        with open(self.folder.parent / "cluster.log", "a") as log:  # daemons would keep a pipe open
-            subprocess.run(["bash", CLUSTER, *arguments], env=self.environment, check=True, stdout=log, stderr=log)
-
-    def start_node(self, name: str) -> None:
-        self.cluster("start-node", name)
-        end = time.monotonic() + 60
-        while self.run("sinfo", "-h", "-o", "%t%D").strip() != "idle3":
-            assert time.monotonic() < end, self.run("sinfo", "-N")
-            time.sleep(0.2)
-
-    def run(self, *command: str, check: bool = True, **more: str) -> str:
-        ran = subprocess.run(command, cwd=ROOT, env=self.environment | more, capture_output=True, text=True)
-        assert ran.returncode == 0 or not check, ran.stderr
-        return ran.stdout + ran.stderr
 
 
 class Job:
@@ -116,19 +80,6 @@ class Job:
         """Strategy, and processes by node, of every start."""
         starts = [json.loads(line) for line in (self.root / stage / "starts.jsonl").read_text().splitlines()]
         return [(start["strategy"]["strategy"], start["nodes"]) for start in starts]
-
-
-@pytest.fixture(scope="module")
-def lab():
-    folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))  # not pytest's own: munge wants folders that all can enter
-    folder.chmod(0o755)
-    lab = Lab(folder / "lab")
-    try:
-        lab.cluster("up", "3")
-        yield lab
-    finally:
-        lab.cluster("down")
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
