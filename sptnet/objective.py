@@ -128,10 +128,10 @@ def share_of(
             mine, fault = summed([mine / ranks, fault])
         of_unit = of_rows.flatten(0, 1) + of_columns.view_as(unit)
         gradients = torch.autograd.grad([unit, value], leaves, [of_unit, torch.ones_like(value)])
-    if not whole:
-        gradients = tuple(gradient / ranks for gradient in gradients)
+    of_projections, of_logits = (gradient if whole else gradient / ranks for gradient in gradients)
     faults = fault[0] + (~finite).sum()
-    return Share(GCDTerms(loss.weighted(*mine), *mine), gradients, faults, ~finite, told.sum(0), used.any(0))
+    terms = GCDTerms(loss.weighted(*mine), *mine)
+    return Share(terms, (of_projections, of_logits), faults, ~finite, told.sum(0), used.any(0))
 
 
 def _known(targets: Tensor, labelled: Tensor | None, place: int) -> Tensor:

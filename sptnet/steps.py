@@ -58,7 +58,8 @@ class Taken(NamedTuple):
     faulty: Tensor
 
 
-class Views(NamedTuple):
+@dataclass(frozen=True)
+class ViewsAt:
     """How many augmented views a step looks at: the model phase pairs the first with its own prompted copy.
 
     Small, since every loader worker gets a copy by pickle.
@@ -91,9 +92,9 @@ class Learner:
     _used: Tensor | None = field(default=None, init=False)
 
     @property
-    def views_at(self) -> Views:
+    def views_at(self) -> ViewsAt:
         """How many augmented views a step looks at."""
-        return Views(self.schedule, self.prompt is not None)
+        return ViewsAt(self.schedule, self.prompt is not None)
 
     def classes_used(self) -> int:
         """How many classes were predicted since the last call; waits for the device."""

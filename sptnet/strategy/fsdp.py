@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -43,7 +42,7 @@ class FSDPStrategy(TorchStrategy):
         self._optimizer = optimizer_of(model)
         # the optimizer sees this rank's shards as plain tensors: fused kernels know no DTensor of SGD, and of AdamW
         # only by a loop over parameters
-        self._shards = {p: p.detach().to_local() for p in model.parameters() if isinstance(p, DTensor)}
+        self._shards: dict[nn.Parameter, Tensor] = {p: _local(p.detach()) for p in model.parameters()}
         for group in self._optimizer.param_groups:
             group["params"] = [self._shards[p].requires_grad_() for p in group["params"]]
         make_momentum(self._optimizer, (self._shards[p] for _, p in super().trained()))
@@ -54,10 +53,11 @@ class FSDPStrategy(TorchStrategy):
         yield
 
     def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> None:
-        self.module.zero_grad()
+        for parameter in self._shards:  # the module's own parameters are whole between forward and backward
+            parameter.grad = None
         super().backward_model(losses)
         for parameter, shard in self._shards.items():
-            shard.grad = None if parameter.grad is None else cast(DTensor, parameter.grad).to_local()
+            shard.grad = None if parameter.grad is None else _local(parameter.grad)
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         self._reshard()
