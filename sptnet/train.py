@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from sptnet.build import build_data, build_loss, build_model, build_schedule
 from sptnet.config import Config, ConfigError, OptimizerConfig
@@ -168,7 +168,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     )  # fmt: skip
     cache = None if isinstance(chosen, str) else chosen
     if cache is not None:
-        make(cache, config, store, model, accelerator.device, stop.here)
+        make(cache, config, store, model, accelerator.device, stop.asked)
         if stop.on_any_rank(accelerator.device):
             raise StoppedError
     model.round_tokens = stored_type(config, model)

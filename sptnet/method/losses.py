@@ -115,11 +115,11 @@ def contrast(
     apart = similarity.scatter(1, itself[:, None], -torch.inf)
     nce = F.cross_entropy(apart / info_nce_temperature, (itself + batch) % (2 * batch), reduction="sum")
 
-    mine, all_ = slice(-first % columns.stride, None, columns.stride), slice(None, None, columns.stride)
-    ours, theirs = columns.targets[first : first + count][mine], columns.targets[all_]
+    mine, every = slice(-first % columns.stride, None, columns.stride), slice(None, None, columns.stride)
+    ours, theirs = columns.targets[first : first + count][mine], columns.targets[every]
     # [2n, 2B] -> [2, n, 2, B] -> the labelled slots -> [2n', 2B']
     similarity, apart = (
-        part.view(2, count, 2, batch)[:, mine, :, all_].flatten(2, 3).flatten(0, 1) / sup_con_temperature
+        part.view(2, count, 2, batch)[:, mine, :, every].flatten(2, 3).flatten(0, 1) / sup_con_temperature
         for part in (similarity, apart)
     )
     known = ours >= 0
