@@ -168,7 +168,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     )  # fmt: skip
     cache = None if isinstance(chosen, str) else chosen
     if cache is not None:
-        make(cache, config, store, model, accelerator.device, stop.asked)
+        make(cache, config, store, model, accelerator.device, stop.here)
         if stop.on_any_rank(accelerator.device):
             raise StoppedError
     model.round_tokens = stored_type(config, model)
@@ -251,7 +251,7 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     for batch, views, targets in on_device(batches, run.learner.strategy.device):
         done = batch.step + 1
         with naming_step(run.schedule.phase(batch.step), batch.step):
-            said = Said(stop.asked, run.replaced.told_where_met(batch))
+            said = Said(stop.here(), run.replaced.told_where_met(batch))
             taken = run.learner.step(batch.step, views, targets, None, said)
             run.throughput.step(taken.phase)
             following.follow(batch, taken, facts_of(run, batch))  # reads what the step before it did

@@ -56,9 +56,8 @@ class StopRequest:
                     os._exit(128 + number)
         os.close(self._reading)
 
-    @property
-    def asked(self) -> bool:
-        """Whether this process was asked to stop; other ranks may not know of it yet."""
+    def here(self) -> bool:
+        """Whether this process was asked to stop."""
         return self._asked is not None
 
     def ask(self) -> None:
@@ -68,7 +67,7 @@ class StopRequest:
     def on_any_rank(self, device: torch.device) -> bool:
         """Whether any rank was asked to stop; every rank gets the same answer, at the same step."""
         if not dist.is_initialized():
-            return self.asked
-        asked = torch.tensor(self.asked, dtype=torch.int32, device=device)
+            return self._asked is not None
+        asked = torch.tensor(self._asked is not None, dtype=torch.int32, device=device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         return bool(asked)
