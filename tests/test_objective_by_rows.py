@@ -15,7 +15,7 @@ from sptnet.method.schedule import Schedule
 from sptnet.objective import Said, share_of
 from sptnet.steps import ViewsAt
 
-BATCH, CLASSES, WIDTH, TEACHER = 12, 20, 4, 0.05
+BATCH, CLASSES, WIDTH, TEACHER = 6, 20, 4, 0.05
 LOSS = GCDLoss(0.35, 2.0, 0.1, 1.0, 0.07)
 
 
@@ -53,39 +53,35 @@ def labels(kind):
     return torch.arange(BATCH) % 2 == 0 if kind == "in turn" else torch.arange(BATCH) % 5 < 2
 
 
-def rank_of_a_world(rank, size, port, kind, block, whole, folder):
+def shares(rank, size, cases, folder):
+    """Write what this rank's share is, in every case (kind, largest block, whole)."""
+    for number, (kind, block, whole) in enumerate(cases):
+        objective.LARGEST_BLOCK = block
+        projections, logits, targets = batch()
+        share = BATCH // size
+        mine = torch.cat([torch.arange(rank * share, (rank + 1) * share) + v * BATCH for v in (0, 1)])
+        images = mine[:share]
+        labelled = None if kind == "in turn" else labels(kind)[images]
+        said = Said(rank == 0, rank)
+        told = share_of(LOSS, projections[mine], logits[mine], targets[images], labelled, TEACHER, said, whole)
+        torch.save((mine, tuple(told.terms), told.gradients, told.asked, told.used), folder / f"{number}-{rank}.pt")
+
+
+def rank_of_a_world(rank, size, port, cases, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    if size > 1:
-        dist.init_process_group("gloo", rank=rank, world_size=size)
-    objective.LARGEST_BLOCK = block
-    projections, logits, targets = batch()
-    share = BATCH // size
-    mine = torch.cat([torch.arange(rank * share, (rank + 1) * share) + v * BATCH for v in (0, 1)])
-    images = mine[:share]
-    labelled = None if kind == "in turn" else labels(kind)[images]
-    told = share_of(
-        LOSS, projections[mine], logits[mine], targets[images], labelled, TEACHER, Said(rank == 0, rank), whole
-    )
-    torch.save((mine, tuple(told.terms), told.gradients, told.asked, told.used), folder / f"{rank}.pt")
-    if size > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    shares(rank, size, cases, folder)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", ["in turn", "any"])
-@pytest.mark.parametrize(("size", "block"), [(1, 2**24), (1, 50), (4, 50)])
-def test_value_and_gradient_are_those_of_the_whole_batch(tmp_path, free_port, kind, size, block):
-    if size == 1:
-        rank_of_a_world(0, 1, 0, kind, block, True, tmp_path)
-        objective.LARGEST_BLOCK = 2**24
-    else:
-        torch.multiprocessing.spawn(rank_of_a_world, (size, free_port, kind, block, True, tmp_path), size)
+def assert_the_whole_batchs(folder, number, size, kind):
     projections, logits, targets = (t.requires_grad_(t.is_floating_point()) for t in batch())
     wanted = textbook(projections, logits, targets, labels(kind))
     gradients = torch.autograd.grad(wanted[0], [projections, logits])
     for rank in range(size):
-        mine, terms, found, asked, used = torch.load(tmp_path / f"{rank}.pt")
+        mine, terms, found, asked, used = torch.load(folder / f"{number}-{rank}.pt")
         torch.testing.assert_close(torch.stack(terms), wanted, rtol=1e-12, atol=1e-12)
         for gradient, whole in zip(found, gradients, strict=True):
             torch.testing.assert_close(gradient, whole[mine], rtol=1e-12, atol=1e-12)
@@ -93,18 +89,34 @@ def test_value_and_gradient_are_those_of_the_whole_batch(tmp_path, free_port, ki
         assert used.nonzero().flatten().tolist() == logits.argmax(1).unique().tolist()
 
 
-def test_local_scope_is_the_mean_of_every_ranks_own(tmp_path, free_port):
-    torch.multiprocessing.spawn(rank_of_a_world, (2, free_port, "in turn", 2**24, False, tmp_path), 2)
+def assert_the_mean_of_every_ranks_own(folder, number, size):
     projections, logits, targets = batch()
     own = []
-    for rank in range(2):
-        mine, terms, gradients, _, _ = torch.load(tmp_path / f"{rank}.pt")
+    for rank in range(size):
+        mine, terms, gradients, _, _ = torch.load(folder / f"{number}-{rank}.pt")
         leaves = [t[mine].requires_grad_() for t in (projections, logits)]
-        images = mine[: BATCH // 2]
+        images = mine[: BATCH // size]
         own.append(textbook(*leaves, targets[images], labels("in turn")[images]))
-        for found, wanted in zip(gradients, torch.autograd.grad(own[-1][0] / 2, leaves), strict=True):
+        for found, wanted in zip(gradients, torch.autograd.grad(own[-1][0] / size, leaves), strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.stack(terms), (own[0] + own[1]) / 2, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.stack(terms), torch.stack(own).mean(0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["in turn", "any"])
+@pytest.mark.parametrize("block", [2**24, 50])
+def test_on_one_rank_it_is_that_of_the_whole_batch(tmp_path, monkeypatch, kind, block):
+    monkeypatch.setattr(objective, "LARGEST_BLOCK", block)
+    shares(0, 1, [(kind, block, True)], tmp_path)
+    assert_the_whole_batchs(tmp_path, 0, 1, kind)
+
+
+def test_on_two_ranks_it_is_that_of_the_whole_batch_or_the_mean_of_their_own(tmp_path, free_port):
+    """Three images a rank: every other slice begins with an unlabelled slot."""
+    cases = [("in turn", 2**24, True), ("in turn", 50, True), ("any", 50, True), ("in turn", 2**24, False)]
+    torch.multiprocessing.spawn(rank_of_a_world, (2, free_port, cases, tmp_path), 2)
+    for number, (kind, _, _) in enumerate(cases[:3]):
+        assert_the_whole_batchs(tmp_path, number, 2, kind)
+    assert_the_mean_of_every_ranks_own(tmp_path, 3, 2)
 
 
 def test_what_loader_workers_are_sent_is_small():

@@ -22,11 +22,13 @@ class Strategy(ABC):
 
     Attributes:
         module: the model whose parameters are trained; what the prompt phase and the evaluation call.
+        sharded: whether a rank holds a part only of what is trained, or of its optimizer's state.
         launch: strategy, world size and precision, as checked.
         _wrapped: what the model phase calls; it holds `module`, or is it.
         _optimizer: whose parameter groups hold the learning rate.
     """
 
+    sharded = False
     module: PromptedViT
     _wrapped: nn.Module
     _optimizer: torch.optim.Optimizer
@@ -155,13 +157,7 @@ class Strategy(ABC):
 
 
 class TorchStrategy(Strategy):
-    """What strategies share whose optimizer is torch's own, in this process.
-
-    Attributes:
-        sharded: whether a rank sees gradients that the others do not.
-    """
-
-    sharded = False
+    """What strategies share whose optimizer is torch's own, in this process."""
 
     def __init__(self, accelerator: Accelerator, launch: LaunchSettings):
         super().__init__(accelerator, launch)

@@ -35,8 +35,10 @@ class FSDPStrategy(TorchStrategy):
         super().__init__(accelerator, launch)
         mesh = _mesh(self.device.type, launch)
         model.to(self.device)
+        last = model.backbone.blocks[-1]
         for block in model.backbone.blocks:
-            fully_shard(block, mesh=mesh)
+            # the last block's backward pass follows its forward pass at once: its weights are gathered once
+            fully_shard(block, mesh=mesh, reshard_after_forward=block is not last)
         fully_shard(model, mesh=mesh)
         self.module = self._wrapped = model
         self._optimizer = optimizer_of(model)

@@ -21,6 +21,8 @@ class ZeroStrategy(Strategy):
     engine's own forward would break it (IndexError under ZeRO-1 and 2, wrong gradients under ZeRO-3).
     """
 
+    sharded = True
+
     def __init__(
         self,
         accelerator: Accelerator,
