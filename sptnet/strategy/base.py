@@ -189,7 +189,7 @@ class TorchStrategy(Strategy):
             (found,) = self._scaler._found_inf_per_device(self._optimizer).values()
         else:
             found = not_finite(self._gradients())
-        found.copy_(torch.maximum(found, faults))
+        found.copy_(torch.maximum(found, faults).clamp(max=1.0))  # the kernels compare it with 1
         if self.sharded:
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
         if self._scaler.is_enabled():
