@@ -1,5 +1,6 @@
 """From a configuration to the parts of a run: order, schedule, model, prompt, loss."""
 
+import os
 from itertools import zip_longest
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from sptnet.run.model_file import has_model, how_far, load_model
 
 
 def build_store(config: Config) -> Store:
-    """The dataset, local or remote; raises DatasetError."""
-    return open_store(config.data.root, **config.data.remote.model_dump())
+    """The dataset, local or remote; raises DatasetError, where files are missing on a node's first process only."""
+    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    return open_store(config.data.root, **config.data.remote.model_dump(), look=first)
 
 
 def build_data(config: Config) -> tuple[Store, BatchOrder]:

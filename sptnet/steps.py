@@ -1,12 +1,17 @@
 """The two steps that SPTNet alternates (ICLR 2024, section 3.3, algorithm 1), and SimGCD's single one.
 
-A step's loss is that of the global batch. With `micro_batches` the outputs come first, without a graph; the loss gives
-their gradient; then every piece is computed again with a graph and takes its share of it: the same gradient, of less
-memory and one more forward pass.
+A step's loss is that of the global batch: the outputs come first, the objective gives their gradient, and that goes
+back through the network (sptnet/objective.py). With `micro_batches` the outputs come without a graph, and every piece
+is computed again with one: the same gradient, of less memory and one more forward pass.
+
+The host waits for nothing. Whether a step is finite is found on the device, which leaves everything as it was where it
+is not; the host is told with `Taken.flags`, a step later.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,25 +19,57 @@ from torch import Tensor
 from sptnet.method.losses import GCDLoss, GCDTerms
 from sptnet.method.model import Outputs
 from sptnet.method.prompts import Prompt
-from sptnet.method.schedule import Schedule
-from sptnet.strategy.base import Strategy
-from sptnet.strategy.collectives import gather_views, gather_with_local_graph, world_size
+from sptnet.method.schedule import Phase, Schedule
+from sptnet.objective import NOTHING, Said, Share, share_of
+from sptnet.strategy.base import Strategy, left_out_where, not_finite
+from sptnet.strategy.collectives import summed
 
 Forward = Callable[[Tensor], Outputs]  # [V, b, 3, H, W] -> outputs of 2b images, view-major
 PROJECTIONS, LOGITS = 1, 2  # fields of Outputs
 HALVES = 2  # of a batch's outputs: two views, or an image and its prompted copy
 
 
-class NonFiniteStep(ArithmeticError):
-    """A loss or gradient that is not finite; raised on all ranks before it touches anything.
+class Flags(NamedTuple):
+    """What the device found of a step; numbers, not 0 where it is so.
 
-    Attributes:
-        ranks: where outputs were not finite already; empty if it was the loss or the gradient only.
+    faults: outputs or a term are not finite. left_out: nothing was changed, for a gradient that is not finite too.
+    stop: ranks that were asked to stop. replaced: damaged samples that ranks replaced.
     """
 
-    def __init__(self, phase: str, step: int, ranks: list[int]):
-        super().__init__(f"not finite in the {phase} phase at step {step}")
-        self.phase, self.step, self.ranks = phase, step, ranks
+    faults: float
+    left_out: float
+    stop: float
+    replaced: float
+
+
+class Taken(NamedTuple):
+    """A step that is on its way; tensors are on the device, and reading them waits for it.
+
+    Attributes:
+        terms: of the global batch, detached; nan where the step was left out.
+        flags: the fields of `Flags`, the same on every rank.
+        faulty: [R] bool, the ranks whose outputs are not finite.
+    """
+
+    step: int
+    phase: Phase
+    terms: GCDTerms
+    flags: Tensor
+    faulty: Tensor
+
+
+@dataclass(frozen=True)
+class ViewsAt:
+    """How many augmented views a step looks at: the model phase pairs the first with its own prompted copy.
+
+    Small, since every loader worker gets a copy by pickle.
+    """
+
+    schedule: Schedule
+    prompted: bool
+
+    def __call__(self, step: int) -> int:
+        return 1 if self.prompted and self.schedule.phase(step) == "model" else 2
 
 
 @dataclass
@@ -54,33 +91,38 @@ class Learner:
     micro_batches: int = 1
     _used: Tensor | None = field(default=None, init=False)
 
-    def views_at(self, step: int) -> int:
-        """How many augmented views a step looks at: the model phase pairs the first with its own prompted copy."""
-        return 1 if self.prompt is not None and self.schedule.phase(step) == "model" else 2
+    @property
+    def views_at(self) -> ViewsAt:
+        """How many augmented views a step looks at."""
+        return ViewsAt(self.schedule, self.prompt is not None)
 
     def classes_used(self) -> int:
-        """How many classes were predicted since the last call, of the images that this rank's loss looked at."""
+        """How many classes were predicted since the last call; waits for the device."""
         used, self._used = self._used, None
         return 0 if used is None else int(used.sum())
 
-    def step(self, step: int, views: Tensor, targets: Tensor, labelled: Tensor) -> GCDTerms:
-        """Take global step `step`.
+    def step(self, step: int, views: Tensor, targets: Tensor, labelled: Tensor | None, said: Said = NOTHING) -> Taken:
+        """Take global step `step`, or, where it is not finite, leave weights, prompts and momentum as they were.
 
         Args:
             views: float [V, b, 3, H, W], normalised, this rank's slice of the global batch.
-            targets, labelled: [b].
-
-        Returns:
-            The terms of the global batch, detached, the same on every rank.
-
-        Raises:
-            NonFiniteStep: on all ranks, with weights, prompts and momentum as they were.
+            targets: [b].
+            labelled: [b] bool; None: every other image of the global batch, as the data order deals them.
+            said: what the other ranks are to know.
         """
+        pieces = views.chunk(self.micro_batches, dim=1)
         if self.schedule.phase(step) == "prompt":
-            return self._prompt_step(step, views, targets, labelled)
-        return self._model_step(step, views, targets, labelled)
+            share, left_out = self._prompt_step(step, pieces, targets, labelled, said)
+        else:
+            share, left_out = self._model_step(step, pieces, targets, labelled, said)
+        self._used = share.used if self._used is None else self._used | share.used
+        terms = torch.where(left_out > 0, torch.nan, torch.stack(list(share.terms)))
+        flags = torch.cat([torch.stack([share.faults, left_out]), share.asked]).float()
+        return Taken(step, self.schedule.phase(step), GCDTerms(*terms.unbind()), flags, share.faulty)
 
-    def _prompt_step(self, step: int, views: Tensor, targets: Tensor, labelled: Tensor) -> GCDTerms:
+    def _prompt_step(
+        self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said
+    ) -> tuple[Share, Tensor]:
         assert self.prompt is not None
         assert self.prompt_optimizer is not None
         prompt, parameters = self.prompt, list(self.prompt.parameters())
@@ -88,22 +130,25 @@ class Learner:
         def forward(piece: Tensor) -> Outputs:
             return self.strategy.forward_prompt_phase(piece.flatten(0, 1), prompt())
 
-        terms, outputs, losses = self._losses(step, forward, views, targets, labelled)
+        share, losses = self._losses(step, forward, pieces, targets, labelled, said)
         scale = self.strategy.prompt_loss_scale
         gradients = [torch.zeros_like(parameter) for parameter in parameters]
         for loss in losses:
             for total, part in zip(gradients, torch.autograd.grad(loss() * scale, parameters), strict=True):
                 total += part / scale
-        gradients = self.strategy.sum_over_ranks(gradients)
-        self._check(step, [terms.total, *gradients], outputs)
+        gradients = summed(gradients)
+        left_out = torch.maximum(not_finite(gradients), share.faults)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         for group in self.prompt_optimizer.param_groups:
             group["lr"] = self.schedule.prompt_lr_at(step)
-        self.prompt_optimizer.step()
-        return self._reported(terms)
+        with left_out_where(left_out, self.prompt_optimizer):
+            self.prompt_optimizer.step()
+        return share, left_out
 
-    def _model_step(self, step: int, views: Tensor, targets: Tensor, labelled: Tensor) -> GCDTerms:
+    def _model_step(
+        self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said
+    ) -> tuple[Share, Tensor]:
         prompt = None if self.prompt is None else self.prompt().detach()
 
         def forward(piece: Tensor) -> Outputs:
@@ -111,72 +156,44 @@ class Learner:
                 return self.strategy.forward_model_phase(piece.flatten(0, 1), None, with_clean=False)
             return self.strategy.forward_model_phase(piece[0], prompt, with_clean=True)
 
-        terms, outputs, losses = self._losses(step, forward, views, targets, labelled)
-        self._check(step, [terms.total], outputs)
-        gradients = self.strategy.backward_model(losses)
-        try:
-            self._check(step, gradients, outputs)
-        except NonFiniteStep:
-            self.strategy.forget_gradients()
-            raise
-        self.strategy.step_model(self.schedule.model_lr_at(step))
-        return self._reported(terms)
+        share, losses = self._losses(step, forward, pieces, targets, labelled, said)
+        self.strategy.backward_model(losses)
+        return share, self.strategy.step_model(self.schedule.model_lr_at(step), share.faults)
 
     def _losses(
-        self, step: int, forward: Forward, views: Tensor, targets: Tensor, labelled: Tensor
-    ) -> tuple[GCDTerms, Outputs, Sequence[Callable[[], Tensor]]]:
-        """The terms, the outputs, and functions whose results, one after the other, carry the graph of the loss."""
-        if self.micro_batches == 1:
-            outputs = forward(views)
-            terms = self._objective(step, outputs.projections, outputs.logits, targets, labelled)
-            return terms, outputs, [lambda: terms.total]
-        pieces = views.chunk(self.micro_batches, dim=1)
-        with torch.no_grad():
+        self,
+        step: int,
+        forward: Forward,
+        pieces: Sequence[Tensor],
+        targets: Tensor,
+        labelled: Tensor | None,
+        said: Said,
+    ) -> tuple[Share, Sequence[Callable[[], Tensor]]]:
+        """This rank's share, and functions whose results, one after the other, lead its gradient into the network."""
+        whole = len(pieces) == 1
+        with torch.set_grad_enabled(whole):
             parts = [forward(piece) for piece in pieces]
-        projections, logits = (
-            _side_by_side([part[i] for part in parts]).requires_grad_() for i in (PROJECTIONS, LOGITS)
-        )
-        terms = self._objective(step, projections, logits, targets, labelled)
+        projections, logits = (_side_by_side([part[i] for part in parts]) for i in (PROJECTIONS, LOGITS))
+        share = share_of(
+            self.loss, projections, logits, targets, labelled, self.schedule.teacher_temperature_at(step), said,
+            self.global_loss,
+        )  # fmt: skip
+        if whole:
+            return share, [partial(_led_back, parts[0], share.gradients)]
         sizes = [piece.shape[1] for piece in pieces]
-        gradients = torch.autograd.grad(terms.total, [projections, logits])
         # [2 * b, ...] view-major -> pieces [2, p, ...] -> [2 * p, ...] view-major
-        split = [g.unflatten(0, (HALVES, -1)).split(sizes, 1) for g in gradients]
-        shares = [[part.flatten(0, 1) for part in share] for share in zip(*split, strict=True)]
-        outputs = Outputs(_side_by_side([part.features for part in parts]), projections, logits)
+        split = [g.unflatten(0, (HALVES, -1)).split(sizes, 1) for g in share.gradients]
+        shares = [[part.flatten(0, 1) for part in of_piece] for of_piece in zip(*split, strict=True)]
+        return share, [lambda p=p, s=s: _led_back(forward(p), s) for p, s in zip(pieces, shares, strict=True)]
 
-        def surrogate(piece: Tensor, share: Sequence[Tensor]) -> Tensor:
-            again = forward(piece)
-            return (again.projections * share[0]).sum() + (again.logits * share[1]).sum()
 
-        return terms, outputs, [lambda p=p, s=s: surrogate(p, s) for p, s in zip(pieces, shares, strict=True)]
-
-    def _objective(self, step: int, projections: Tensor, logits: Tensor, targets: Tensor, labelled: Tensor) -> GCDTerms:
-        """The objective, scaled such that the *sum* of the ranks' gradients is the gradient of the whole."""
-        if self.global_loss:
-            projections, logits = gather_views(projections), gather_views(logits)
-            targets, labelled = gather_views(targets, views=1), gather_views(labelled, views=1)
-        if self._used is None:
-            self._used = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-        self._used.index_fill_(0, logits.detach().argmax(1), True)
-        terms = self.loss(projections, logits, targets, labelled, self.schedule.teacher_temperature_at(step))
-        return terms if self.global_loss else GCDTerms(*(term / world_size() for term in terms))
-
-    @torch.no_grad()
-    def _check(self, step: int, tensors: Sequence[Tensor], outputs: Outputs) -> None:
-        if not tensors:
-            return  # a loss scaler looks at the gradients
-        bad = [~torch.isfinite(tensor).all() for tensor in tensors]
-        if not gather_with_local_graph(torch.stack(bad).any()[None]).any():
-            return
-        local = ~(torch.isfinite(outputs.projections).all() & torch.isfinite(outputs.logits).all())
-        ranks = gather_with_local_graph(local[None]).flatten().nonzero().flatten().tolist()
-        raise NonFiniteStep(self.schedule.phase(step), step, ranks)
-
-    def _reported(self, terms: GCDTerms) -> GCDTerms:
-        detached = [term.detach() for term in terms]
-        return GCDTerms(*(detached if self.global_loss else self.strategy.sum_over_ranks(detached)))
+def _led_back(outputs: Outputs, gradients: Sequence[Tensor]) -> Tensor:
+    """A scalar whose gradient by the outputs is `gradients`."""
+    return (outputs.projections * gradients[0]).sum() + (outputs.logits * gradients[1]).sum()
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Outputs of pieces, [2 * p, ...] view-major each -> of all of them, [2 * b, ...] view-major."""
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat([part.unflatten(0, (HALVES, -1)) for part in parts], 1).flatten(0, 1)

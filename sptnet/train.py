@@ -14,20 +14,21 @@ from torch import nn
 
 from sptnet.build import build_data, build_loss, build_model, build_schedule
 from sptnet.config import Config, ConfigError, OptimizerConfig
-from sptnet.data.augment import normalise
 from sptnet.data.batches import Batch
 from sptnet.data.loader import train_batches
 from sptnet.data.manifest import Kind
+from sptnet.data.on_device import on_device
 from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store
 from sptnet.data.tokens import DamagedTokensError, Tokens
 from sptnet.evaluate import evaluate, save_evaluation
-from sptnet.method.losses import GCDTerms
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
+from sptnet.objective import Said
 from sptnet.run.checkpoint import CheckpointError, is_of_run, remove_from
 from sptnet.run.folder import check_unfinished, mark_finished, open_run
+from sptnet.run.following import Following
 from sptnet.run.lock import RunLock
 from sptnet.run.metrics_log import MetricsLog
 from sptnet.run.model_file import ModelFacts, save_model
@@ -40,7 +41,7 @@ from sptnet.run.throughput import Throughput, matmul_peak, work_of_steps
 from sptnet.run.tolerance import NonFiniteGuard, ReplacedSamples
 from sptnet.run.trackers import Trackers, named_trackers
 from sptnet.steps import Learner
-from sptnet.strategy.base import DTYPES, parameter_groups
+from sptnet.strategy.base import DTYPES, make_momentum, parameter_groups
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import LaunchSettings, connect, record_collectives
 from sptnet.strategy.create import create_strategy
@@ -180,7 +181,8 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
         config, store, order, schedule, learner,
         saver=Saver(config, learner, numbers, backbone),
         throughput=Throughput(config.data.batch_size, launch.world_size, accelerator.device, work, peak),
-        replaced=ReplacedSamples(config.data.tolerate_bad_samples), guard=NonFiniteGuard(config),
+        replaced=ReplacedSamples(config.data.tolerate_bad_samples),
+        guard=NonFiniteGuard(config, scaled=launch.precision == "fp16"),
         start=0, continues=continues, lock=lock, cache=cache,
     )  # fmt: skip
     if run.continues is not None:
@@ -219,34 +221,43 @@ def assemble(
     prompt_optimizer = None
     if prompt is not None:
         prompt.to(accelerator.device)
-        prompt_optimizer = torch.optim.SGD(prompt.parameters(), lr=config.prompts.lr, momentum=config.prompts.momentum)
+        prompt_optimizer = torch.optim.SGD(
+            prompt.parameters(), lr=config.prompts.lr, momentum=config.prompts.momentum, fused=True
+        )
+        make_momentum(prompt_optimizer, prompt.parameters())
     whole, pieces = config.loss.scope == "global", config.memory.micro_batches
     return Learner(strategy, build_loss(config), schedule, prompt, prompt_optimizer, whole, pieces)
 
 
 def build_optimizer(spec: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of blocks and head; parameters that are not trained are not in it."""
+    """The optimizer of blocks and head; parameters that are not trained are not in it.
+
+    Fused: one kernel for all parameters, which leaves out a step without the host's knowledge.
+    """
     groups = parameter_groups(model, spec.weight_decay)
     if spec.name == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum)
-    return torch.optim.AdamW(groups, lr=spec.lr)
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=spec.lr, fused=True)
 
 
 def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     """Take the steps that are left, or those until asked to stop; returns whether the run is finished."""
     config, total, done = run.config, run.schedule.total_steps, run.start
+    following = Following(run.guard, run.replaced, log)
     # asked to stop, or killed, before it was evaluated: a checkpoint comes first
     stopped = run.evaluation_is_due(done) and not evaluate_now(run, log, done, stop)
     run.throughput.restart()
-    batches = OneAhead(iter(()) if stopped else run.batches(), stop)
-    for batch in batches:
+    batches = TwoAhead(iter(()) if stopped else run.batches(), stop)
+    for batch, views, targets in on_device(batches, run.learner.strategy.device):
         done = batch.step + 1
         with naming_step(run.schedule.phase(batch.step), batch.step):
-            terms = take_step(run, batch)
-            run.throughput.step(run.schedule.phase(batch.step))
-            log.step(facts_of(run, batch), terms)
-            stopped, due = stop.on_any_rank(run.learner.strategy.device), run.evaluation_is_due(done)
+            said = Said(stop.here(), run.replaced.told_where_met(batch))
+            taken = run.learner.step(batch.step, views, targets, None, said)
+            run.throughput.step(taken.phase)
+            following.follow(batch, taken, facts_of(run, batch))  # reads what the step before it did
+            stopped, due = following.stop, run.evaluation_is_due(done)
             if stopped or due or done % config.checkpoint.every == 0:
+                following.catch_up()
                 log.flush(durable=True)  # what is told of the steps before a checkpoint is on disk when it is
                 run.saver.save(done, {"bad_samples": run.replaced.total, "skipped_steps": run.guard.skipped})
             if due and not stopped:
@@ -265,8 +276,11 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     return not stopped
 
 
-class OneAhead:
-    """Batches, the next of which is read before a step is taken: damaged tokens stop all ranks with a checkpoint.
+class TwoAhead:
+    """Batches, the next two of which are read before a step is taken.
+
+    Damaged tokens stop all ranks with a checkpoint: the others learn of it when the step after the next is launched,
+    which this rank must be able to take.
 
     Attributes:
         damage: what was met; it is of this rank only.
@@ -277,26 +291,20 @@ class OneAhead:
         self.damage: DamagedTokensError | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        following = self._next()
-        while following is not None:
-            batch, following = following, self._next()
+        ahead = [self._next(), self._next()]
+        while (batch := ahead.pop(0)) is not None:
+            ahead.append(self._next())
             yield batch
 
     def _next(self) -> Batch | None:
+        if self.damage is not None:
+            return None
         try:
             return next(self._batches, None)
         except DamagedTokensError as error:
             self.damage = error
             self._stop.ask()
             return None
-
-
-def take_step(run: Run, batch: Batch) -> GCDTerms | None:
-    """One step on the device; its terms, or None if it was left out."""
-    pieces = (batch.views, batch.targets, batch.labelled)
-    views, targets, labelled = (piece.to(run.learner.strategy.device, non_blocking=True) for piece in pieces)
-    views = views.float() if views.is_floating_point() else normalise(views)
-    return run.guard.step(run.learner, batch, views, targets, labelled)
 
 
 def facts_of(run: Run, batch: Batch) -> dict[str, Any]:
@@ -306,7 +314,7 @@ def facts_of(run: Run, batch: Batch) -> dict[str, Any]:
     rates = {"model_lr": schedule.model_lr_at(step)}
     if run.learner.prompt is not None:
         rates["prompt_lr"] = schedule.prompt_lr_at(step)
-    return facts | rates | run.replaced.in_step(batch) | run.guard.told()
+    return facts | rates
 
 
 def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> bool:

@@ -5,6 +5,7 @@ share, the resize, is done once (`prepare`).
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -83,7 +84,14 @@ def eval_view(name: AugmentName, image: Tensor, size: int) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 [..., 3, H, W] -> float32 with ImageNet's mean and deviation, on the images' device."""
-    mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = _statistics(images.device)
     # from channels last, as the loader sends them: three passes over rows of three numbers would be slow on a CPU
     pixels = images.contiguous().float()
     return pixels.mul_(1 / (255 * std)).sub_(mean / std)
+
+
+@cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, [3, 1, 1] each; copied to a device once, since the copy is waited for."""
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+    return mean, std

@@ -229,8 +229,11 @@ def _schema_of(text: bytes) -> Any:
     return raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
 
 
-def read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Path, look: bool = True) -> Manifest:
     """Read and check `manifest.json` and that all files it names are there with their sizes.
+
+    Args:
+        look: for the files; one process of a node is enough, and a look at 10^6 of them on a shared disk takes minutes.
 
     Raises:
         DatasetError: no dataset, another schema, a malformed entry, or a missing or resized shard.
@@ -244,8 +247,9 @@ def read_manifest(root: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
-    for shard in manifest.shards:
-        _check_files(root, shard)
+    if look:
+        for shard in manifest.shards:
+            _check_files(root, shard)
     return manifest
 
 

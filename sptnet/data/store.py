@@ -60,9 +60,9 @@ class LocalStore:
 
     remote = False
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, look: bool = True):
         self.root = root
-        self.manifest = read_manifest(root)
+        self.manifest = read_manifest(root, look)
 
     def where(self, file: str) -> str:
         return str(self.root / file)
@@ -136,7 +136,14 @@ class RemoteStore:
 
 
 def open_store(
-    root: str, *, cache: str, cache_gb: float, attempts: int, timeout_s: float, options: dict[str, Any]
+    root: str,
+    *,
+    cache: str,
+    cache_gb: float,
+    attempts: int,
+    timeout_s: float,
+    options: dict[str, Any],
+    look: bool = True,
 ) -> Store:
     """The dataset at a path or fsspec URL.
 
@@ -145,12 +152,13 @@ def open_store(
         cache, cache_gb: folder on the node for fetched shards, and how much it may hold (10^9 bytes).
         attempts, timeout_s: how often a fetch is tried, and how long it may go without a byte.
         options: further arguments of the fsspec filesystem.
+        look: whether all files of a folder are there, with their sizes.
 
     Raises:
         DatasetError: no dataset there, or one that cannot be read.
     """
     if not is_url(root):
-        return LocalStore(Path(root))
+        return LocalStore(Path(root), look)
     if "\0" in cache:
         raise DatasetError(f"the cache {cache!a} has a NUL in its path, which no path can have")
     return RemoteStore(Remote(root, attempts, timeout_s, options), NodeCache(Path(cache), int(cache_gb * 1e9)))

@@ -162,7 +162,7 @@ class Bench:
 
         def take(n: int) -> None:
             tokens = torch.randn(2, n, *row.shape, device=self.device).to(dtype).float()
-            learner.step(0, tokens, *_targets(n, self.device)).total.item()
+            learner.step(0, tokens, *_targets(n, self.device)).terms.total.item()
 
         return self._scaled(take, share), rows * image
 
@@ -172,7 +172,7 @@ class Bench:
         def take(n: int) -> None:
             views = torch.zeros(learner.views_at(step), n, 3, size, size, dtype=torch.uint8, device=self.device)
             views = normalise(views)
-            learner.step(step, views + torch.randn_like(views), *_targets(n, self.device)).total.item()
+            learner.step(step, views + torch.randn_like(views), *_targets(n, self.device)).terms.total.item()
 
         counts = sorted({max(1, min(SMALLEST, share) // 2), min(SMALLEST, share)})
         fewer, more = counts[0], counts[-1]

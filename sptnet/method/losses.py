@@ -2,8 +2,11 @@
 
     total = (1 - w) (distill + xi me_max) + w cls + (1 - w) info_nce + w sup_con
 
-It is a function of the *global* batch: whoever calls it has gathered the outputs of all ranks first. Everything is
-computed in float32 whatever the dtype of the inputs.
+It is a function of the *global* batch, written by rows: the terms of some of its images are sums that need, beside
+their own outputs, the projections of all images (`Columns`), and one [K] vector per part of the batch for me-max. The
+sums of all parts, divided by counts of the whole, are the objective; `GCDLoss.__call__` has one part, and
+sptnet/objective.py one per rank. Everything is computed in float32 (in float64 where the inputs are), whatever autocast
+says.
 """
 
 import math
@@ -12,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+UNLABELLED = -1  # the target of an image that no supervised term looks at
 
 
 class GCDTerms(NamedTuple):
@@ -25,49 +30,105 @@ class GCDTerms(NamedTuple):
     sup_con: Tensor
 
 
+class Columns(NamedTuple):
+    """What every row is compared with.
+
+    Attributes:
+        projections: [2B, D], unit length, the first views of the global batch, then the second ones.
+        targets: [B] int64, UNLABELLED where an image has no label.
+        stride: labelled are none but images 0, stride, 2 stride, ... of the global batch: a slice instead of a mask.
+    """
+
+    projections: Tensor
+    targets: Tensor
+    stride: int
+
+    def labelled_rows(self) -> Tensor:
+        """How many outputs of the batch are of labelled images, a scalar, 1 where there are none."""
+        return (2 * (self.targets >= 0).sum()).clamp(min=1)
+
+
+def widened(outputs: Tensor) -> Tensor:
+    """In float32; float64 stays."""
+    return outputs if outputs.dtype == torch.float64 else outputs.float()
+
+
 def self_distillation(logits: Tensor, student_temperature: float, teacher_temperature: float) -> Tensor:
-    """Cross-entropy of each view against the sharpened, detached prediction of the other. logits: [2B, K]."""
+    """Cross-entropy of each view against the sharpened, detached prediction of the other, summed. logits: [2n, K]."""
     student = F.log_softmax(logits / student_temperature, dim=1).chunk(2)
     teacher = F.softmax(logits.detach() / teacher_temperature, dim=1).chunk(2)
-    crossed = [-(teacher[1 - view] * student[view]).sum(1).mean() for view in (0, 1)]
-    return (crossed[0] + crossed[1]) / 2
+    crossed = [-(teacher[1 - view] * student[view]).sum() for view in (0, 1)]
+    return crossed[0] + crossed[1]
+
+
+def log_sum_of_predictions(logits: Tensor, student_temperature: float) -> Tensor:
+    """Log of the sum of the predictions, [K]: all that me-max needs of logits [n, K]."""
+    return torch.logsumexp(F.log_softmax(logits / student_temperature, dim=1), dim=0)
+
+
+def entropy_gap(log_sums: Tensor, count: int) -> Tensor:
+    """Give log K minus the entropy of the mean prediction, >= 0 and 0 where all classes are used alike.
+
+    In log space: the textbook sum of p log p has infinite gradients where a class's mean prediction underflows.
+
+    Args:
+        log_sums: [parts, K], see `log_sum_of_predictions`.
+        count: predictions of all parts together.
+    """
+    log_mean = torch.logsumexp(log_sums, dim=0) - math.log(count)
+    return (log_mean.exp() * log_mean).sum() + math.log(log_sums.shape[1])
 
 
 def mean_entropy_gap(logits: Tensor, student_temperature: float) -> Tensor:
-    """Give log K minus the entropy of the mean prediction, >= 0 and 0 where all classes are used alike. logits: [N, K].
+    """`entropy_gap` of logits [N, K] that are all there."""
+    return entropy_gap(log_sum_of_predictions(logits, student_temperature)[None], len(logits))
 
-    In log space: the textbook sum of p log p has infinite gradients where a class's mean prediction underflows.
+
+def classification(logits: Tensor, targets: Tensor, first: int, stride: int, student_temperature: float) -> Tensor:
+    """Cross-entropy of the labelled, summed.
+
+    Args:
+        logits: [2n, K] of images first, first + 1, ... of the global batch.
+        targets: [n], UNLABELLED where there is no label.
+        first, stride: labelled are none but the multiples of `stride` of the global batch.
     """
-    log_predictions = F.log_softmax(logits / student_temperature, dim=1)
-    log_mean = torch.logsumexp(log_predictions, dim=0) - math.log(len(logits))
-    return (log_mean.exp() * log_mean).sum() + math.log(logits.shape[1])
+    mine = slice(-first % stride, None, stride)
+    told = logits.unflatten(0, (2, -1))[:, mine].flatten(0, 1) / student_temperature
+    return F.cross_entropy(told, targets[mine].repeat(2), ignore_index=UNLABELLED, reduction="sum")
 
 
-def info_nce(projections: Tensor, temperature: float) -> Tensor:
-    """Contrast every view against all others of the batch, its other view being the positive.
+def contrast(
+    rows: Tensor, first: int, columns: Columns, info_nce_temperature: float, sup_con_temperature: float
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE and SupCon (Khosla et al. 2020, L_out) of some images against all, summed over their rows.
 
-    projections: [2B, D], unit length.
+    InfoNCE contrasts every view with all others of the batch, its other view being the positive. SupCon is of labelled
+    images only; positives are all views of all samples of the same class.
+
+    Args:
+        rows: [2, n, D], both views of images first, first + 1, ... of the global batch, unit length.
     """
-    count = len(projections)
-    similarity = projections @ projections.T / temperature
-    itself = torch.eye(count, dtype=torch.bool, device=projections.device)
-    other_view = torch.arange(count, device=projections.device).roll(count // 2)
-    return F.cross_entropy(similarity.masked_fill(itself, -torch.inf), other_view)
+    count, batch = rows.shape[1], len(columns.targets)
+    similarity = rows.flatten(0, 1) @ columns.projections.T
+    image = torch.arange(first, first + count, device=rows.device)
+    itself = torch.cat([image, image + batch])
+    apart = similarity.scatter(1, itself[:, None], -torch.inf)
+    nce = F.cross_entropy(apart / info_nce_temperature, (itself + batch) % (2 * batch), reduction="sum")
 
-
-def supervised_contrastive(projections: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """SupCon (Khosla et al. 2020, L_out): positives are all views of all samples of the same class.
-
-    projections: [2n, D], unit length; targets: [n]. 0 for n = 0.
-    """
-    if len(targets) == 0:
-        return projections.sum() * 0.0
-    targets = targets.repeat(2)
-    itself = torch.eye(len(targets), dtype=torch.bool, device=projections.device)
-    similarity = projections @ projections.T / temperature
-    log_probability = similarity - torch.logsumexp(similarity.masked_fill(itself, -torch.inf), dim=1, keepdim=True)
-    positive = (targets[:, None] == targets[None, :]) & ~itself
-    return -((log_probability * positive).sum(1) / positive.sum(1)).mean()
+    mine, every = slice(-first % columns.stride, None, columns.stride), slice(None, None, columns.stride)
+    ours, theirs = columns.targets[first : first + count][mine], columns.targets[every]
+    # [2n, 2B] -> [2, n, 2, B] -> the labelled slots -> [2n', 2B']
+    similarity, apart = (
+        part.view(2, count, 2, batch)[:, mine, :, every].flatten(2, 3).flatten(0, 1) / sup_con_temperature
+        for part in (similarity, apart)
+    )
+    known = ours >= 0
+    same = ((ours[:, None] == theirs[None, :]) & known[:, None]).repeat(2, 2)
+    positive = same & (apart > -torch.inf)  # not itself
+    log_sum = torch.logsumexp(apart.masked_fill(~(theirs >= 0).repeat(2), -torch.inf), dim=1)
+    mean = (similarity * positive).sum(1) / positive.sum(1).clamp(min=1)
+    sup = torch.where(known.repeat(2), log_sum - mean, 0.0).sum()
+    return nce, sup
 
 
 class GCDLoss:
@@ -93,10 +154,19 @@ class GCDLoss:
         self.info_nce_temperature = info_nce_temperature
         self.sup_con_temperature = sup_con_temperature
 
+    def weighted(self, cls: Tensor, distill: Tensor, me_max: Tensor, info_nce: Tensor, sup_con: Tensor) -> Tensor:
+        """The objective of its terms; linear, so also a part's share of it."""
+        w = self.sup_weight
+        return (1 - w) * (distill + self.memax_weight * me_max) + w * cls + (1 - w) * info_nce + w * sup_con
+
+    def contrast(self, rows: Tensor, first: int, columns: Columns) -> tuple[Tensor, Tensor]:
+        """`contrast` at this objective's temperatures."""
+        return contrast(rows, first, columns, self.info_nce_temperature, self.sup_con_temperature)
+
     def __call__(
         self, projections: Tensor, logits: Tensor, targets: Tensor, labelled: Tensor, teacher_temperature: float
     ) -> GCDTerms:
-        """Compute the objective.
+        """Compute the objective of a batch that is all here.
 
         Args:
             projections: [2B, D], the first views of the batch, then the second ones.
@@ -115,19 +185,14 @@ class GCDLoss:
             )
         # autocast would run the similarity matrices in half precision even on float32 inputs
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float()
-            projections = F.normalize(projections.float(), dim=1)
-            both = labelled.repeat(2)
-            known = targets[labelled]
-            cls = (
-                F.cross_entropy(logits[both] / self.student_temperature, known.repeat(2))
-                if len(known)
-                else logits.sum() * 0.0
-            )
-            distill = self_distillation(logits, self.student_temperature, teacher_temperature)
+            logits = widened(logits)
+            unit = F.normalize(widened(projections), dim=1)
+            columns = Columns(unit, torch.where(labelled, targets, UNLABELLED), stride=1)
+            known = columns.labelled_rows()
+            cls = classification(logits, columns.targets, 0, 1, self.student_temperature) / known
+            distill = self_distillation(logits, self.student_temperature, teacher_temperature) / len(logits)
             me_max = mean_entropy_gap(logits, self.student_temperature)
-            nce = info_nce(projections, self.info_nce_temperature)
-            sup = supervised_contrastive(projections[both], known, self.sup_con_temperature)
-            w = self.sup_weight
-            total = (1 - w) * (distill + self.memax_weight * me_max) + w * cls + (1 - w) * nce + w * sup
+            nce, sup = self.contrast(unit.unflatten(0, (2, -1)), 0, columns)
+            nce, sup = nce / len(logits), sup / known
+            total = self.weighted(cls, distill, me_max, nce, sup)
         return GCDTerms(total, cls, distill, me_max, nce, sup)

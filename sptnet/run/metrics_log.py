@@ -46,7 +46,7 @@ class MetricsLog:
         self.start = start
         self.figures, self.trackers = figures, trackers
         self.console = Console(stderr=True, quiet=not active, soft_wrap=not sys.stderr.isatty())
-        self._pending: list[tuple[dict[str, Any], GCDTerms | None]] = []
+        self._pending: list[tuple[dict[str, Any], GCDTerms]] = []
         with writing(self.folder / LOG):
             self._lines = open(self.folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
         self._progress = Progress("", active, self.console, say=self._print)
@@ -83,8 +83,8 @@ class MetricsLog:
         self._print(table)
         self._note([f"{name}: {value}" for name, value in facts.items()])
 
-    def step(self, record: dict[str, Any], terms: GCDTerms | None) -> None:
-        """Note a step; `record` holds what is known without asking the device; terms: None if it was left out."""
+    def step(self, record: dict[str, Any], terms: GCDTerms) -> None:
+        """Note a step; `record` holds what is known without asking the device; nan stands for one that was left out."""
         if self.active:
             self._pending.append((record, terms))
             if len(self._pending) == self.every:
@@ -100,8 +100,7 @@ class MetricsLog:
             if durable and self.active:
                 self._append([], durable)
             return
-        left_out = [math.nan] * len(GCDTerms._fields)
-        losses = [torch.tensor(left_out) if terms is None else torch.stack(list(terms)) for _, terms in self._pending]
+        losses = [torch.stack(list(terms)) for _, terms in self._pending]
         values = [[v if math.isfinite(v) else None for v in row] for row in (t.tolist() for t in losses)]
         figures = self.figures()
         records = [

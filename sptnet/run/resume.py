@@ -1,6 +1,6 @@
 """Continue a run: from which checkpoint, whether its numbers are this run's, and what is put back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def agree_where_to_continue(config: Config) -> tuple[Path | None, RunLock | None
 def restore(
     path: Path, learner: Learner, numbers: dict[str, Any], backbone: dict[str, str], allow: Sequence[str]
 ) -> Facts:
-    """Put a checkpoint's state into a learner; every rank reads it.
+    """Put a checkpoint's state into a learner; rank 0 reads it and sends it to the others.
 
     Args:
         numbers, backbone: of this run, compared with the checkpoint's.
@@ -95,7 +95,7 @@ def restore(
     Raises:
         CheckpointError: a damaged checkpoint, or one whose run had other numbers; the message lists the differences.
     """
-    facts = read_facts(path)
+    facts, _ = _on_all_ranks(lambda: (read_facts(path), {}), learner.strategy.device)
     told = [f"{key} was {old!r}, is {new!r}" for key, old, new in _differences(facts.numbers, numbers, allow)]
     if facts.backbone["sha256"] != backbone["sha256"] and "backbone" not in allow:
         told.append(f"backbone was {facts.backbone['source']}, is {backbone['source']}, and their weights differ")
@@ -107,7 +107,7 @@ def restore(
             f"{path} is of a run with other numbers: {'; '.join(told)}. Name in resume.allow what may differ, or start "
             "anew with resume=none"
         )
-    tensors = read_tensors(path, facts)
+    _, tensors = _on_all_ranks(lambda: (facts, read_tensors(path, facts)), learner.strategy.device)
     try:
         learner.strategy.load_trained_state(tensors)
         if learner.prompt is not None:
@@ -121,6 +121,34 @@ def restore(
     except KeyError as error:
         raise CheckpointError(f"{path} has no tensor {error}: it is of another model") from None
     return facts
+
+
+def _on_all_ranks(
+    read: Callable[[], tuple[Facts, dict[str, torch.Tensor]]], device: torch.device
+) -> tuple[Facts, dict[str, torch.Tensor]]:
+    """What rank 0 reads of a checkpoint, on every rank: a file is opened once, however many ranks there are.
+
+    Raises:
+        CheckpointError: rank 0's, on all ranks.
+    """
+    told: list[Any] = [None, None, None]  # facts, names with shapes and types, or what is wrong
+    tensors: dict[str, torch.Tensor] = {}
+    if rank() == 0:
+        try:
+            facts, tensors = read()
+            told = [facts, [(name, t.shape, t.dtype) for name, t in tensors.items()], None]
+        except CheckpointError as error:
+            told[2] = str(error)
+    if dist.is_initialized():
+        dist.broadcast_object_list(told)
+    if told[2] is not None:
+        raise CheckpointError(told[2])
+    if dist.is_initialized():
+        for name, shape, dtype in told[1]:
+            sent = tensors[name].to(device) if rank() == 0 else torch.empty(shape, dtype=dtype, device=device)
+            dist.broadcast(sent, 0)
+            tensors[name] = sent.cpu()
+    return told[0], tensors
 
 
 def _restore_prompt(learner: Learner, tensors: dict[str, torch.Tensor]) -> None:

@@ -26,6 +26,7 @@ from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import launcher_store
 
+MOST_WRITERS = 8
 OTHERS_WAIT = 60  # seconds that rank 0 waits for the parts of the others; a preempted job has 110 in all
 TOLD_AFTER = 10  # seconds; then it says for whom it waits
 log = logging.getLogger(__name__)
@@ -45,7 +46,12 @@ class Saver:
         if dist.is_initialized():
             dist.broadcast_object_list(token)
         store = launcher_store("checkpoints", config.collective_timeout_s)
-        self._writer = Writer(Path(config.run), rank(), world_size(), config.checkpoint.keep, token[0], store)
+        writers = writers_of(learner.strategy.sharded, world_size())
+        # others help to gather what is sharded, and keep nothing
+        self._number = writers.index(rank()) if rank() in writers else None
+        self._writers, self._writer = len(writers), None
+        if self._number is not None:
+            self._writer = Writer(Path(config.run), self._number, len(writers), config.checkpoint.keep, token[0], store)
 
     def save(self, step: int, counters: dict[str, float]) -> None:
         """Begin a checkpoint of the state before `step`; all ranks call it.
@@ -54,8 +60,12 @@ class Saver:
             CheckpointError: the one before could not be written.
         """
         start = time.perf_counter()
-        self._writer.wait()
-        strategy, mine = self.learner.strategy, lambda i: i % world_size() == rank()
+        self.wait()
+        strategy = self.learner.strategy
+
+        def mine(number: int) -> bool:
+            return number % self._writers == self._number
+
         tensors = strategy.trained_state(mine)
         if self.full:
             frozen = {n: p for n, p in strategy.module.named_parameters() if not p.requires_grad}
@@ -74,7 +84,9 @@ class Saver:
         if strategy.scaler is not None:
             scaling = strategy.scaler.state_dict()
             counters = counters | {"loss_scale": scaling["scale"], "steps_at_scale": scaling["_growth_tracker"]}
-        self._writer.begin(Facts(step, self.numbers, self.backbone, written_by, counters), tensors)
+        if self._writer is not None:
+            facts = Facts(step, self.numbers, self.backbone, written_by, counters)
+            self._writer.begin(facts, tensors)
         self._stall += time.perf_counter() - start
 
     def pop_stall_seconds(self) -> float:
@@ -84,11 +96,22 @@ class Saver:
 
     def poll(self) -> None:
         """Raise CheckpointError if a checkpoint could not be written."""
-        self._writer.poll()
+        if self._writer is not None:
+            self._writer.poll()
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk; raises CheckpointError if it could not be written."""
-        self._writer.wait()
+        if self._writer is not None:
+            self._writer.wait()
+
+
+def writers_of(sharded: bool, world_size: int) -> list[int]:
+    """The ranks that write a checkpoint: all its files are opened again when a run continues.
+
+    Rank 0 where every rank has the whole state; else at most `MOST_WRITERS`, spread over the nodes.
+    """
+    count = min(MOST_WRITERS, world_size) if sharded else 1
+    return [number * world_size // count for number in range(count)]
 
 
 class Writer:
@@ -96,7 +119,7 @@ class Writer:
 
     Args:
         run: the run's folder.
-        rank, world_size: of this process.
+        rank, world_size: number of this writer, and how many there are.
         keep: how many of the newest stay; marked ones stay too.
         attempt: the same on every rank and another in every start of the run, so that what a killed one left unfinished
             is not taken for a part of this one's.

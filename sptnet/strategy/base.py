@@ -1,7 +1,7 @@
 """What the training loop needs of a strategy, and what all of them share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from sptnet.method.model import Outputs, PromptedViT
 from sptnet.strategy.connect import LaunchSettings
@@ -23,12 +22,13 @@ class Strategy(ABC):
 
     Attributes:
         module: the model whose parameters are trained; what the prompt phase and the evaluation call.
+        sharded: whether a rank holds a part only of what is trained, or of its optimizer's state.
         launch: strategy, world size and precision, as checked.
         _wrapped: what the model phase calls; it holds `module`, or is it.
-        left_out: steps that a loss scaler left out, since this process began.
         _optimizer: whose parameter groups hold the learning rate.
     """
 
+    sharded = False
     module: PromptedViT
     _wrapped: nn.Module
     _optimizer: torch.optim.Optimizer
@@ -36,7 +36,6 @@ class Strategy(ABC):
     def __init__(self, accelerator: Accelerator, launch: LaunchSettings):
         self.accelerator, self.launch = accelerator, launch
         self.device = accelerator.device
-        self.left_out = 0
 
     @property
     def wrapper(self) -> str:
@@ -44,29 +43,31 @@ class Strategy(ABC):
         return type(self._wrapped).__name__
 
     @abstractmethod
-    def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+    def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         """Backward through losses that are computed one after the other; their gradients are added up.
 
         Each is of the global batch, with a graph through this rank's part only: the gradients of the ranks must be
         added up too. Every strategy averages them, so the loss is scaled by the world size.
-
-        Returns:
-            The gradients, or this rank's shards of them, to be looked at; none where a loss scaler looks at them.
         """
 
-    @abstractmethod
-    def forget_gradients(self) -> None:
-        """Drop what `backward_model` left, without a step."""
+    def step_model(self, lr: float, faults: Tensor) -> Tensor:
+        """Step at learning rate `lr` with what `backward_model` left, unless something of it is not finite.
 
-    def step_model(self, lr: float) -> None:
-        """Step at learning rate `lr` with what `backward_model` left."""
+        Decided on the device: a step that is left out leaves weights, momentum and decay as they were.
+
+        Args:
+            faults: a scalar, not 0 where the step is to be left out, the same on every rank.
+
+        Returns:
+            Not 0 where it was left out, for a gradient that is not finite too; the same on every rank.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        self._apply_gradients()
+        return self._step_unless(faults)
 
     @abstractmethod
-    def _apply_gradients(self) -> None:
-        """The optimizer's step."""
+    def _step_unless(self, faults: Tensor) -> Tensor:
+        """The optimizer's step; as `step_model`."""
 
     @abstractmethod
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
@@ -88,14 +89,6 @@ class Strategy(ABC):
     @abstractmethod
     def scaler(self) -> torch.amp.GradScaler | None:
         """The loss scaler of fp16; None in every other precision."""
-
-    @contextmanager
-    def _counting_left_out(self) -> Iterator[None]:
-        """A loss scaler that lowers its scale has left a step out."""
-        before = None if self.scaler is None else self.scaler.get_scale()
-        yield
-        if before is not None and self.scaler is not None and self.scaler.get_scale() < before:
-            self.left_out += 1
 
     @property
     def prompt_loss_scale(self) -> float:
@@ -126,15 +119,6 @@ class Strategy(ABC):
         """Outputs without a graph. Where weights are sharded, every rank must call it equally often."""
         with self.autocast():
             return cast(Outputs, self.module(images, prompt))
-
-    def sum_over_ranks(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Add up small tensors over the ranks, in one collective."""
-        if self.launch.world_size == 1:
-            return tensors
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name and parameter of what the model phase trains."""
@@ -183,22 +167,67 @@ class TorchStrategy(Strategy):
     def scaler(self) -> torch.amp.GradScaler | None:
         return self._scaler if self._scaler.is_enabled() else None
 
-    def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+    def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         self._optimizer.zero_grad()
-        for loss in losses:
-            self._scaler.scale(loss() * self.launch.world_size).backward()
+        for i, loss in enumerate(losses):
+            with self._reducing(i == len(losses) - 1):
+                self._scaler.scale(loss() * self.launch.world_size).backward()
+
+    @contextmanager
+    def _reducing(self, last: bool) -> Iterator[None]:
+        """Around forward and backward of one of several losses: gradients are reduced over the ranks with the last."""
+        yield
+
+    def _gradients(self) -> list[Tensor]:
+        """What the optimizer reads: reduced, this rank's shards of it."""
+        return [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _step_unless(self, faults: Tensor) -> Tensor:
         if self._scaler.is_enabled():
-            return []
-        gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
-        return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-
-    def forget_gradients(self) -> None:
-        self._optimizer.zero_grad()
-
-    def _apply_gradients(self) -> None:
-        with self._counting_left_out():
+            self._scaler.unscale_(self._optimizer)
+            # what `step` and `update` will look at; torch's ShardedGradScaler writes to it likewise
+            (found,) = self._scaler._found_inf_per_device(self._optimizer).values()
+        else:
+            found = not_finite(self._gradients())
+        found.copy_(torch.maximum(found, faults).clamp(max=1.0))  # the kernels compare it with 1
+        if self.sharded:
+            dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        if self._scaler.is_enabled():
             self._scaler.step(self._optimizer)
             self._scaler.update()
+        else:
+            with left_out_where(found, self._optimizer):
+                self._optimizer.step()
+        return found.squeeze()
+
+
+@torch.no_grad()
+def not_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """1 where one of the tensors holds a value that is not finite, else 0; a float scalar."""
+    norms = torch._foreach_norm([tensor for tensor in tensors if tensor.numel()], torch.inf)
+    return (~torch.isfinite(torch.stack(norms)).all()).float() if norms else tensors[0].new_zeros(())
+
+
+@contextmanager
+def left_out_where(found: Tensor, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let the optimizer's step change nothing where `found`, a scalar, is not 0; without a look at it.
+
+    By the contract of torch's fused optimizers with its loss scaler: the kernel itself reads `found_inf`.
+    """
+    assert getattr(optimizer, "_step_supports_amp_scaling", False), "only fused optimizers read found_inf"
+    optimizer.found_inf, optimizer.grad_scale = found.clamp(max=1.0).reshape(()), None  # type: ignore[attr-defined]
+    yield
+    del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
+
+
+def make_momentum(optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor]) -> None:
+    """Give SGD its momentum, of zeros, before the first step.
+
+    Otherwise that step makes it, and where it is left out the kernel leaves in it what was in memory before.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

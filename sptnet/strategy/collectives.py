@@ -2,11 +2,13 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def world_size() -> int:
@@ -17,25 +19,45 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gather_with_local_graph(local: Tensor) -> Tensor:
-    """[n, ...] on every rank -> [R, n, ...]; gradients flow into this rank's own part only.
+def gather_packed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """[...] of the same shapes on every rank -> [R, ...] of each, in one collective whatever their dtypes.
 
-    Each rank computes the same loss of the whole batch, so the gradient that it gets for its own part is already the
-    whole one: nothing needs to travel in the backward pass.
+    Into one tensor: a list of R receives every rank's part by a copy of its own.
     """
     if world_size() == 1:
-        return local[None]
-    parts = [torch.empty_like(local) for _ in range(world_size())]
-    dist.all_gather(parts, local.detach().contiguous())
-    parts[rank()] = local
-    return torch.stack(parts)
+        return [tensor[None] for tensor in tensors]
+    # every part begins at a multiple of 8 bytes, so that its bytes can be read as any dtype
+    parts = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
+    padded = [F.pad(part, (0, -len(part) % 8)) for part in parts]
+    mine = torch.cat(padded)
+    everyone = mine.new_empty(world_size(), len(mine))
+    dist.all_gather_into_tensor(everyone.flatten(), mine)
+    received = everyone.split([len(part) for part in padded], dim=1)
+    return [
+        part[:, : tensor.nbytes].view(tensor.dtype).unflatten(1, tensor.shape)
+        if tensor.ndim
+        else part[:, : tensor.nbytes].view(tensor.dtype)[:, 0]
+        for part, tensor in zip(received, tensors, strict=True)
+    ]
 
 
-def gather_views(outputs: Tensor, views: int = 2) -> Tensor:
-    """[V * b, ...] view-major on every rank -> [V * B, ...] in the order of the global batch, B = R * b."""
-    # [R, V * b, ...] -> [R, V, b, ...] -> [V, R, b, ...] -> [V * R * b, ...]
-    by_rank = gather_with_local_graph(outputs)
-    return by_rank.unflatten(1, (views, -1)).transpose(0, 1).flatten(0, 2)
+def sum_scattered(parts: Tensor) -> Tensor:
+    """[R, n] on every rank, a row for each -> [n]: the sum of all that ranks have for this one."""
+    if world_size() == 1:
+        return parts[0]
+    mine = torch.empty_like(parts[0])
+    dist.reduce_scatter_tensor(mine, parts.flatten())
+    return mine
+
+
+def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Small tensors of one dtype, added up over the ranks in one collective."""
+    if world_size() == 1:
+        return list(tensors)
+    flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def gather_rows(rows: Tensor, block: int = 4096) -> Tensor | None:

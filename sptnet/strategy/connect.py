@@ -1,6 +1,7 @@
 """Join the processes of a run as `accelerate launch` asked, and make sure that this is what one got."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +17,30 @@ from sptnet.errors import SptnetError
 Precision = Literal["no", "bf16", "fp16"]
 DEVICES = Path("/dev")
 StrategyName = Literal["single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
+
+
+# keys of an accelerate configuration, by their variables, that would change nothing here: what they may say, and where
+# what is meant is set
+OF_ALL = {"ACCELERATE_DYNAMO_BACKEND": (("no",), "dynamo_backend", "leave it out")}
+OF_FSDP = {
+    "FSDP_AUTO_WRAP_POLICY": (("transformer_based_wrap",), "fsdp_auto_wrap_policy", "every block is wrapped"),
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": (
+        ("block,classtokenblock",), "fsdp_transformer_layer_cls_to_wrap", "every block is wrapped"
+    ),
+    "FSDP_RESHARD_AFTER_FORWARD": (("true", "full_shard"), "fsdp_reshard_after_forward", "leave it true"),
+    "FSDP_OFFLOAD_PARAMS": (("false",), "fsdp_offload_params", "what is trained of a ViT is small"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        ("false",), "fsdp_activation_checkpointing", "set memory.gradient_checkpointing of the run"
+    ),
+    "FSDP_IGNORED_MODULES": ((), "fsdp_ignored_modules", "leave it out"),
+}  # fmt: skip
+OF_DEEPSPEED = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        ("1",), "gradient_accumulation_steps", "set memory.micro_batches of the run"
+    ),
+    "ACCELERATE_GRADIENT_CLIPPING": (("0.0", "0", "none"), "gradient_clipping", "gradients are not clipped here"),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": (("none",), "deepspeed_config_file", "set what launch/zero2.yaml sets"),
+}  # fmt: skip
 
 
 class StrategyError(SptnetError, RuntimeError):
@@ -38,7 +63,8 @@ def launch_settings() -> LaunchSettings:
 
     Raises:
         StrategyError: something that this project does not run: FSDP1, fp8, ZeRO stage 0, offloading, or
-            a hybrid of other than all processes; or an environment that no launcher made.
+            a hybrid of other than all processes; a key that nothing here would read; or an environment that no launcher
+            made.
     """
     environment = os.environ
     world_size = _world_size()
@@ -48,7 +74,9 @@ def launch_settings() -> LaunchSettings:
     # a launcher's process is wrapped by DDP even if it is the only one, as on a machine with one GPU
     name: str = "ddp" if "LOCAL_RANK" in environment else "single"
     shard_size = world_size
+    _refuse_unread(OF_ALL)
     if environment.get("ACCELERATE_USE_DEEPSPEED", "false") == "true":
+        _refuse_unread(OF_DEEPSPEED)
         stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
         if stage not in ("1", "2", "3"):
             raise StrategyError(
@@ -62,6 +90,7 @@ def launch_settings() -> LaunchSettings:
     elif environment.get("ACCELERATE_USE_FSDP", "false") == "true":
         if environment.get("FSDP_VERSION", "1") != "2":
             raise StrategyError("FSDP version 1 is not run here: set fsdp_version: 2, as launch/fsdp2.yaml does")
+        _refuse_unread(OF_FSDP)
         copies = _positive("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1")
         name = "hsdp" if copies != 1 else "fsdp2"
         shard_size = _positive("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1") if copies != 1 else world_size
@@ -71,6 +100,13 @@ def launch_settings() -> LaunchSettings:
                 "dp_shard_size of the accelerate configuration (launch/hsdp.yaml)"
             )
     return LaunchSettings(name, world_size, precision, shard_size)  # type: ignore[arg-type]
+
+
+def _refuse_unread(keys: Mapping[str, tuple[tuple[str, ...], str, str]]) -> None:
+    for variable, (understood, key, way_out) in keys.items():
+        said = os.environ.get(variable, "").strip()
+        if said and said.lower() not in understood:
+            raise StrategyError(f"{key} of the accelerate configuration is {said}, which nothing here reads: {way_out}")
 
 
 def _world_size() -> int:

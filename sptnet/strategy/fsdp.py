@@ -1,6 +1,7 @@
 """FSDP2: every block's weights sharded over the ranks, frozen ones too; or, hybrid, over the ranks of one node."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sptnet.method.model import PromptedViT
-from sptnet.strategy.base import TorchStrategy
+from sptnet.strategy.base import TorchStrategy, make_momentum
 from sptnet.strategy.connect import LaunchSettings
 
 
@@ -22,6 +23,8 @@ class FSDPStrategy(TorchStrategy):
     DDP without a word.
     """
 
+    sharded = True
+
     def __init__(
         self,
         accelerator: Accelerator,
@@ -32,11 +35,31 @@ class FSDPStrategy(TorchStrategy):
         super().__init__(accelerator, launch)
         mesh = _mesh(self.device.type, launch)
         model.to(self.device)
+        last = model.backbone.blocks[-1]
         for block in model.backbone.blocks:
-            fully_shard(block, mesh=mesh)
+            # the last block's backward pass follows its forward pass at once: its weights are gathered once
+            fully_shard(block, mesh=mesh, reshard_after_forward=block is not last)
         fully_shard(model, mesh=mesh)
         self.module = self._wrapped = model
         self._optimizer = optimizer_of(model)
+        # the optimizer sees this rank's shards as plain tensors: fused kernels know no DTensor of SGD, and of AdamW
+        # only by a loop over parameters
+        self._shards: dict[nn.Parameter, Tensor] = {p: _local(p.detach()) for p in model.parameters()}
+        for group in self._optimizer.param_groups:
+            group["params"] = [self._shards[p].requires_grad_() for p in group["params"]]
+        make_momentum(self._optimizer, (self._shards[p] for _, p in super().trained()))
+
+    @contextmanager
+    def _reducing(self, last: bool) -> Iterator[None]:
+        self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
+        yield
+
+    def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> None:
+        for parameter in self._shards:  # the module's own parameters are whole between forward and backward
+            parameter.grad = None
+        super().backward_model(losses)
+        for parameter, shard in self._shards.items():
+            shard.grad = None if parameter.grad is None else _local(parameter.grad)
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         self._reshard()
@@ -61,12 +84,14 @@ class FSDPStrategy(TorchStrategy):
 
     def optimizer_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         # gathering is a collective: in the same order on all ranks, whatever order a checkpoint was read in
-        state = sorted(self._optimizer.state[parameter].items())
-        return {key: _full(value) for key, value in state if value is not None}
+        state = sorted(self._optimizer.state[self._shards[parameter]].items())
+        return {key: value if value.ndim == 0 else _full(_shard_of(value, parameter)) for key, value in state}
 
     def set_optimizer_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
-        self._optimizer.state[parameter] = {
-            key: value.clone() if value.ndim == 0 else _like(value.to(self.device), parameter)
+        self._optimizer.state[self._shards[parameter]] = {
+            key: value.to(self.device, copy=True)
+            if value.ndim == 0
+            else _local(_like(value.to(self.device), parameter))
             for key, value in state.items()
         }
 
@@ -87,3 +112,15 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return value.clone()
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _shard_of(local: Tensor, parameter: Tensor) -> Tensor:
+    """A rank's shard of a tensor that is spread as a parameter is."""
+    assert isinstance(parameter, DTensor)
+    return DTensor.from_local(
+        local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+    )

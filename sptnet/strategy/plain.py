@@ -1,14 +1,16 @@
 """One process, or replicas of the whole model kept equal by DDP."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sptnet.method.model import PromptedViT
-from sptnet.strategy.base import TorchStrategy
+from sptnet.strategy.base import TorchStrategy, make_momentum
 from sptnet.strategy.connect import LaunchSettings
 
 
@@ -26,6 +28,15 @@ class PlainStrategy(TorchStrategy):
         self._wrapped = accelerator.prepare(model)
         self.module = cast(PromptedViT, accelerator.unwrap_model(self._wrapped))
         self._optimizer = optimizer_of(self.module)
+        make_momentum(self._optimizer, (p for _, p in self.trained()))
+
+    @contextmanager
+    def _reducing(self, last: bool) -> Iterator[None]:
+        if last or not isinstance(self._wrapped, DistributedDataParallel):
+            yield
+            return
+        with self._wrapped.no_sync():
+            yield
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         return parameter.detach()
@@ -38,7 +49,5 @@ class PlainStrategy(TorchStrategy):
         return {key: value for key, value in self._optimizer.state[parameter].items() if value is not None}
 
     def set_optimizer_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
-        # the step count of AdamW lives on the CPU, as torch makes it
-        self._optimizer.state[parameter] = {
-            key: value.clone() if value.ndim == 0 else value.to(self.device, copy=True) for key, value in state.items()
-        }
+        # the step count of AdamW too: a fused step counts on the device
+        self._optimizer.state[parameter] = {key: value.to(self.device, copy=True) for key, value in state.items()}

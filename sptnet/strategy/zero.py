@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sptnet.method.model import Outputs, PromptedViT
-from sptnet.strategy.base import FP16_SCALE, Strategy
+from sptnet.strategy.base import FP16_SCALE, Strategy, left_out_where, make_momentum, not_finite
 from sptnet.strategy.connect import LaunchSettings
 
 
@@ -19,6 +20,8 @@ class ZeroStrategy(Strategy):
     One engine with one optimizer: two under one engine are silently wrong. The prompt phase calls `engine.module`; the
     engine's own forward would break it (IndexError under ZeRO-1 and 2, wrong gradients under ZeRO-3).
     """
+
+    sharded = True
 
     def __init__(
         self,
@@ -31,11 +34,18 @@ class ZeroStrategy(Strategy):
         super().__init__(accelerator, launch)
         plugin = accelerator.state.deepspeed_plugin
         plugin.deepspeed_config.update(_settings(launch, images_per_rank))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        plugin.deepspeed_config["zero_optimization"].update(_zero_settings(launch, trained))
         self._engine, self._optimizer = accelerator.prepare(model, optimizer_of(model))
         self._wrapped = self._engine
         self.module = cast(PromptedViT, self._engine.module)
         if self.scaler is not None:
             self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": FP16_SCALE})
+        optimizer = self._engine.optimizer
+        of_stage = (
+            optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
+        )
+        make_momentum(self._torch_optimizer, of_stage)
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -49,24 +59,29 @@ class ZeroStrategy(Strategy):
     def forward_model_phase(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Outputs:
         return cast(Outputs, self._engine(images, prompt, with_clean))  # the engine has its own autocast
 
-    def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
+    def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         for i, loss in enumerate(losses):
             self._engine.set_gradient_accumulation_boundary(i == len(losses) - 1)
             self._engine.backward(loss() * self.launch.world_size)
-        if self.launch.precision == "fp16":
-            return []  # scaled, and looked at by DeepSpeed's own loss scaler
-        shards = self._engine.optimizer.averaged_gradients.values()
-        return [gradient for shard in shards if shard is not None for gradient in shard if gradient is not None]
 
-    def forget_gradients(self) -> None:
-        optimizer = self._engine.optimizer
-        for group in optimizer.averaged_gradients:
-            optimizer.averaged_gradients[group] = None
-        optimizer.zero_grad()
-
-    def _apply_gradients(self) -> None:
-        with self._counting_left_out():
+    @torch.no_grad()
+    def _step_unless(self, faults: Tensor) -> Tensor:
+        gradients = [
+            gradient
+            for shard in self._engine.optimizer.averaged_gradients.values()
+            for gradient in shard or ()
+            if gradient is not None
+        ]
+        found = torch.maximum(not_finite(gradients), faults) if gradients else faults.clone()
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        if self.scaler is not None:
+            # DeepSpeed lets every rank's loss scaler look at its own shard: what one has met, all are to meet
+            torch._foreach_add_(gradients, torch.where(found > 0, torch.inf, 0.0).to(gradients[0].dtype))
             self._engine.step()
+            return found
+        with left_out_where(found, self._torch_optimizer):
+            self._engine.step()
+        return found
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.runtime.zero import GatheredParameters
@@ -125,7 +140,7 @@ class ZeroStrategy(Strategy):
         outputs = self._engine(torch.zeros(1, 3, size, size, device=self.device))
         nothing = 0.0 * (outputs.projections.sum() + outputs.logits.sum())
         self.backward_model([lambda: nothing])
-        self.step_model(lr=0.0)
+        self.step_model(0.0, nothing.detach())
         self._link_optimizer_state()
 
     def _link_optimizer_state(self) -> None:
@@ -161,5 +176,20 @@ def _settings(launch: LaunchSettings, images_per_rank: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # SGD, and AdamW as torch has it
     }
     if dtype is not None:
-        settings["torch_autocast"] = {"enabled": True, "dtype": dtype}
+        # no module whose gradients may travel in half precision: sums over ranks are in float32, as under DDP
+        settings["torch_autocast"] = {"enabled": True, "dtype": dtype, "lower_precision_safe_modules": []}
+    return settings
+
+
+def _zero_settings(launch: LaunchSettings, trained: int) -> dict[str, Any]:
+    """What is explicit of DeepSpeed's `zero_optimization`.
+
+    Args:
+        trained: elements of what is trained. DeepSpeed's own buckets have 5e8: two buffers of 2 GB in every backward.
+    """
+    settings: dict[str, Any] = {"reduce_bucket_size": max(trained, 1)}
+    if launch.strategy != "zero3":
+        settings["allgather_bucket_size"] = max(trained, 1)
+        # nothing is clipped; the norm would be one more collective, and the host would wait for it
+        settings["compute_grad_norm"] = False
     return settings

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from counting import Counting
 from interrupted import finish, train_here
 from launching import ENVIRONMENT, launcher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -125,6 +127,41 @@ def test_lost_and_doubled_samples_are_caught(told, world):
     lost, doubled = told(world)["faults"]
     assert "1 missing (uid" in lost
     assert "1 there more than once (uid" in doubled
+
+
+# what the objective needs of a step, the same for any number of processes
+OURS = {"allgather_base": 1, "reduce_scatter_base": 1, "allreduce": 1}
+# and what the strategy adds: buckets of gradients, and weights where they are sharded
+ADDED = {
+    "ddp": {"prompt": {}, "model": {}},  # the one all-reduce is DDP's bucket: a fault is seen by all ranks
+    "zero1": {"prompt": {}, "model": {"allreduce": 1, "allgather_base": 2}},
+    "zero2": {"prompt": {}, "model": {"allreduce": 1, "allgather_base": 2}},
+}
+
+
+@pytest.mark.parametrize("world", ["one", *worlds(half=False)])
+def test_a_step_has_few_collectives_and_asks_the_device_nothing(told, world):
+    strategy, processes, _, _, overrides = WORLDS[world]
+    for phase, cost in told(world)["costs"].items():
+        # DeepSpeed's own look at the norm of the gradients, which stage 3 cannot do without
+        own = {"aten.lift_fresh.default": 2, "aten._local_scalar_dense.default": 1}
+        assert cost["reads"] == (own if strategy == "zero3" and phase == "model" else {})
+        if processes == 1:
+            assert cost["collectives"] == {}
+        elif strategy in ADDED and not (strategy == "zero2" and overrides):
+            added = ADDED[strategy][phase]
+            assert cost["collectives"] == {name: n + added.get(name, 0) for name, n in OURS.items()}
+        else:  # weights are gathered, and gradients reduced and scattered, block by block
+            own = {"hsdp": 3, "zero3": 2, "zero2": 2}.get(strategy, 0) if phase == "model" else 0
+            assert cost["collectives"]["allreduce"] <= OURS["allreduce"] + own
+
+
+def test_counting_sees_what_makes_the_host_wait():
+    with Counting() as counted:
+        values = torch.arange(4)
+        assert values[values > 1].sum().item() == 5
+        torch.tensor([1.0])
+    assert len(counted.reads) == 3
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-import pytest
 import torch
+from counting import Counting
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -17,10 +17,12 @@ from sptnet.config_file import load_config
 from sptnet.data.augment import normalise
 from sptnet.data.loader import train_batches
 from sptnet.evaluate import evaluate, exactly_once, expected_uids, predict
+from sptnet.objective import Said
 from sptnet.run.resume import prompt_state
-from sptnet.steps import NonFiniteStep
-from sptnet.strategy.collectives import exit_process, gather_rows, gather_views, rank, world_size
+from sptnet.steps import Flags
+from sptnet.strategy.collectives import exit_process, gather_packed, gather_rows, rank, world_size
 from sptnet.strategy.connect import connect
+from sptnet.strategy.readback import Readback
 from sptnet.train import assemble
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -49,11 +51,12 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
     )  # fmt: skip
     losses, phases, uids = [], [], []
     for batch in batches:
-        terms = learner.step(batch.step, normalise(batch.views), batch.targets, batch.labelled)
-        losses.append([term.item() for term in terms])
+        taken = learner.step(batch.step, normalise(batch.views), batch.targets, None)
+        losses.append([term.item() for term in taken.terms])
         phases.append(schedule.phase(batch.step))
-        uids.append(gather_views(batch.uids, views=1).tolist())
+        uids.append(gather_packed([batch.uids])[0].flatten().tolist())
 
+    costs = costs_of_a_step(learner, batch)
     assert_nothing_but_finite_steps(learner, batch)
     evaluated = evaluate(learner.strategy, prompt, config, store)
     # one rank loses its last prediction; another rank, or the same one, sends its first one twice
@@ -66,6 +69,7 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
         results, predictions = evaluated
         told = {
             "losses": losses, "phases": phases, "uids": uids, "faults": faults, "results": results,
+            "costs": costs,
             "predictions": {k: [v.tolist() for v in p] for k, p in predictions.items()},
         }  # fmt: skip
         out.write_text(json.dumps(told))
@@ -92,21 +96,37 @@ def assert_wrapped(strategy, name) -> None:
 
 
 def assert_nothing_but_finite_steps(learner, batch) -> None:
-    """A rank with a pixel that is not a number: all ranks raise, nothing is changed, and the next step is fine."""
+    """A rank with a pixel that is not a number: all ranks are told, nothing is changed, and the next step is fine."""
     before = state_of(learner)
     for step in range(FIRST + STEPS, FIRST + STEPS + 12):
         views = normalise(batch.views)[: learner.views_at(step)]
         views = views if len(views) == learner.views_at(step) else views.expand(2, *views.shape[1:]).clone()
         views[0, 0, 0, 0, 0] = float("nan") if rank() == world_size() - 1 else 0.0
-        with pytest.raises(NonFiniteStep) as met:
-            learner.step(step, views, batch.targets, batch.labelled)
-        assert met.value.phase == learner.schedule.phase(step)
-        assert met.value.ranks == [world_size() - 1]
+        taken = learner.step(step, views, batch.targets, None)
+        flags = Flags(*Readback(taken.flags).read())
+        assert flags.left_out
+        assert flags.faults
+        assert taken.faulty.tolist() == [r == world_size() - 1 for r in range(world_size())]
+        assert all(term.isnan() for term in taken.terms)
     after = state_of(learner)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     views[0, 0, 0, 0, 0] = 0.0
-    assert learner.step(step, views, batch.targets, batch.labelled).total.isfinite()
+    assert learner.step(step, views, batch.targets, None).terms.total.isfinite()
+
+
+def costs_of_a_step(learner, batch) -> dict:
+    """Collectives and host reads of a step of each phase, both late enough to be like all that follow."""
+    costs = {}
+    for step in range(FIRST + STEPS, FIRST + STEPS + 12):
+        views = normalise(batch.views)[:1].expand(learner.views_at(step), *batch.views.shape[1:]).clone()
+        with Counting() as counted:
+            taken = learner.step(step, views, batch.targets, None, Said(rank() == 0, rank()))
+            readback = Readback(taken.flags)
+        flags = Flags(*readback.read())
+        assert (flags.stop, flags.replaced) == (1, sum(range(world_size())))
+        costs[taken.phase] = {"collectives": counted.collectives, "reads": counted.reads}
+    return costs
 
 
 def state_of(learner) -> dict[str, torch.Tensor]:

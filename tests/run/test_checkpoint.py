@@ -19,7 +19,7 @@ from sptnet.run.checkpoint import (
     read_tensors,
     remove_from,
 )
-from sptnet.run.saving import Writer
+from sptnet.run.saving import Writer, writers_of
 
 TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "optimizer.a.step": torch.tensor(7.0), "prompt.b": torch.ones(4)}
 FACTS = Facts(
@@ -55,6 +55,13 @@ def test_a_checkpoint_of_this_version_is_read(tmp_path):
     tensors = read_tensors(path, facts)
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+
+
+def test_few_ranks_write_whatever_their_number():
+    assert writers_of(False, 512) == [0]
+    assert writers_of(True, 512) == list(range(0, 512, 64))
+    assert writers_of(True, 3) == [0, 1, 2]
+    assert writers_of(True, 12) == [0, 1, 3, 4, 6, 7, 9, 10]
 
 
 def test_the_newest_and_the_marked_ones_stay(tmp_path):

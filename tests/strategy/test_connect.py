@@ -35,7 +35,13 @@ def test_settings(environment, values, strategy):
      ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "x"}, "starts one"),
      ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision is fp8"),
      ({"WORLD_SIZE": "2", **LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
-       "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "x"}, "is 'x'")],
+       "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "x"}, "is 'x'"),
+     ({**LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+      "fsdp_activation_checkpointing of the accelerate configuration is true, which nothing here reads: set memory."),
+     ({**LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
+      "fsdp_reshard_after_forward"),
+     ({**LAUNCHED, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping"),
+     ({**LAUNCHED, "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend")],
 )  # fmt: skip
 def test_mistakes(environment, values, words):
     environment(values)

@@ -1,0 +1,56 @@
+"""What the host learns of a step while the next one is under way."""
+
+from typing import Any, NamedTuple
+
+from sptnet.data.batches import Batch
+from sptnet.run.metrics_log import MetricsLog
+from sptnet.run.tolerance import NonFiniteGuard, ReplacedSamples
+from sptnet.steps import Flags, Taken
+from sptnet.strategy.readback import Readback
+
+
+class _Pending(NamedTuple):
+    batch: Batch
+    taken: Taken
+    facts: dict[str, Any]
+    flags: Readback
+
+
+class Following:
+    """Reads a step's flags when the next step has been launched, and tells guard, counts and log of it.
+
+    The flags are the same on every rank, so that all ranks raise, or stop, at the same step.
+
+    Attributes:
+        stop: whether any rank was asked to stop, as far as steps have been followed.
+    """
+
+    def __init__(self, guard: NonFiniteGuard, replaced: ReplacedSamples, log: MetricsLog):
+        self._guard, self._replaced, self._log, self.stop = guard, replaced, log, False
+        self._pending: _Pending | None = None
+
+    def follow(self, batch: Batch, taken: Taken, facts: dict[str, Any]) -> None:
+        """A step was launched: learn of the one before.
+
+        Args:
+            facts: what metrics.jsonl is to tell of the step launched.
+
+        Raises:
+            NonFiniteError, DatasetError: of the step before, on all ranks.
+        """
+        before, self._pending = self._pending, _Pending(batch, taken, facts, Readback(taken.flags))
+        if before is not None:
+            self._learn(before)
+
+    def catch_up(self) -> None:
+        """Learn of the step launched last, waiting for it; raises as `follow`."""
+        if self._pending is not None:
+            before, self._pending = self._pending, None
+            self._learn(before)
+
+    def _learn(self, step: _Pending) -> None:
+        flags = Flags(*step.flags.read())
+        self._guard.judge(flags, step.taken, step.batch.uids)
+        self._replaced.add(int(flags.replaced), step.taken.step)
+        self.stop = self.stop or flags.stop > 0
+        self._log.step(step.facts | self._replaced.told() | self._guard.told(), step.taken.terms)

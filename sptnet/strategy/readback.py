@@ -1,0 +1,27 @@
+"""What the host learns of a step, without waiting for it: read when the next step is under way."""
+
+import torch
+from torch import Tensor
+
+
+class Readback:
+    """A small tensor on its way from the device to the host.
+
+    Args:
+        values: float, of any shape; may still be computed.
+    """
+
+    def __init__(self, values: Tensor):
+        self._arrived: torch.cuda.Event | None = None
+        on_gpu = values.device.type == "cuda"
+        self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=on_gpu)
+        self._host.copy_(values, non_blocking=True)
+        if on_gpu:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        """The values; waits for the step that they are of, and for none after it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [float(value) for value in self._host.numpy()]

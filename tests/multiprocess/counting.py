@@ -1,0 +1,33 @@
+"""What a step costs that can be counted: collectives, and the times that the host asks the device."""
+
+from collections import Counter
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ASKING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "aten.equal", "unique", "lift_fresh")
+
+
+class Counting(TorchDispatchMode):
+    """Counts what is dispatched: `collectives` by name, and `reads`.
+
+    Reads are what makes the host wait where the tensors are on a GPU: a value or a shape that depends on values,
+    indexing by booleans, and a tensor made from Python's numbers (`torch.tensor`), which is copied there.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.collectives, self.reads = Counter(), Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        if "c10d" in name and "wait" not in name:
+            self.collectives[name.split(".")[1].strip("_")] += 1
+        if any(word in name for word in ASKING) or self._by_booleans(name, args):
+            self.reads[name] += 1
+        return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _by_booleans(name, args):
+        indices = args[1] if "index" in name and len(args) > 1 and isinstance(args[1], list | tuple) else ()
+        return any(getattr(index, "dtype", None) == torch.bool for index in indices)
