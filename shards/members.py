@@ -81,18 +81,18 @@ def split_member(name: str) -> tuple[str, str]:
 
 
 def label_of(text: bytes, suffix: str, json_key: str) -> str | None:
-    """The class that a .cls or .json says; None where a .json lacks the key, or has null for it.
+    """The class that a .cls or .json says; None where it is empty, or a .json lacks the key, or has null for it.
 
     Raises:
         ValueError: it says something that is no class.
     """
     if suffix == "cls":
-        return text.decode().strip()
+        return text.decode().strip() or None
     found = from_json(text)  # of bounded depth, unlike json's own; NaN stands beside the labels of some
     if not isinstance(found, dict):
         raise ValueError("it is no JSON object")
     value = found.get(json_key)
-    if value is None:
+    if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"its {json_key!r} is neither a text nor a whole number")
