@@ -1,6 +1,7 @@
 """Loader processes: how they are started, what they hand over, and what is told where one is lost."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -32,17 +33,20 @@ def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[
         RuntimeError: "DataLoader worker ...", one was killed. torch raises it at any moment, wherever the main thread
             is then; `sptnet.run.outcome` has the sentence.
     """
-    loader = DataLoader(
-        _Handing(dataset),
-        sampler=items,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=PREFETCHED if workers else None,
-        worker_init_fn=_apart,
-    )
-    return _received(iter(loader), workers)
+    with warnings.catch_warnings():
+        # where there are more workers than cores, on every start and rank; a run says it once in its own words
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            _Handing(dataset),
+            sampler=items,
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=PREFETCHED if workers else None,
+            worker_init_fn=_apart,
+        )
+        return _received(iter(loader), workers)
 
 
 def _received(handed: Iterator[Any], workers: int) -> Iterator[Any]:
