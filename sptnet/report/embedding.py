@@ -40,12 +40,15 @@ def map_of(looked: Looked, found: Sorted) -> Map | None:
         return None
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     points = tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), 1e-12)
     if min(points.shape) > DIMENSIONS:
         points = PCA(DIMENSIONS, random_state=0).fit_transform(points)
     perplexity = min(PERPLEXITY, (len(points) - 1) / 3)
-    flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    # threads would wait for each other in each of a thousand rounds: minutes, where others use the cores too
+    with threadpool_limits(1, user_api="openmp"):
+        flat = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
     low, extent = flat.min(0), np.maximum(np.ptp(flat, axis=0).max(), 1e-12)
     placed = 10 + (SIZE - 20) * (flat - low) / extent
     groups = []

@@ -36,8 +36,10 @@ def record_outcome(outcome: Outcome, why: str) -> None:
 KNOWN: tuple[tuple[tuple[str, ...], str, Outcome], ...] = (
     (("OutOfMemoryError", "can't allocate memory", "MemoryError"),
      "out of memory, raise memory.micro_batches or memory.gradient_checkpointing", "final"),
-    (("unable to allocate shared memory", "unable to write to file </torch_", "Bus error"),
+    (("unable to allocate shared memory", "unable to write to file </torch_", "signal: Bus error"),
      "the shared memory of this machine (/dev/shm) is full: enlarge it, or set data.workers=0", "final"),
+    (("DataLoader worker",),
+     "a loader worker was killed, perhaps for want of memory: have fewer of them (data.workers, --workers)", "retry"),
     (("DistBackendError", "DistNetworkError", "DistStoreError", "Connection closed by peer", "Connection reset by peer",
       "gloo/transport", "Timed out waiting", "NCCL error", "Broken pipe", "wait timeout"),
      "another rank is gone or hangs (the launcher's summary names the first that ended)", "retry"),
@@ -49,7 +51,7 @@ KNOWN: tuple[tuple[tuple[str, ...], str, Outcome], ...] = (
 
 def explain(error: Exception) -> tuple[str, Outcome] | None:
     """What an exception of torch or the system means, as a sentence, and its outcome; None for a bug of ours."""
-    reason = " ".join(str(error).partition("\n")[0].split())
+    reason = " ".join(str(error).partition("\n")[0].split()).rstrip(".")
     if isinstance(error, OSError) and not isinstance(error, ConnectionError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}", "final" if error.errno in STAYING else "retry"

@@ -177,8 +177,9 @@ class FakeSchedule:
 
 
 def test_settings_that_are_rarely_meant_are_said(again):
-    config = load_config(again, ["prompts.frame=10"])
+    config = load_config(again, ["prompts.frame=10", "data.workers=999"])
     said = "\n".join(warnings(config, FakeSchedule(), 0))
+    assert "data.workers is 999 for every rank, more than the " in said
     assert "the teacher never comes to its temperature" in said
     assert "the prompts never come to their learning rate" in said
     assert "which cover 97% of an image of 24" in said
