@@ -84,7 +84,8 @@ def tell(error: str, on_all_ranks: bool) -> None:
     known = rank is None or (on_all_ranks and rank == "0") or error.startswith("rank ")
     where = "" if known else f" (rank {rank})"
     lines = [f"error{where}: {visible(line)}" for line in error.strip("\n").split("\n")]
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    sys.stderr.write("\n".join([*lines, ""]))  # in one piece: another rank may tell at the same time
+    sys.stderr.flush()
 
 
 def entry() -> NoReturn:

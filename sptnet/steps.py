@@ -9,7 +9,7 @@ is not; the host is told with `Taken.flags`, a step later.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ class Taken(NamedTuple):
         terms: of the global batch, detached; nan where the step was left out.
         flags: the fields of `Flags`, the same on every rank.
         faulty: [R] bool, the ranks whose outputs are not finite.
+        used: [K] bool, the classes that were predicted.
     """
 
     step: int
@@ -56,6 +57,7 @@ class Taken(NamedTuple):
     terms: GCDTerms
     flags: Tensor
     faulty: Tensor
+    used: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,11 @@ class Learner:
     prompt_optimizer: torch.optim.Optimizer | None = None
     global_loss: bool = True
     micro_batches: int = 1
-    _used: Tensor | None = field(default=None, init=False)
 
     @property
     def views_at(self) -> ViewsAt:
         """How many augmented views a step looks at."""
         return ViewsAt(self.schedule, self.prompt is not None)
-
-    def classes_used(self) -> int:
-        """How many classes were predicted since the last call; waits for the device."""
-        used, self._used = self._used, None
-        return 0 if used is None else int(used.sum())
 
     def step(self, step: int, views: Tensor, targets: Tensor, labelled: Tensor | None, said: Said = NOTHING) -> Taken:
         """Take global step `step`, or, where it is not finite, leave weights, prompts and momentum as they were.
@@ -115,10 +111,9 @@ class Learner:
             share, left_out = self._prompt_step(step, pieces, targets, labelled, said)
         else:
             share, left_out = self._model_step(step, pieces, targets, labelled, said)
-        self._used = share.used if self._used is None else self._used | share.used
         terms = torch.where(left_out > 0, torch.nan, torch.stack(list(share.terms)))
         flags = torch.cat([torch.stack([share.faults, left_out]), share.asked]).float()
-        return Taken(step, self.schedule.phase(step), GCDTerms(*terms.unbind()), flags, share.faulty)
+        return Taken(step, self.schedule.phase(step), GCDTerms(*terms.unbind()), flags, share.faulty, share.used)
 
     def _prompt_step(
         self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from sptnet.build import build_data, build_loss, build_model, build_schedule
 from sptnet.config import Config, ConfigError, OptimizerConfig
@@ -40,7 +40,7 @@ from sptnet.run.signals import StopRequest
 from sptnet.run.throughput import Throughput, matmul_peak, work_of_steps
 from sptnet.run.tolerance import NonFiniteGuard, ReplacedSamples
 from sptnet.run.trackers import Trackers, named_trackers
-from sptnet.steps import Learner
+from sptnet.steps import Learner, Taken
 from sptnet.strategy.base import DTYPES, make_momentum, parameter_groups
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import LaunchSettings, connect, record_collectives
@@ -99,6 +99,7 @@ class Run:
         continues: the checkpoint that it goes on from.
         lock: rank 0's, on the run's folder.
         cache: of what the frozen trunk makes of the views; None where they go through it.
+        used: [K] bool, the classes predicted in the steps that the next figures tell of.
     """
 
     config: Config
@@ -114,6 +115,7 @@ class Run:
     continues: Path | None
     lock: RunLock | None
     cache: TrunkCache | None
+    used: Tensor | None = None
 
     @property
     def tokens(self) -> Tokens | None:
@@ -135,9 +137,15 @@ class Run:
         every = self.config.evaluate.every * self.schedule.steps_per_epoch
         return done > 0 and (done == self.schedule.total_steps or done % every == 0)
 
+    def note(self, taken: Taken) -> None:
+        """A step is over: count it into the figures."""
+        self.throughput.step(taken.phase)
+        self.used = taken.used if self.used is None else self.used | taken.used
+
     def figures(self) -> dict[str, float]:
         """What the metrics tell of the steps since they were last written."""
-        figures = self.throughput.interval() | {"classes_used": self.learner.classes_used()}
+        used, self.used = self.used, None
+        figures = self.throughput.interval() | {"classes_used": 0 if used is None else int(used.sum())}
         if stall := self.saver.pop_stall_seconds():
             figures["checkpoint_stall_s"] = round(stall, 4)
         return figures
@@ -243,7 +251,7 @@ def build_optimizer(spec: OptimizerConfig, model: nn.Module) -> torch.optim.Opti
 def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     """Take the steps that are left, or those until asked to stop; returns whether the run is finished."""
     config, total, done = run.config, run.schedule.total_steps, run.start
-    following = Following(run.guard, run.replaced, log)
+    following = Following(run.guard, run.replaced, run.note, log)
     # asked to stop, or killed, before it was evaluated: a checkpoint comes first
     stopped = run.evaluation_is_due(done) and not evaluate_now(run, log, done, stop)
     run.throughput.restart()
@@ -253,7 +261,6 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
         with naming_step(run.schedule.phase(batch.step), batch.step):
             said = Said(stop.here(), run.replaced.told_where_met(batch))
             taken = run.learner.step(batch.step, views, targets, None, said)
-            run.throughput.step(taken.phase)
             following.follow(batch, taken, facts_of(run, batch))  # reads what the step before it did
             stopped, due = following.stop, run.evaluation_is_due(done)
             if stopped or due or done % config.checkpoint.every == 0:

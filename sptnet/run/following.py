@@ -1,5 +1,6 @@
 """What the host learns of a step while the next one is under way."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sptnet.data.batches import Batch
@@ -21,12 +22,18 @@ class Following:
 
     The flags are the same on every rank, so that all ranks raise, or stop, at the same step.
 
+    Args:
+        note: is told of every step when it is over.
+
     Attributes:
         stop: whether any rank was asked to stop, as far as steps have been followed.
     """
 
-    def __init__(self, guard: NonFiniteGuard, replaced: ReplacedSamples, log: MetricsLog):
-        self._guard, self._replaced, self._log, self.stop = guard, replaced, log, False
+    def __init__(
+        self, guard: NonFiniteGuard, replaced: ReplacedSamples, note: Callable[[Taken], None], log: MetricsLog
+    ):
+        self._guard, self._replaced, self._note, self._log = guard, replaced, note, log
+        self.stop = False
         self._pending: _Pending | None = None
 
     def follow(self, batch: Batch, taken: Taken, facts: dict[str, Any]) -> None:
@@ -53,4 +60,5 @@ class Following:
         self._guard.judge(flags, step.taken, step.batch.uids)
         self._replaced.add(int(flags.replaced), step.taken.step)
         self.stop = self.stop or flags.stop > 0
+        self._note(step.taken)  # here, not when it was launched: a write tells of the steps in it
         self._log.step(step.facts | self._replaced.told() | self._guard.told(), step.taken.terms)
