@@ -8,7 +8,7 @@ import shutil
 import pytest
 from sptnet_shards import finish, make_shards, places
 from sptnet_shards.make_shards import main
-from test_made_before import png
+from test_same_bytes import png
 from test_tools import write_tar
 
 from sptnet.data.manifest import KINDS, read_manifest

@@ -12,7 +12,7 @@ from sptnet_shards import convert, finish, make_shards, record, scan
 from sptnet_shards.items import Item, Items
 from sptnet_shards.make_shards import main
 from sptnet_shards.share import Share, share
-from test_made_before import png
+from test_same_bytes import png
 
 from sptnet.data.files import remove_leftovers, temporary_of, write_once, writer_of
 
