@@ -101,7 +101,7 @@ class Learner:
         """Take global step `step`, or, where it is not finite, leave weights, prompts and momentum as they were.
 
         Args:
-            views: float [V, b, 3, H, W], normalised, this rank's slice of the global batch.
+            views: float [V, b, 3, H, W], normalised, or [V, b, T, D], tokens: this rank's slice of the global batch.
             targets: [b].
             labelled: [b] bool; None: every other image of the global batch, as the data order deals them.
             said: what the other ranks are to know.

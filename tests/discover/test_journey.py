@@ -136,7 +136,7 @@ def test_killed_or_stopped_it_goes_on_with_what_is_missing(digits_in_folders, tm
     assert begun.end(signal.SIGKILL) == -signal.SIGKILL
     made = (out / "shards" / "manifest.json").stat().st_mtime_ns
     begun = Begun(tmp_path / "2.log", digits_in_folders, out)
-    begun.until(lambda: "PromptedViT on 1 processes" in begun.told)
+    begun.until(lambda: "PromptedViT on 1 process" in begun.told)
     assert begun.end(signal.SIGINT) == 75
     assert "== 1 of 10: the images as shards: there already" in begun.told
     assert "error: asked to stop by SIGINT; the same command goes on" in begun.told.splitlines()
