@@ -158,6 +158,28 @@ def test_a_damaged_row_stops_the_run_with_a_checkpoint_and_is_made_again(digits,
     np.testing.assert_array_equal(losses(run), losses(made / "run"))
 
 
+@pytest.mark.parametrize("how", ["rows are gone", "rows are short", "no safetensors", "a FIFO"])
+def test_a_damaged_part_is_one_line_and_is_made_again(digits, made, tmp_path, capsys, how):
+    cache = tmp_path / "cache"
+    shutil.copytree(made / "cache", cache)
+    part = folder_in(cache) / "labelled-000000.safetensors"
+    rows = part.with_suffix(".tokens")
+    if how == "no safetensors":
+        part.write_bytes(b"garbage")
+    elif how == "rows are short":
+        os.truncate(rows, 100)
+    else:
+        rows.unlink()
+        if how == "a FIFO":
+            os.mkfifo(rows)
+    command = arguments(tmp_path / "run", digits, cache, "data.tokens=float32", "schedule.epochs=1")
+    assert main(command) == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert re.search(r"labelled-000000.safetensors .*; it is removed, and the same command makes it again", told)
+    assert main(command) == 0
+    assert content(cache) == content(made / "cache")
+
+
 def test_a_run_continues_without_the_cache_that_it_began_with(digits, made, tmp_path):
     run = tmp_path / "run"
     process = started(*arguments(run, digits, made / "cache", "data.tokens=float32"))

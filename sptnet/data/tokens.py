@@ -160,8 +160,8 @@ class TokenPart:
                 self.uid, self.target, self._check = (file.get_tensor(name) for name in ("uid", "target", "check"))
                 self._absent: dict[str, str] = json.loads((file.metadata() or {})["absent"])
             self._descriptor = open_regular(path.with_suffix(".tokens"))
-        except FileNotFoundError as error:
-            raise DamagedTokensError(f"{error.filename or path} is gone: the same command makes it again") from None
+        except FileNotFoundError:
+            raise self._damaged("is gone, or its rows are") from None
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise self._damaged(f"cannot be read ({error})") from None
         size, expected = os.fstat(self._descriptor).st_size, samples * self.rows * shape.row_bytes
