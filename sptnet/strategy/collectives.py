@@ -10,6 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+# torch 2.14 warns of the older names, and 2.9 has no others
+ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
@@ -31,7 +35,7 @@ def gather_packed(tensors: Sequence[Tensor]) -> list[Tensor]:
     padded = [F.pad(part, (0, -len(part) % 8)) for part in parts]
     mine = torch.cat(padded)
     everyone = mine.new_empty(world_size(), len(mine))
-    dist.all_gather_into_tensor(everyone.flatten(), mine)
+    ALL_GATHER(everyone.flatten(), mine)
     received = everyone.split([len(part) for part in padded], dim=1)
     return [
         part[:, : tensor.nbytes].view(tensor.dtype).unflatten(1, tensor.shape)
@@ -46,7 +50,7 @@ def sum_scattered(parts: Tensor) -> Tensor:
     if world_size() == 1:
         return parts[0]
     mine = torch.empty_like(parts[0])
-    dist.reduce_scatter_tensor(mine, parts.flatten())
+    REDUCE_SCATTER(mine, parts.flatten())
     return mine
 
 
