@@ -38,6 +38,7 @@ TRIAL = 8  # images of the forward passes that are timed
 PASSES = 4
 POLL = 0.2  # seconds between looks at what others make
 MOST_WAITING = 86_400.0  # seconds that nothing may happen before a process gives up on the others
+TYPES = {"float16": torch.float16, "float32": torch.float32}
 TRAINING: tuple[Kind, ...] = ("labelled", "unlabelled")
 
 
@@ -77,7 +78,7 @@ def stored_type(config: Config, model: PromptedViT) -> torch.dtype | None:
     """To which type the trunk's tokens are rounded in training; None where they are not."""
     if config.data.views is None or config.method != "simgcd" or model.train_from_block == 0:
         return None
-    return torch.float16 if config.data.tokens == "float16" else torch.float32
+    return TYPES[config.data.tokens]
 
 
 def choose(
@@ -308,7 +309,7 @@ class _Making:
             pieces.append(block.images)
         # [R, n, T, D] -> [n, R, T, D]
         tokens = torch.stack([self._checked(self.tokens_of(piece), writer) for piece in pieces], 1)
-        rows = tokens.to(torch.float16 if self.tokens.shape.dtype == "float16" else torch.float32).numpy()
+        rows = tokens.to(TYPES[self.tokens.shape.dtype]).numpy()
         with writing_parts(writer.path):
             for sample, of_sample in zip(block.samples, rows, strict=True):
                 where = self.source.store.where(self.source.shard(block.part).file)
@@ -318,7 +319,7 @@ class _Making:
 
     def _checked(self, tokens: Tensor, writer: PartWriter) -> Tensor:
         largest = float(tokens.abs().max()) if len(tokens) else 0.0
-        if not largest <= torch.finfo(torch.float16 if self.tokens.shape.dtype == "float16" else torch.float32).max:
+        if not largest <= torch.finfo(TYPES[self.tokens.shape.dtype]).max:
             raise DatasetError(
                 f"{writer.path}: the trunk's tokens reach {largest:.3g}, more than {self.tokens.shape.dtype} holds: "
                 "set data.tokens=float32"
