@@ -22,9 +22,9 @@ from types import FrameType, TracebackType
 from sptnet.errors import SptnetError
 from sptnet.run.outcome import explain
 from sptnet.run.parts import writing_parts
+from sptnet.run.signals import handle, put_back
 
 LOCK = "discover.lock"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 TO_BE_CONTINUED = 75  # exit code of what was asked to stop
 PATIENCE = 120.0  # seconds that what is left of a killed journey may take to end
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -59,9 +59,7 @@ class Children:
     def __enter__(self) -> "Children":
         with writing_parts(self.out):
             self._lock = os.open(self.out / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        # one that is ignored stays ignored: nohup does that with SIGHUP
-        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._handle) for number in heeded}
+        self._before = handle(self._handle)
         try:
             self._take()
         except BaseException:
@@ -72,8 +70,7 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        put_back(self._before)
         os.close(self._lock)
 
     def check(self) -> None:

@@ -8,12 +8,28 @@ signals through a pipe (`signal.set_wakeup_fd`).
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
+
+def handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, object]:
+    """Let a handler have the signals; returns those that it takes the place of.
+
+    One that is ignored stays ignored: nohup does that with SIGHUP.
+    """
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heeded}
+
+
+def put_back(before: dict[int, object]) -> None:
+    """Undo `handle`."""
+    for number, handler in before.items():
+        signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 class StopRequest:
@@ -32,15 +48,13 @@ class StopRequest:
         os.set_blocking(self._reading, True)
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
-        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._handle) for number in heeded}
+        self._before = handle(self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        put_back(self._before)
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._writing)  # ends the thread
 
