@@ -98,31 +98,17 @@ def num_new_classes(config: Config, manifest: Manifest) -> int:
     return wanted if wanted is not None else known or 0
 
 
-def build_model(config: Config, manifest: Manifest, pretrained: bool = True) -> tuple[PromptedViT, Prompt | None]:
-    """Model and prompt as they stand before the first step.
-
-    Args:
-        pretrained: load what `model.weights` and `init` name; False where a run's own weights are loaded afterwards.
+def build_model(config: Config, manifest: Manifest) -> tuple[PromptedViT, Prompt | None]:
+    """Model and prompt as they stand before the first step: with what `model.weights` and `init` name.
 
     Raises:
         ConfigError, BackboneError, RunError: parts that do not fit together.
     """
-    start = Path(config.init) if config.init is not None and pretrained else None
+    start = Path(config.init) if config.init is not None else None
     if start is not None and not has_model(start):
         return _from_reference(config, start, manifest)
-    spec = config.model
-    model = create_model(
-        spec.backbone,
-        manifest.num_old,
-        num_new_classes(config, manifest),
-        image_size=spec.image_size,
-        weights=spec.weights if pretrained and start is None else "none",
-        train_from_block=spec.train_from_block,
-        head_hidden=spec.head_hidden,
-        head_bottleneck=spec.head_bottleneck,
-        backbone_options=spec.backbone_options,
-        seed=config.seed,
-    )
+    weights = config.model.weights if start is None else "none"
+    model = _create(config, manifest.num_old, num_new_classes(config, manifest), weights)
     if start is not None:
         if is_unfinished(start):
             raise RunError(f"init: {how_far(start)}; train it to its end first")
@@ -134,6 +120,32 @@ def build_model(config: Config, manifest: Manifest, pretrained: bool = True) -> 
                 f"has {odd[1]!r}"
             )
     return model, _new_prompt(config, model) if config.method == "sptnet" else None
+
+
+def build_untrained(config: Config, num_old: int, num_new: int) -> tuple[PromptedViT, Prompt | None]:
+    """Model and prompt into which a run's own weights are loaded.
+
+    Raises:
+        ConfigError, BackboneError: parts that do not fit together.
+    """
+    model = _create(config, num_old, num_new, "none")
+    return model, _new_prompt(config, model) if config.method == "sptnet" else None
+
+
+def _create(config: Config, num_old: int, num_new: int, weights: str) -> PromptedViT:
+    spec = config.model
+    return create_model(
+        spec.backbone,
+        num_old,
+        num_new,
+        image_size=spec.image_size,
+        weights=weights,
+        train_from_block=spec.train_from_block,
+        head_hidden=spec.head_hidden,
+        head_bottleneck=spec.head_bottleneck,
+        backbone_options=spec.backbone_options,
+        seed=config.seed,
+    )
 
 
 def _new_prompt(config: Config, model: PromptedViT) -> Prompt:

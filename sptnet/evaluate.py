@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sptnet.build import build_model, build_store
+from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.data.augment import normalise
 from sptnet.data.files import write_whole
@@ -216,7 +216,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, d
     config = read_config(folder, overrides)
     accelerator, launch = connect(config.collective_timeout_s, config.device)
     store = build_store(config)
-    model, prompt = build_model(config, store.manifest, pretrained=False)
+    model, prompt = build_untrained(config, store.manifest.num_old, num_new_classes(config, store.manifest))
     facts = load_model(folder, model, prompt)
     if facts.classes is not None and facts.classes != tuple(store.manifest.classes):
         raise RunError(f"{config.data.root} has other classes than {folder} was trained with: give its own data.root")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sptnet.build import build_model, build_store
+from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.data.augment import MEAN, STD, AugmentName, eval_view, normalise
 from sptnet.data.image import DecodeError, decode, from_pillow
@@ -29,7 +29,7 @@ from sptnet.errors import SptnetError
 from sptnet.method.model import Outputs, PromptedViT, create_model
 from sptnet.method.prompts import Prompt
 from sptnet.run.folder import read_config
-from sptnet.run.model_file import load_model
+from sptnet.run.model_file import load_model, read_facts
 
 ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 BACKBONE_BATCH = 64  # images of a forward pass where no run says how many
@@ -94,10 +94,24 @@ class Classes:
     num_old: int
 
 
-def classes_of(manifest: Manifest, num_classes: int) -> Classes:
-    """Names for a model's classes; a new class has no name but its number, also where a benchmark knows better."""
-    new = [f"new-{number:03d}" for number in range(num_classes - manifest.num_old)]
-    return Classes([*manifest.classes[: manifest.num_old], *new], manifest.num_old)
+def classes_of(folder: Path, config: Config) -> Classes:
+    """Names for a run's classes; a new class has no name but its number, also where a benchmark knows better.
+
+    They are those that its model file tells, so that the dataset need not be there; files of earlier versions did not.
+
+    Raises:
+        RunError, DatasetError: no model there, or nothing that tells its classes.
+    """
+    facts = read_facts(folder)
+    if facts.classes is not None and facts.num_old is not None:
+        num_old, num_new = facts.num_old, config.model.num_new
+        old, known = facts.classes[:num_old], len(facts.classes) - num_old
+    else:
+        manifest = manifest_of(config)
+        num_old, num_new = manifest.num_old, num_new_classes(config, manifest)
+        old, known = tuple(manifest.classes[:num_old]), num_new
+    new = [f"new-{number:03d}" for number in range(known if num_new is None else num_new)]
+    return Classes([*old, *new], num_old)
 
 
 def manifest_of(config: Config) -> Manifest:
@@ -109,7 +123,7 @@ def manifest_of(config: Config) -> Manifest:
         return parse_manifest(path.read_bytes(), str(path))
     except OSError as error:
         raise DatasetError(
-            f"{path} cannot be read ({error.strerror}): it has the names of the run's classes; copy it there"
+            f"{path} cannot be read ({error.strerror}): it tells what the run was trained on; copy it there"
         ) from None
 
 
@@ -125,10 +139,10 @@ class TrainedRun:
     def __init__(self, folder: str | PathLike[str], device: str | torch.device = "cpu"):
         self.folder = Path(folder)
         self.config = read_config(self.folder)
-        manifest = manifest_of(self.config)
-        module, prompt = build_model(self.config, manifest, pretrained=False)
+        self.classes = classes_of(self.folder, self.config)
+        num_old = self.classes.num_old
+        module, prompt = build_untrained(self.config, num_old, len(self.classes.names) - num_old)
         load_model(self.folder, module, prompt)
-        self.classes = classes_of(manifest, len(module.head.prototypes))
         self.device = torch.device(device)
         module.eval().to(self.device)
         self.encoder = Encoder(
@@ -178,12 +192,11 @@ def load(run: str | PathLike[str], device: str | torch.device | None = None) -> 
     """A trained run for use from Python.
 
     Args:
-        run: the run's folder; `manifest.json` of its dataset, which has the classes' names, must be where the run's
-            configuration says.
+        run: the run's folder, wherever it was copied to; its dataset need not be there.
         device: a GPU if there is one, by default.
 
     Raises:
-        RunError, DatasetError: nothing trained there, or no manifest.
+        RunError, DatasetError: nothing trained there; a run of an earlier version whose dataset is not there.
     """
     return TrainedRun(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

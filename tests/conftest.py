@@ -61,11 +61,13 @@ def untrained(digits, tmp_path_factory) -> Path:
     )  # fmt: skip
     folder.mkdir()
     open_run(config, 0)
-    model, prompt = build_model(config, build_store(config).manifest, pretrained=False)
-    save_model(folder, model.state_dict(), prompt, ModelFacts(1))
+    manifest = build_store(config).manifest
+    facts = ModelFacts(1, "no", manifest.num_old, tuple(manifest.classes))
+    model, prompt = build_model(config, manifest)
+    save_model(folder, model.state_dict(), prompt, facts)
     run, draws = TrainedRun(folder), np.random.default_rng(0)
     tokens = run.features(list(draws.integers(0, 256, (10, 24, 24), np.uint8)))
     model.head.prototypes.data = torch.from_numpy(tokens - tokens.mean(0))
-    save_model(folder, model.state_dict(), prompt, ModelFacts(1))
+    save_model(folder, model.state_dict(), prompt, facts)
     write_whole(folder / FINISHED, b"")
     return folder

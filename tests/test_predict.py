@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from launching import ENVIRONMENT, ROOT, launcher
 from PIL import Image
 
@@ -21,6 +22,7 @@ from sptnet.cli import main
 from sptnet.data import listing
 from sptnet.data.manifest import KINDS
 from sptnet.data.store import LocalStore
+from sptnet.run.model_file import ModelFacts, save_model
 
 ODD = ["with space.png", "new\nline.png", 'quo"te, comma.png', os.fsdecode(b"latin-\xe9.png"), "ünï.PNG"]
 
@@ -283,6 +285,22 @@ def test_from_python_paths_images_and_arrays_are_the_same(untrained, pile):
         run.predict([paths[0], "gone.png"])
     with pytest.raises(ValueError, match="is an array of float64"):
         run.features([np.zeros((4, 4, 3))])
+
+
+def test_a_run_that_was_taken_along_needs_no_dataset(untrained, pile, tmp_path, capsys):
+    taken = tmp_path / "taken"
+    shutil.copytree(untrained, taken)
+    config = yaml.safe_load((taken / "config.yaml").read_text())
+    config["data"]["root"] = str(tmp_path / "gone")
+    (taken / "config.yaml").write_text(yaml.safe_dump(config))
+    path = sorted(pile.rglob("00[12]*.png"))[0]
+    told, wanted = (sptnet.load(folder, "cpu").predict([path]) for folder in (taken, untrained))
+    assert {k: list(v) for k, v in told.items()} == {k: list(v) for k, v in wanted.items()}
+    # a model file of before has no classes: then the manifest is asked
+    run = sptnet.load(untrained, "cpu")
+    save_model(taken, run.encoder.module.state_dict(), None, ModelFacts(1))
+    assert main(["predict", str(taken), str(pile), "--out", str(tmp_path / "out")]) == 1
+    assert "manifest.json cannot be read" in capsys.readouterr().err
 
 
 def test_the_snippets_of_the_docs_run(untrained, pile, predicted, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sptnet.build import build_data, build_model, build_schedule
+from sptnet.build import build_data, build_schedule, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.config_file import load_config
 from sptnet.data.augment import normalise
@@ -54,7 +54,8 @@ def measure(simgcd: Config, sptnet: Config, one_size: bool) -> dict[str, Any]:
     accelerator, launch = connect(simgcd.collective_timeout_s, simgcd.device)
     store, order = build_data(simgcd)
     bench = Bench(simgcd, sptnet, store, accelerator.device, time.monotonic() + PATIENCE)
-    patch = build_model(simgcd, store.manifest, pretrained=False)[0].patch_size
+    classes = store.manifest.num_old, num_new_classes(simgcd, store.manifest)
+    patch = build_untrained(simgcd, *classes)[0].patch_size
     found: dict[int, Cost] = {}
     for size in [simgcd.model.image_size] if one_size else image_sizes(simgcd.model.image_size, patch):
         if found and bench.is_late():
@@ -63,7 +64,7 @@ def measure(simgcd: Config, sptnet: Config, one_size: bool) -> dict[str, Any]:
         learners = []
         for config in (simgcd, sptnet):
             config = _at_size(config, size)
-            built, prompt = build_model(config, store.manifest, pretrained=False)
+            built, prompt = build_untrained(config, *classes)
             schedule = build_schedule(config, order.steps_per_epoch)
             learners.append(assemble(config, accelerator, launch, built, prompt, schedule))
         cost = bench.cost(learners[0], learners[1], size)

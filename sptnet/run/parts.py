@@ -76,7 +76,7 @@ class ImageProgress:
 
     def __init__(self, total: int, active: bool, unit: str = "images"):
         self.total, self.active, self.unit, self.done = total, active, unit, 0
-        self.console = Console(stderr=True, quiet=not active)
+        self.console = Console(stderr=True, quiet=not active, soft_wrap=not sys.stderr.isatty())
         self._bar = Progress(
             TextColumn("{task.completed}/{task.total} " + unit), BarColumn(), TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(), console=self.console, disable=not (active and sys.stderr.isatty()),

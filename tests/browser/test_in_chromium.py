@@ -67,7 +67,7 @@ def grow_head(run: Path, classes: int) -> None:
     from sptnet.run.model_file import ModelFacts, save_model
 
     config = read_config(run)
-    model, prompt = build_model(config, build_store(config).manifest, pretrained=False)
+    model, prompt = build_model(config, build_store(config).manifest)
     assert model.head.num_classes == classes
     save_model(run, model.state_dict(), prompt, ModelFacts(1))
 
