@@ -127,7 +127,7 @@ def _sizes(groups: Sequence[Group]) -> Table:
     table.add_column("category", overflow="fold")
     table.add_column("images", justify="right")
     table.add_column("mean confidence", justify="right")
-    table.add_column("nearest named class", overflow="fold")
+    table.add_column("most are nearest to", overflow="fold")
     for group in groups[:SHOWN]:
         nearest = printable(group.nearest) if group.is_new else ""
         table.add_row(printable(group.name), str(group.size), f"{group.confidence:.2f}", nearest)

@@ -66,6 +66,7 @@ def facts(name="x", own=0.9, neighbours=0.6, used=20, test=None):
 def test_only_what_is_worse_is_said():
     assert worse(facts(), facts()) == []
     assert worse(facts(), facts(own=0.895, neighbours=0.9, used=19)) == []
+    assert worse(facts(neighbours=0.722, used=105), facts(neighbours=0.706, used=103)) == []
     (told,) = worse(facts(), facts(own=0.8))
     assert told == "labelled images in their own class 80.0% for 90.0%"
     assert len(worse(facts(), facts(neighbours=0.5, used=15))) == 2
