@@ -114,8 +114,7 @@ def predict(
     for number in range(rounds):
         batch = next(batches, None)
         if batch is None:
-            # where weights are sharded a forward pass is a collective: a rank with fewer batches goes along
-            strategy.forward_evaluation(torch.zeros(1, 3, *2 * [config.model.image_size], device=device), prompt)
+            strategy.forward_evaluation(_blank(config, tokens).to(device), prompt)
         else:
             images = batch.images.to(device, non_blocking=True)
             outputs = strategy.forward_evaluation(images if tokens is not None else normalise(images), prompt)
@@ -125,6 +124,13 @@ def predict(
             rows.append(torch.cat([told, best, (shares * MILLION).round().long()], dim=1))
         each_round(min((number + 1) * size * world_size(), samples))
     return torch.cat(rows)
+
+
+def _blank(config: Config, tokens: Tokens | None) -> Tensor:
+    """For a rank with fewer batches: where weights are sharded a forward pass is a collective, of the same blocks."""
+    if tokens is not None:
+        return torch.from_numpy(tokens.empty(1)).zero_()
+    return torch.zeros(1, 3, *2 * [config.model.image_size])
 
 
 def score(predictions: Predictions, num_old: int, num_classes: int) -> dict[str, Any]:
