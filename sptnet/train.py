@@ -137,9 +137,9 @@ class Run:
         every = self.config.evaluate.every * self.schedule.steps_per_epoch
         return done > 0 and (done == self.schedule.total_steps or done % every == 0)
 
-    def note(self, taken: Taken) -> None:
-        """A step is over: count it into the figures."""
-        self.throughput.step(taken.phase)
+    def note(self, taken: Taken, launched: float) -> None:
+        """A step is over, which had been launched at some second: count it into the figures."""
+        self.throughput.step(taken.phase, launched)
         self.used = taken.used if self.used is None else self.used | taken.used
 
     def figures(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What the host learns of a step while the next one is under way."""
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from sptnet.data.batches import Batch
@@ -15,6 +16,7 @@ class _Pending(NamedTuple):
     taken: Taken
     facts: dict[str, Any]
     flags: Readback
+    launched: float
 
 
 class Following:
@@ -23,14 +25,14 @@ class Following:
     The flags are the same on every rank, so that all ranks raise, or stop, at the same step.
 
     Args:
-        note: is told of every step when it is over.
+        note: is told of every step when it is over, with the second at which it had been launched.
 
     Attributes:
         stop: whether any rank was asked to stop, as far as steps have been followed.
     """
 
     def __init__(
-        self, guard: NonFiniteGuard, replaced: ReplacedSamples, note: Callable[[Taken], None], log: MetricsLog
+        self, guard: NonFiniteGuard, replaced: ReplacedSamples, note: Callable[[Taken, float], None], log: MetricsLog
     ):
         self._guard, self._replaced, self._note, self._log = guard, replaced, note, log
         self.stop = False
@@ -45,7 +47,7 @@ class Following:
         Raises:
             NonFiniteError, DatasetError: of the step before, on all ranks.
         """
-        before, self._pending = self._pending, _Pending(batch, taken, facts, Readback(taken.flags))
+        before, self._pending = self._pending, _Pending(batch, taken, facts, Readback(taken.flags), perf_counter())
         if before is not None:
             self._learn(before)
 
@@ -60,5 +62,5 @@ class Following:
         self._guard.judge(flags, step.taken, step.batch.uids)
         self._replaced.add(int(flags.replaced), step.taken.step)
         self.stop = self.stop or flags.stop > 0
-        self._note(step.taken)  # here, not when it was launched: a write tells of the steps in it
+        self._note(step.taken, step.launched)  # here, not when it was launched: a write tells of the steps in it
         self._log.step(step.facts | self._replaced.told() | self._guard.told(), step.taken.terms)

@@ -32,7 +32,11 @@ class Throughput:
 
     def restart(self) -> None:
         """Begin an interval now: what came before, an evaluation for example, is not part of it."""
-        self._since, self._waited = time.perf_counter(), 0.0
+        self._begin(time.perf_counter())
+
+    def _begin(self, since: float) -> None:
+        self._since = self._until = since
+        self._waited = 0.0
         self._phases: list[str] = []
 
     def waiting(self, batches: Iterator[T]) -> Iterator[T]:
@@ -45,13 +49,14 @@ class Throughput:
                 return
             yield batch
 
-    def step(self, phase: str) -> None:
-        """Note a step."""
+    def step(self, phase: str, launched: float) -> None:
+        """Note a step, and when it had been launched: of two the host may learn at once, before a checkpoint."""
         self._phases.append(phase)
+        self._until = launched
 
     def interval(self) -> dict[str, float]:
         """The figures of the steps since the last call; begins a new interval."""
-        elapsed, steps = time.perf_counter() - self._since, len(self._phases)
+        elapsed, steps = max(self._until - self._since, 1e-9), len(self._phases)
         speed = steps * self.batch_size / elapsed
         figures = {
             "images_per_s": round(speed, 1),
@@ -60,7 +65,7 @@ class Throughput:
             "peak_memory_mb": round(peak_memory_mb(self.device), 1),
             "share_of_matmul_peak": round(sum(self.work[phase] for phase in self._phases) / elapsed / self.peak, 4),
         }
-        self.restart()
+        self._begin(self._until)
         return figures
 
 
