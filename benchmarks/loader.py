@@ -29,6 +29,7 @@ from sptnet.data.loader import train_batches
 from sptnet.data.order import BatchOrder
 from sptnet.data.reader import ShardReader
 from sptnet.data.store import LocalStore
+from sptnet.method.families import IMAGENET
 
 BATCH, SIZE = 64, 224
 Way = Iterator[int]  # loads batch after batch, yields the images in each
@@ -133,7 +134,7 @@ def main() -> None:
                     speeds[name].append(loaded / (time.process_time() - start))
     batch = torch.zeros(2, BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
     start = time.process_time()
-    normalise(batch)
+    normalise(batch, IMAGENET)
     per_image = (time.process_time() - start) / BATCH * 1e3
     medians = {name: sorted(values)[len(values) // 2] for name, values in speeds.items()}
     table = Table(title=f"two views of each image, one core, medians of {arguments.rounds} rounds")

@@ -7,7 +7,19 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sptnet.commands import config, discover, estimate_k, evaluate, export, features, kmeans, predict, report, train
+from sptnet.commands import (
+    backbones,
+    config,
+    discover,
+    estimate_k,
+    evaluate,
+    export,
+    features,
+    kmeans,
+    predict,
+    report,
+    train,
+)
 from sptnet.errors import SptnetError, visible
 from sptnet.run.outcome import explain, outcome_of, record_outcome
 
@@ -24,6 +36,7 @@ COMMANDS = {
     "report": report,
     "export": export,
     "config": config,
+    "backbones": backbones,
 }
 
 

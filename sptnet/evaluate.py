@@ -117,7 +117,8 @@ def predict(
             strategy.forward_evaluation(_blank(config, tokens).to(device), prompt)
         else:
             images = batch.images.to(device, non_blocking=True)
-            outputs = strategy.forward_evaluation(images if tokens is not None else normalise(images), prompt)
+            pixels = images if tokens is not None else normalise(images, strategy.module.statistics)
+            outputs = strategy.forward_evaluation(pixels, prompt)
             told = torch.stack([batch.uids, batch.targets], dim=1).to(device, non_blocking=True)
             best = outputs.logits.argmax(1, keepdim=True)
             shares = torch.softmax(outputs.logits.float() / config.loss.student_temperature, 1).gather(1, best)

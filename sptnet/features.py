@@ -54,7 +54,8 @@ def forward_on_ranks(encoder: Encoder) -> tuple[Forward, Strategy]:
     prompt = None if encoder.prompt is None else encoder.prompt.to(strategy.device)
 
     def forward(images: Tensor) -> Outputs:
-        return strategy.forward_evaluation(normalise(images.to(strategy.device, non_blocking=True)), prompt)
+        pixels = normalise(images.to(strategy.device, non_blocking=True), encoder.module.statistics)
+        return strategy.forward_evaluation(pixels, prompt)
 
     return forward, strategy
 

@@ -168,7 +168,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     if config.memory.micro_batches > share:
         raise ConfigError(f"memory.micro_batches is {config.memory.micro_batches}, more than a rank's {share} images")
     # all this is of the whole model: a strategy may take it apart
-    numbers, backbone = numbers_of(config, store.manifest), backbone_of(config, model)
+    numbers, backbone = numbers_of(config, store.manifest, model.statistics), backbone_of(config, model)
     size = size_of(model, prompt)
     chosen = choose(
         config, store, model, backbone["sha256"], accelerator.device, launch.precision,
@@ -255,8 +255,9 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     # asked to stop, or killed, before it was evaluated: a checkpoint comes first
     stopped = run.evaluation_is_due(done) and not evaluate_now(run, log, done, stop)
     run.throughput.restart()
+    strategy = run.learner.strategy
     batches = TwoAhead(iter(()) if stopped else run.batches(), stop)
-    for batch, views, targets in on_device(batches, run.learner.strategy.device):
+    for batch, views, targets in on_device(batches, strategy.device, strategy.module.statistics):
         done = batch.step + 1
         with naming_step(run.schedule.phase(batch.step), batch.step):
             said = Said(stop.here(), run.replaced.told_where_met(batch))
@@ -350,7 +351,9 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
     if evaluated is None:
         return True
     manifest = run.store.manifest
-    about = ModelFacts(done, learner.strategy.launch.precision, manifest.num_old, tuple(manifest.classes))
+    about = ModelFacts(
+        done, learner.strategy.launch.precision, manifest.num_old, tuple(manifest.classes), *module.statistics
+    )
     save_model(folder, state, learner.prompt, about)
     log.evaluation(done, evaluated[0])
     if final:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
-from sptnet.data.augment import MEAN, STD, AugmentName, eval_view, normalise
+from sptnet.data.augment import AugmentName, eval_view, normalise
 from sptnet.data.image import DecodeError, decode, from_pillow
 from sptnet.data.manifest import MANIFEST, DatasetError, Manifest, parse_manifest
 from sptnet.data.remote import is_url
@@ -58,14 +58,15 @@ class Encoder:
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the class token of an image, as plain values."""
+        mean, std = self.module.statistics
         return {
             "source": self.source,
             "weights": weights_digest(self.module, self.prompt),
             "image_size": self.image_size,
             "batch_size": self.batch_size,
             "view": self.augment,
-            "mean": list(MEAN),
-            "std": list(STD),
+            "mean": list(mean),
+            "std": list(std),
         }
 
 
@@ -153,7 +154,11 @@ class TrainedRun:
     @torch.no_grad()
     def forward(self, images: Tensor) -> Outputs:
         """uint8 [n, 3, S, S] -> features [n, D], projections [n, P], logits [n, K]."""
-        return self.encoder.module(normalise(images.to(self.device)), self.encoder.prompt)
+        return self.encoder.module(self.normalise(images.to(self.device)), self.encoder.prompt)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [..., 3, S, S] -> float32, as the model was trained with."""
+        return normalise(images, self.encoder.module.statistics)
 
     def predict(self, images: Sequence[ImageLike], top: int = 5) -> Table:
         """A row for every image: the columns that `prediction_columns` tells, `path` before them.

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from sptnet.config import Config, ConfigError
-from sptnet.data.augment import CROP_RATIO, MEAN, STD, normalise
+from sptnet.data.augment import CROP_RATIO, normalise
 from sptnet.data.blocks import Block, ShardSource, blocks
 from sptnet.data.cache_room import InUse, make_room
 from sptnet.data.manifest import KINDS, DatasetError, Kind
@@ -114,11 +114,12 @@ def _look(
     config: Config, store: Store, model: PromptedViT, weights: str, device: torch.device, precision: str
 ) -> TrunkCache:
     shape, seconds = _try(config, model, device, precision)
+    mean, std = model.statistics
     fingerprint = {
         "schema": SCHEMA, "code": CODE, "dataset": store.manifest.digest(), "weights": weights,
         "backbone": config.model.backbone, "options": config.model.backbone_options, "block": model.train_from_block,
-        "image_size": model.image_size, "augment": config.data.augment, "crop": CROP_RATIO, "mean": list(MEAN),
-        "std": list(STD), "views": shape.views, "dtype": shape.dtype, "precision": precision, "device": device.type,
+        "image_size": model.image_size, "augment": config.data.augment, "crop": CROP_RATIO, "mean": list(mean),
+        "std": list(std), "views": shape.views, "dtype": shape.dtype, "precision": precision, "device": device.type,
         "images": BLOCK,
     }  # fmt: skip
     root = DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache)
@@ -169,7 +170,7 @@ def _on(model: PromptedViT, device: torch.device, precision: str) -> Iterator[Ca
     @torch.no_grad()
     def tokens_of(images: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            return model.trunk(normalise(images.to(device, non_blocking=True))).float().cpu()
+            return model.trunk(normalise(images.to(device, non_blocking=True), model.statistics)).float().cpu()
 
     try:
         yield tokens_of

@@ -46,8 +46,8 @@ def test_they_are_the_tokens_that_the_head_reads(digits, untrained, made):
         assert np.array_equal(split.targets, torch.cat([b.targets for b in batches]))
         with torch.no_grad():
             module, prompt = run.encoder.module, run.encoder.prompt
-            wanted = torch.cat([module(normalise(b.images), prompt).features for b in batches])
-            bare = torch.cat([module(normalise(b.images), None).features for b in batches])
+            wanted = torch.cat([module(normalise(b.images, module.statistics), prompt).features for b in batches])
+            bare = torch.cat([module(normalise(b.images, module.statistics), None).features for b in batches])
         found = np.concatenate(list(split.blocks(7)))
         assert found.dtype == np.float32
         assert found.shape == (store.manifest.samples(kind), 48) == (len(split), split.width)

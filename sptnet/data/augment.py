@@ -18,8 +18,8 @@ from sptnet.data import keyed
 from sptnet.data.image import from_pillow, resize, resize_short_side, to_pillow
 
 AugmentName = Literal["crop_flip", "affine"]
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and deviation of the channels
 CROP_RATIO = 0.875
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as in the backbones' own training
 DRAWS = 8  # random numbers set aside per view; part of the data order
 
 View = Callable[[Tensor, int, NDArray[np.float64]], Tensor]
@@ -82,16 +82,16 @@ def eval_view(name: AugmentName, image: Tensor, size: int) -> Tensor:
     return image[:, top : top + size, left : left + size]
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 [..., 3, H, W] -> float32 with ImageNet's mean and deviation, on the images' device."""
-    mean, std = _statistics(images.device)
+def normalise(images: Tensor, statistics: Statistics) -> Tensor:
+    """uint8 [..., 3, H, W] -> float32, by mean and deviation of pixels of 0 to 1, on the images' device."""
+    mean, std = _on(images.device, statistics)
     # from channels last, as the loader sends them: three passes over rows of three numbers would be slow on a CPU
     pixels = images.contiguous().float()
     return pixels.mul_(1 / (255 * std)).sub_(mean / std)
 
 
 @cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+def _on(device: torch.device, statistics: Statistics) -> tuple[Tensor, Tensor]:
     """Mean and deviation, [3, 1, 1] each; copied to a device once, since the copy is waited for."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in statistics)
     return mean, std

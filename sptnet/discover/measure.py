@@ -172,7 +172,7 @@ class Bench:
 
         def take(n: int) -> None:
             views = torch.zeros(learner.views_at(step), n, 3, size, size, dtype=torch.uint8, device=self.device)
-            views = normalise(views)
+            views = normalise(views, learner.strategy.module.statistics)
             learner.step(step, views + torch.randn_like(views), *_targets(n, self.device)).terms.total.item()
 
         counts = sorted({max(1, min(SMALLEST, share) // 2), min(SMALLEST, share)})

@@ -21,7 +21,6 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from sptnet.data.augment import normalise
 from sptnet.export.card import Files, model_card
 from sptnet.export.folding import ExportError, hub_config, plain_vit
 from sptnet.export.graphs import INPUT, ONNX, OUTPUTS, PROGRAM, Classifier, check_onnx, write_onnx, write_program
@@ -94,7 +93,7 @@ def _differences(run: TrainedRun, place: Path) -> dict[str, float]:
     size = run.encoder.image_size
     draws = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (COMPARED, 3, size, size), dtype=torch.uint8, generator=draws)
-    expected, pixels = run.forward(images), normalise(images)
+    expected, pixels = run.forward(images), run.normalise(images)
     found = {reader: float((cosines - expected.logits).abs().max()) for reader, cosines in _read_back(place, pixels)}
     for reader, difference in found.items():
         if not difference <= LARGEST_DIFFERENCE:

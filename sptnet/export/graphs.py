@@ -5,9 +5,9 @@ import io
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,11 +23,11 @@ class Classifier(nn.Module):
     """normalised images [N, 3, S, S] -> embedding [N, D] (the class token), logits [N, K] (cosines), probabilities.
 
     Args:
-        vit: with unit prototypes as its head.
+        vit: a timm ViT with unit prototypes as its head.
         temperature: by which cosines are divided for probabilities.
     """
 
-    def __init__(self, vit: VisionTransformer, temperature: float):
+    def __init__(self, vit: Any, temperature: float):
         super().__init__()
         self.vit, self.temperature = vit, temperature
 

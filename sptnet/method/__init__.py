@@ -9,6 +9,9 @@
     whitening   PCA of points that do not fit into memory
     ward        Ward's tree over weighted points
     class_count how many classes there are
+    families    which ViTs of timm there are, and how each kind is taken apart
+    catalogue   all of them, described
+    last_block  what of a last block the class token needs
     weights     backbones from files
     reference   checkpoints of the papers' authors
 

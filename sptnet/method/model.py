@@ -1,32 +1,43 @@
-"""PromptedViT: a timm ViT that takes a prompt, with the DINO head of SimGCD on its class token.
+"""PromptedViT: a timm ViT that takes a prompt, with the DINO head of SimGCD on its class token, or on what it pools.
 
 Two modules of the timm backbone are replaced by ones that compute the same function for less:
 
 - `PromptedPatchEmbed`: the patch embedding is linear, so embed(x + P) = embed(x) + W * P. Prompted pixels are never
   materialised, and the prompt's gradient is one transposed convolution for the whole batch.
-- `ClassTokenBlock`: the head reads the class token only, so the last block computes query, projection and MLP for
-  that one token, and attends with it without computing the others' keys and values.
+- the last block, where the head reads the class token only: sptnet/method/last_block.py.
 
 Both *adopt* the children of what they replace instead of wrapping it: the state dict keeps timm's keys, and a sharding
-strategy sees one module whose own forward runs.
+strategy sees one module whose own forward runs. What differs between families of ViTs is in sptnet/method/families.py.
 """
 
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.layers import Attention, PatchEmbed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.layers import PatchEmbed
+from timm.layers.format import Format, nchw_to
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sptnet.method.weights import BackboneError, load_backbone
+from sptnet.method.families import (
+    WORKS,
+    BackboneError,
+    family_of,
+    read_class_token,
+    reads_class_token,
+    statistics_of,
+    without_chance,
+)
+from sptnet.method.last_block import for_class_token
+from sptnet.method.weights import load_backbone
 
 IMAGES_NDIM = 4  # [N, 3, H, W]; tokens have one fewer
 
 
 class Outputs(NamedTuple):
-    """features: [N, D] normalised class tokens; projections: [N, P] for the contrastive losses; logits: [N, K]."""
+    """features: [N, D], what the head reads: the normalised class token, or what timm pools; projections: [N, P]
+    for the contrastive losses; logits: [N, K].
+    """
 
     features: Tensor
     projections: Tensor
@@ -44,6 +55,8 @@ class PromptedPatchEmbed(nn.Module):
         self.norm = embed.norm
         self.image_size = embed.img_size
         self.grid_size = embed.grid_size
+        # models that take any size keep the grid until positions are added
+        self.output_fmt = Format.NLC if embed.flatten else embed.output_fmt
 
     def forward(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Tensor:
         if tuple(images.shape[-2:]) != self.image_size:
@@ -52,74 +65,8 @@ class PromptedPatchEmbed(nn.Module):
         if prompt is not None:
             prompted = tokens + F.conv2d(prompt, self.proj.weight, stride=self.proj.stride)
             tokens = torch.cat([tokens, prompted]) if with_clean else prompted
-        # [N, D, h, w] -> [N, h * w, D]
-        return self.norm(tokens.flatten(2).transpose(1, 2))
-
-
-class ClassTokenBlock(nn.Module):
-    """timm's transformer block, computed for the class token only: [N, T, D] -> [N, 1, D]."""
-
-    attn: Any
-    norm1: nn.Module
-    norm2: nn.Module
-    ls1: nn.Module
-    ls2: nn.Module
-    drop_path1: nn.Module
-    drop_path2: nn.Module
-    mlp: nn.Module
-
-    def __init__(self, block: Block):
-        super().__init__()
-        for name, child in block.named_children():
-            self.add_module(name, child)
-
-    def forward(self, x: Tensor) -> Tensor:
-        attn = self.attn
-        y = self.norm1(x)
-        token = self._by_keys(y) if self._needs_keys() else self._by_tokens(y)
-        token = attn.proj_drop(attn.proj(attn.norm(token)))
-        token = x[:, :1] + self.drop_path1(self.ls1(token))
-        return token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
-
-    def _needs_keys(self) -> bool:
-        attn = self.attn
-        return not isinstance(attn.k_norm, nn.Identity) or (self.training and attn.attn_drop.p > 0)
-
-    def _by_tokens(self, y: Tensor) -> Tensor:
-        """Attention of the first of `y` [N, T, D] to all, [N, 1, D], with keys and values folded away.
-
-        A score is q . (W_k y) = (W_k^T q) . y, and what it weighs is W_v y, so W_v serves once, on the weighed sum:
-        two products of size D x D for an image instead of 2 T. The bias of the keys moves all scores of a head alike.
-        """
-        attn = self.attn
-        heads, depth = attn.num_heads, attn.head_dim
-        weight, bias = attn.qkv.weight, attn.qkv.bias
-        # [3 * H * d, D] -> 3 x [H, d, D]
-        w_query, w_key, w_value = weight.unflatten(0, (3, heads, depth)).unbind(0)
-        width = heads * depth
-        query = F.linear(y[:, 0], w_query.flatten(0, 1), None if bias is None else bias[:width])
-        query = attn.q_norm(query.unflatten(1, (heads, depth))) * attn.scale
-        folded = torch.einsum("nhd,hdc->nhc", query, w_key)
-        shares = torch.softmax(folded @ y.transpose(1, 2), dim=-1)
-        # [N, H, T] @ [N, T, D] -> [N, H, D] -> [N, H, d]
-        value = torch.einsum("nhc,hdc->nhd", shares.to(y.dtype) @ y, w_value).flatten(1)
-        if bias is not None:
-            value = value + bias[2 * width :]
-        return value[:, None]
-
-    def _by_keys(self, y: Tensor) -> Tensor:
-        """The same by keys and values of all tokens: keys that are normalised do not fold."""
-        attn = self.attn
-        width = attn.num_heads * attn.head_dim
-        weight, bias = attn.qkv.weight, attn.qkv.bias
-        query = F.linear(y[:, :1], weight[:width], None if bias is None else bias[:width])
-        key_value = F.linear(y, weight[width:], None if bias is None else bias[width:])
-        # [N, 1, H * d] -> [N, H, 1, d]; [N, T, 2 * H * d] -> 2 x [N, H, T, d]
-        query = query.unflatten(2, (attn.num_heads, attn.head_dim)).transpose(1, 2)
-        key, value = key_value.unflatten(2, (2, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
-        dropout = attn.attn_drop.p if self.training else 0.0
-        token = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value, dropout_p=dropout)
-        return token.transpose(1, 2).flatten(2)
+        # [N, D, h, w] -> [N, h * w, D], or [N, h, w, D]
+        return self.norm(nchw_to(tokens, self.output_fmt))
 
 
 class DINOHead(nn.Module):
@@ -150,22 +97,29 @@ class PromptedViT(nn.Module):
     """Backbone and head. Prompts live outside: `model(images, prompt)` takes the composed prompt image.
 
     Args:
-        backbone: a timm VisionTransformer; its patch embedding and last block are replaced in place.
+        backbone: a timm ViT as `read_class_token` leaves it; its patch embedding and last block are replaced in place.
         head: the DINO head.
         train_from_block: the first block that is trained; see `create_model`.
 
     Attributes:
+        statistics: mean and deviation by which images are to be normalised.
         round_tokens: to which type the tokens of clean images are rounded before they enter the first trained block:
             as a cache of them keeps them, so that a run has the same numbers without it; None: not at all.
+
+    Raises:
+        BackboneError: a backbone that cannot be used.
     """
 
     round_tokens: torch.dtype | None = None
 
-    def __init__(self, backbone: VisionTransformer, head: DINOHead, train_from_block: int):
+    def __init__(self, backbone: Any, head: DINOHead, train_from_block: int):
         super().__init__()
-        _check_architecture(backbone)
+        self.family = family_of(backbone)
+        self.statistics = statistics_of(backbone)
+        without_chance(backbone)
         backbone.patch_embed = PromptedPatchEmbed(backbone.patch_embed)
-        backbone.blocks[-1] = ClassTokenBlock(backbone.blocks[-1])
+        if reads_class_token(backbone):
+            backbone.blocks[-1] = for_class_token(backbone.blocks[-1])
         self.backbone = backbone
         self.head = head
         self.image_size = int(backbone.patch_embed.image_size[0])
@@ -177,46 +131,43 @@ class PromptedViT(nn.Module):
                 block.requires_grad_(True)
 
     def forward(self, images: Tensor, prompt: Tensor | None = None, with_clean: bool = False) -> Outputs:
-        """Compute class tokens, projections and logits.
+        """Compute features, projections and logits.
 
         Args:
             images: [N, 3, H, W], normalised; or [N, T, D], the tokens of clean ones as `trunk` computes them.
             prompt: [1, 3, H, W], added to every image; None for clean images.
             with_clean: with a prompt, compute 2N outputs: the clean images first, then the prompted ones.
         """
+        arguments = self.family.block_arguments(self.backbone)
         if images.ndim == IMAGES_NDIM:
-            tokens = self.trunk(images, prompt, with_clean)
+            tokens = self._trunk(images, prompt, with_clean, arguments)
             if self.round_tokens is not None and prompt is None:
                 tokens = tokens.detach().to(self.round_tokens).to(tokens.dtype)
         else:
             tokens = images.float()
-        for block in self.backbone.blocks[self.train_from_block :]:
-            tokens = block(tokens)
-        features = self.backbone.norm(tokens)[:, 0]
+        begin = self.train_from_block
+        for block, beside in zip(self.backbone.blocks[begin:], arguments[begin:], strict=True):
+            tokens = block(tokens, **beside)
+        tokens = self.backbone.norm(tokens)
+        by_token = reads_class_token(self.backbone)
+        features = tokens[:, 0] if by_token else self.backbone.forward_head(tokens, pre_logits=True)
         return Outputs(features, *self.head(features))
 
     def trunk(self, images: Tensor, prompt: Tensor | None = None, with_clean: bool = False) -> Tensor:
         """The tokens that enter the first trained block, [N, T, D]; arguments as for `forward`, images not tokens."""
-        tokens = self.backbone.patch_embed(images, prompt, with_clean)
-        tokens = self.backbone.norm_pre(self.backbone._pos_embed(tokens))
-        for block in self.backbone.blocks[: self.train_from_block]:
-            tokens = block(tokens)
+        return self._trunk(images, prompt, with_clean, self.family.block_arguments(self.backbone))
+
+    def _trunk(
+        self, images: Tensor, prompt: Tensor | None, with_clean: bool, arguments: list[dict[str, Any]]
+    ) -> Tensor:
+        tokens = self.family.positions(self.backbone, self.backbone.patch_embed(images, prompt, with_clean))
+        before = self.train_from_block
+        for block, beside in zip(self.backbone.blocks[:before], arguments[:before], strict=True):
+            tokens = block(tokens, **beside)
         return tokens
 
 
-def _check_architecture(backbone: nn.Module) -> None:
-    if not isinstance(backbone, VisionTransformer) or not isinstance(backbone.patch_embed, PatchEmbed):
-        raise BackboneError(f"{type(backbone).__name__} is not a ViT with a convolutional patch embedding")
-    last = backbone.blocks[-1]
-    if backbone.cls_token is None:
-        raise BackboneError("the backbone has no class token, which the head reads")
-    if type(last) is not Block or type(last.attn) is not Attention or last.attn.gate is not None:
-        raise BackboneError(
-            f"the backbone's blocks are {type(last).__name__} with {type(last.attn).__name__}, not plain ones"
-        )
-
-
-def _check_size(vit: VisionTransformer, image_size: int) -> None:
+def _check_size(vit: Any, image_size: int) -> None:
     patch = vit.patch_embed.proj.kernel_size[0]
     if vit.patch_embed.img_size != (image_size, image_size) or image_size % patch:
         down = max(patch, image_size // patch * patch)
@@ -228,6 +179,46 @@ def _resolve_block(train_from_block: int, depth: int) -> int:
     if not 0 <= resolved <= depth:
         raise BackboneError(f"train_from_block is {train_from_block}, but the backbone has {depth} blocks")
     return resolved
+
+
+def plain_backbone(name: str, image_size: int | None, pretrained: bool, options: dict[str, Any] | None = None) -> Any:
+    """A timm ViT without a head, read at its class token if it has one.
+
+    Args:
+        image_size: pixels; None for the model's own.
+        pretrained: with the weights of timm's hub.
+        options: further arguments of the timm model.
+
+    Raises:
+        BackboneError: a model that timm cannot build, or that cannot be used; it names one that can.
+    """
+    size = {} if image_size is None else {"img_size": image_size}
+    try:
+        vit: Any = timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **size, **(options or {})})
+    except Exception as error:  # timm and its layers check little: what they raise is what the arguments broke
+        way_out = "without a network set model.weights to a file, or none" if pretrained else f"{WORKS} can be built"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        where = "" if image_size is None else f" at {image_size} px"
+        raise _why_never(name) or BackboneError(
+            f"timm cannot build {name!r}{where}: {reason}; {way_out}; `sptnet backbones` lists what works"
+        ) from None
+    family_of(vit, name)
+    if image_size is not None:
+        _check_size(vit, image_size)
+    read_class_token(vit)
+    return vit
+
+
+def _why_never(name: str) -> BackboneError | None:
+    """Why a model cannot be used whatever its arguments and weights; None where timm cannot build it at all."""
+    try:
+        with torch.device("meta"):
+            family_of(timm.create_model(name, num_classes=0), name)
+    except BackboneError as error:
+        return error
+    except Exception:  # as it was with the arguments: that is told
+        return None
+    return None
 
 
 def create_model(
@@ -263,15 +254,7 @@ def create_model(
         raise BackboneError(f"{num_old} old and {num_new} new classes: at least 2 in all are needed")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        options = {"num_classes": 0, "global_pool": "token", "img_size": image_size, **(backbone_options or {})}
-        try:
-            vit = timm.create_model(backbone, pretrained=weights == "timm", **options)
-        except Exception as error:  # timm and its layers check little: what they raise is what the arguments broke
-            way_out = "; without a network set model.weights to a file, or none" if weights == "timm" else ""
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise BackboneError(f"timm cannot build {backbone!r} at {image_size} px: {reason}{way_out}") from None
-        _check_architecture(vit)
-        _check_size(vit, image_size)
+        vit = plain_backbone(backbone, image_size, weights == "timm", backbone_options)
         if weights not in ("timm", "none"):
             load_backbone(vit, weights)
         head = DINOHead(vit.num_features, num_old + num_new, head_hidden, head_bottleneck)

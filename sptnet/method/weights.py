@@ -1,26 +1,21 @@
-"""Weights from files: backbones in timm's, DINO's and DINOv2's formats. Nothing pickled is executed."""
+"""Weights from files: backbones in timm's formats and in those of their authors. Nothing pickled is executed."""
 
+import io
 import pickle
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
-from sptnet.errors import SptnetError
+from sptnet.method.families import BackboneError, family_of, reads_class_token
 
 WRAPPERS = ("model", "state_dict", "teacher")  # teacher: DINO's full training checkpoints
 PREFIXES = ("module.", "backbone.")
 NOT_BACKBONE = ("head.", "fc.", "mask_token", "dino_head", "ibot_head")
-
-
-class BackboneError(SptnetError, ValueError):
-    """A backbone or a weight file that cannot be used; the message says why."""
-
-    on_all_ranks = True
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -48,14 +43,23 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
-def load_backbone(backbone: VisionTransformer, path: str | Path) -> None:
-    """Load a weight file into a timm ViT, resizing its position embeddings to the model's grid.
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Load a weight file into a timm ViT, resizing its positions to the model's grid.
+
+    Where the class token is read, `fc_norm`, as timm calls the norm behind another pooling, is `norm`.
 
     Raises:
         BackboneError: keys or shapes that do not fit; the message names them.
     """
     state = {k: v for k, v in read_state_dict(path).items() if not k.startswith(NOT_BACKBONE)}
-    state = checkpoint_filter_fn(state, backbone)
+    try:
+        with redirect_stdout(io.StringIO()):  # timm prints what DINOv3's files have and a model has not
+            state = family_of(backbone).read_weights(state, backbone)
+    except (AttributeError, KeyError, RuntimeError, ValueError, AssertionError) as error:  # what misfits break
+        told = " ".join(str(error).split())[:200]
+        raise BackboneError(f"{path} does not fit the backbone: {type(error).__name__}: {told}") from None
+    if reads_class_token(backbone) and "norm.weight" not in state:
+        state = {f"norm.{k[8:]}" if k.startswith("fc_norm.") else k: v for k, v in state.items()}
     expected = backbone.state_dict()
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = [k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape]

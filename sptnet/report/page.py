@@ -11,6 +11,7 @@ import jinja2
 
 import sptnet
 from sptnet.data.files import write_whole
+from sptnet.method.families import IMAGENET
 from sptnet.report.categories import FINE_CONFIDENCE, FINE_PURITY
 from sptnet.report.curves import HEIGHT, WIDTH, Row, read_steps, rows_of
 from sptnet.report.embedding import SIZE
@@ -20,7 +21,7 @@ from sptnet.report.sprites import PLANS, Galleries, Sprite, galleries_of
 from sptnet.report.subject import Run, Subject, run_of, sampled, subject_of
 from sptnet.report.text import per_cent, printable
 from sptnet.run.folder import RunError, writing
-from sptnet.run.model_file import has_model, load_prompt
+from sptnet.run.model_file import has_model, load_prompt, read_facts
 from sptnet.run.tables import PROTOCOL_TITLES, collapse
 
 FEWEST_CATEGORIES = 50  # that are shown, where there are so many
@@ -92,7 +93,8 @@ def _pictures(runs: Sequence[Run], subject: Subject | None) -> dict[str, Picture
         size = run.config.model.image_size
         prompt = load_prompt(run.folder, run.config.prompts, size)
         if prompt is not None:
-            found[str(run.folder)] = pictures_of(prompt, [one for one in images if one[1].shape[-1] == size])
+            std = read_facts(run.folder).std or IMAGENET[1]
+            found[str(run.folder)] = pictures_of(prompt, std, [one for one in images if one[1].shape[-1] == size])
     return found
 
 

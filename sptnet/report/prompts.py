@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sptnet.data.augment import STD
 from sptnet.data.sheet import encoded_as
 from sptnet.method.prompts import Prompt
 from sptnet.report.sprites import data_uri
@@ -38,10 +37,11 @@ class Pictures(NamedTuple):
 
 
 @torch.no_grad()
-def pictures_of(prompt: Prompt, images: Sequence[tuple[str, Tensor]] = ()) -> Pictures:
+def pictures_of(prompt: Prompt, std: Sequence[float], images: Sequence[tuple[str, Tensor]] = ()) -> Pictures:
     """Draw a prompt.
 
     Args:
+        std: deviation of the channels by which the model's images are normalised.
         images: names and uint8 [3, S, S] pixels to which it is added.
     """
     parts = {PART_TITLES[name]: prompt.part(name)()[0].cpu() for name in prompt.parts}
@@ -50,7 +50,7 @@ def pictures_of(prompt: Prompt, images: Sequence[tuple[str, Tensor]] = ()) -> Pi
         parts["sum"] = together
     scale = max(float(part.abs().max()) for part in parts.values()) or 1.0
     drawn = [Picture(title, _uri(127.5 + 127.5 * part / scale)) for title, part in parts.items()]
-    deviation = 255 * torch.tensor(STD).view(3, 1, 1)
+    deviation = 255 * torch.tensor(std).view(3, 1, 1)
     added = [
         (Picture(name, _uri(pixels.float())), Picture(f"{name}, with the prompt", _uri(pixels + together * deviation)))
         for name, pixels in images

@@ -4,8 +4,9 @@
     prompt.NAME     the prompt's, of SPTNet
 
 The one key `facts` of its metadata (several would come in any order) is JSON: `step` (how many are done), `precision`
-(that they were computed in), `num_old` and `classes` of the dataset, `sha256` over the tensors. Files of earlier
-versions have `step` alone and are read too.
+(that they were computed in), `num_old` and `classes` of the dataset, `mean` and `std` by which images are normalised
+(ImageNet's where a file does not say), `sha256` over the tensors. Files of earlier versions have `step` alone and are
+read too.
 """
 
 import json
@@ -22,6 +23,7 @@ from torch import Tensor
 from sptnet.config import PromptConfig
 from sptnet.data.fields import Count, Digest
 from sptnet.data.files import write_whole
+from sptnet.method.families import IMAGENET, Triple
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.run.checkpoint import checkpoints, digest
@@ -38,6 +40,8 @@ class ModelFacts:
     precision: Precision | None = None
     num_old: Count | None = None
     classes: tuple[str, ...] | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
     sha256: Digest | None = None
 
 
@@ -91,6 +95,12 @@ def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> Model
         raise RunError(f"{path} is damaged (sha256): copy it again, or continue the run from its checkpoint")
     if wrong := [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]:
         raise RunError(f"{path} has values that are not finite in {wrong[0]}: it is damaged, or its training diverged")
+    told = (facts.mean or IMAGENET[0], facts.std or IMAGENET[1])
+    if told != model.statistics:
+        raise RunError(
+            f"{path} was trained on images normalised by mean and deviation {told}, and timm now says "
+            f"{model.statistics} of this backbone: use the version of timm that it was trained with"
+        )
     _load(path, model, {k[6:]: v for k, v in state.items() if k.startswith("model.")})
     if prompt is not None:
         _load(path, prompt, {k[7:]: v for k, v in state.items() if k.startswith("prompt.")})

@@ -112,7 +112,8 @@ def describe(
     """The facts of the header, by name."""
     strategy, schedule = learner.strategy, learner.schedule
     processes, batch = strategy.launch.world_size, config.data.batch_size
-    num_new = learner.strategy.module.head.num_classes - manifest.num_old
+    module = strategy.module
+    num_new = module.head.num_classes - manifest.num_old
     counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
     return {
         "method": config.method + (f", from {config.init}" if config.init else ""),
@@ -122,6 +123,7 @@ def describe(
         "data": f"{manifest.name}: {counts}; {manifest.num_old} old classes, {num_new} new",
         "batch": f"{batch} = {processes} x {batch // processes}, {order.steps_per_epoch} steps per epoch",
         "model": f"{config.model.backbone} at {config.model.image_size} px",
+        "normalised by": "mean {}, deviation {}".format(*(" ".join(f"{v:g}" for v in t) for t in module.statistics)),
         "parameters": f"{size.trained:,} trained, {size.frozen:,} frozen, {size.prompt:,} prompt",
         "gradients reduced": f"{4 * size.trained:,} bytes per model step"
         + (f", {4 * size.prompt:,} per prompt step" if learner.prompt else ""),

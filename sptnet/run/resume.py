@@ -10,6 +10,7 @@ import torch.distributed as dist
 from sptnet.config import Config, flat
 from sptnet.config_file import keys_of
 from sptnet.data.manifest import Manifest
+from sptnet.method.families import IMAGENET, Statistics
 from sptnet.method.model import PromptedViT
 from sptnet.run.checkpoint import CheckpointError, Facts, checkpoints, digest, is_of_run, read_facts, read_tensors
 from sptnet.run.folder import OccupiedError, RunError
@@ -24,10 +25,16 @@ DECIDING = ("method", "seed", "data.batch_size", "data.streams", "data.window", 
 IRRELEVANT = ("model.weights",)  # a moved file is the same backbone: its digest is compared
 
 
-def numbers_of(config: Config, manifest: Manifest) -> dict[str, Any]:
-    """Everything that decides the numbers of a run, by dotted key; another strategy or world size does not."""
+def numbers_of(config: Config, manifest: Manifest, statistics: Statistics) -> dict[str, Any]:
+    """Everything that decides the numbers of a run, by dotted key; another strategy or world size does not.
+
+    Args:
+        statistics: by which its model's images are normalised; what is not said is ImageNet's.
+    """
     keys = {key: list(value) if isinstance(value, tuple) else value for key, value in flat(config.model_dump())}
     chosen = {k: v for k, v in keys.items() if _below(k, DECIDING) and not _below(k, IRRELEVANT)}
+    if statistics != IMAGENET:
+        chosen |= {"model.mean": list(statistics[0]), "model.std": list(statistics[1])}
     return chosen | {"data.digest": manifest.digest()}
 
 

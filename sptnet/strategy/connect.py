@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -217,7 +217,10 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
         cpu=not on_gpu and not zero,
         # precision is the strategies' own affair: accelerate would turn the parameters to bf16 under DeepSpeed
         mixed_precision="no",
-        kwargs_handlers=[group] if "LOCAL_RANK" in os.environ or zero else None,
+        # the only buffers are tables of positions, the same on all ranks: DDP would send them with every step
+        kwargs_handlers=[group, DistributedDataParallelKwargs(broadcast_buffers=False)]
+        if "LOCAL_RANK" in os.environ or zero
+        else None,
     )
     _check(launch, accelerator)
     return accelerator, launch

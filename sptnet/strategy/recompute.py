@@ -1,6 +1,7 @@
 """Gradient checkpointing: blocks that keep their input only and compute the rest again in the backward pass."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ def checkpoint_blocks(model: PromptedViT, spec: str | Every) -> None:
         block.forward = partial(_forward, type(block), block)
 
 
-def _forward(kind: type[nn.Module], block: nn.Module, tokens: Tensor) -> Tensor:
-    forward = partial(kind.forward, block)
+def _forward(kind: type[nn.Module], block: nn.Module, tokens: Tensor, **beside: Any) -> Tensor:
+    forward = partial(kind.forward, block, **beside)
     if not torch.is_grad_enabled():
         return forward(tokens)
     # blocks draw no random numbers, so there is no generator state to keep

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from sptnet.cli import main
-from sptnet.data.augment import eval_view, normalise
+from sptnet.data.augment import eval_view
 from sptnet.data.image import decode
 from sptnet.data.reader import ShardReader
 from sptnet.data.store import LocalStore
@@ -47,7 +47,7 @@ def test_a_whole_test_set_through_everybody_elses_readers(untrained, digits, tmp
     images = images_of(digits, run, "test")
     assert len(images) == 359
     expected = run.forward(images)
-    np.savez(tmp_path / "pixels.npz", images=normalise(images).numpy())
+    np.savez(tmp_path / "pixels.npz", images=run.normalise(images).numpy())
     # -S: no .pth file is read, by which the project is installed beside its packages
     command = [sys.executable, "-I", "-S", READERS, out, tmp_path / "pixels.npz", tmp_path / "found.npz"]
     ran = subprocess.run(

@@ -51,7 +51,9 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
     )  # fmt: skip
     losses, phases, uids = [], [], []
     for batch in batches:
-        taken = learner.step(batch.step, normalise(batch.views), batch.targets, None)
+        taken = learner.step(
+            batch.step, normalise(batch.views, learner.strategy.module.statistics), batch.targets, None
+        )
         losses.append([term.item() for term in taken.terms])
         phases.append(schedule.phase(batch.step))
         uids.append(gather_packed([batch.uids])[0].flatten().tolist())
@@ -99,7 +101,7 @@ def assert_nothing_but_finite_steps(learner, batch) -> None:
     """A rank with a pixel that is not a number: all ranks are told, nothing is changed, and the next step is fine."""
     before = state_of(learner)
     for step in range(FIRST + STEPS, FIRST + STEPS + 12):
-        views = normalise(batch.views)[: learner.views_at(step)]
+        views = normalise(batch.views, learner.strategy.module.statistics)[: learner.views_at(step)]
         views = views if len(views) == learner.views_at(step) else views.expand(2, *views.shape[1:]).clone()
         views[0, 0, 0, 0, 0] = float("nan") if rank() == world_size() - 1 else 0.0
         taken = learner.step(step, views, batch.targets, None)
@@ -119,7 +121,11 @@ def costs_of_a_step(learner, batch) -> dict:
     """Collectives and host reads of a step of each phase, both late enough to be like all that follow."""
     costs = {}
     for step in range(FIRST + STEPS, FIRST + STEPS + 12):
-        views = normalise(batch.views)[:1].expand(learner.views_at(step), *batch.views.shape[1:]).clone()
+        views = (
+            normalise(batch.views, learner.strategy.module.statistics)[:1]
+            .expand(learner.views_at(step), *batch.views.shape[1:])
+            .clone()
+        )
         with Counting() as counted:
             taken = learner.step(step, views, batch.targets, None, Said(rank() == 0, rank()))
             readback = Readback(taken.flags)
