@@ -141,7 +141,7 @@ class ModelConfig(Section):
     """The backbone and what of it is trained."""
 
     backbone: str = Field("vit_base_patch16_224.dino", pattern=r"^[\w.\-/:]+$", max_length=200)
-    """Name of a timm ViT."""
+    """Name of a timm ViT; `sptnet backbones` lists those that can be used."""
     backbone_options: Annotated[dict[str, Any], AfterValidator(_backbone_options)] = {}
     """Sizes of a ViT that is not as its name says, e.g. {patch_size: 8, embed_dim: 192, depth: 6, num_heads: 3}."""
     weights: PathText = "timm"
