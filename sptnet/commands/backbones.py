@@ -22,10 +22,10 @@ def run(arguments: argparse.Namespace) -> int:
         if number == 0:
             print(_line(*HEADER))
         licence = "no weights in timm" if one.licence is None else one.licence
-        numbers = (str(value) for value in (one.width, one.depth, one.patch, one.pixels))
-        print(_line(one.name, *numbers, f"{one.parameters / 1e6:,.1f} M", licence), flush=True)
+        print(_line(one.name, *one[1:5], f"{one.parameters / 1e6:,.1f} M", licence), flush=True)
     return 0
 
 
-def _line(name: str, width: str, depth: str, patch: str, pixels: str, parameters: str, licence: str) -> str:
+def _line(*cells: object) -> str:
+    name, width, depth, patch, pixels, parameters, licence = cells
     return f"{name:<56} {width:>5} {depth:>5} {patch:>5} {pixels:>6} {parameters:>10}  {licence}"

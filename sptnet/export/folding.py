@@ -56,7 +56,7 @@ def folded_position_embedding(backbone: Any, prompt: Tensor) -> Tensor:
 def _positions(backbone: Any) -> Tensor:
     """The position embeddings [1, T, D]; zeros where there are none and timm lets one add them. Raises ExportError."""
     if getattr(backbone, "pos_embed", None) is not None:
-        return backbone.pos_embed  # type: ignore[no-any-return]
+        return backbone.pos_embed
     if adding_positions(backbone) is None:
         raise ExportError(
             f"a {type(backbone).__name__} has no position embedding, into which the prompt could be folded, and timm "

@@ -70,7 +70,7 @@ class FixedRotary(nn.Module):
 
 
 def _vit_positions(vit: Any, patches: Tensor) -> Tensor:
-    return vit.norm_pre(vit._pos_embed(patches))  # type: ignore[no-any-return]
+    return vit.norm_pre(vit._pos_embed(patches))
 
 
 def _eva_positions(model: Any, patches: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def _eva_positions(model: Any, patches: Tensor) -> Tensor:
     tokens = torch.cat([*prefix, tokens], dim=1)
     if model.pos_embed is not None and not model.no_embed_class:
         tokens = tokens + model.pos_embed
-    return model.norm_pre(tokens)  # type: ignore[no-any-return]
+    return model.norm_pre(tokens)
 
 
 def _eva_arguments(model: Any) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ def read_class_token(model: Any) -> None:
         model.norm, model.fc_norm = model.fc_norm, model.norm
 
 
-def without_chance(model: nn.Module) -> None:
+def without_chance(model: Any) -> None:
     """Let nothing of a model be random in training, and compute rotary positions that nothing changes once.
 
     timm has some dropout in the networks of relative positions, and turns Sapiens2's rotary positions at random.
@@ -175,20 +175,20 @@ def without_chance(model: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(module, DropPath):
             module.drop_prob = 0.0
-    rope = getattr(model, "rope", None)
-    if isinstance(rope, nn.Module):
+    rope: Any = getattr(model, "rope", None)
+    if rope is not None:
         rope.aug_active = False
         if not list(rope.parameters()):
             model.rope = FixedRotary(rope.get_embed(shape=model.patch_embed.grid_size).detach().clone())
 
 
-def statistics_of(model: nn.Module) -> Statistics:
+def statistics_of(model: Any) -> Statistics:
     """By which mean and deviation images are normalised: timm's for the weights, or ImageNet's.
 
     ViTs that this project could take before it knew others had ImageNet's, whatever timm says, and keep them: what was
     trained with them would see other pixels.
     """
-    attn = getattr(model.blocks[-1], "attn", None)
+    attn: Any = getattr(model.blocks[-1], "attn", None)
     always = (
         isinstance(model, VisionTransformer) and reads_class_token(model) and not model.dynamic_img_size
         and type(model.blocks[-1]) is Block and type(attn) is Attention and attn.gate is None

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 def for_class_token(block: nn.Module) -> nn.Module:
     """The same block for the class token only, where that is exact; else the block itself."""
-    attn = getattr(block, "attn", None)
+    attn: Any = getattr(block, "attn", None)
     kinds = (type(block), type(attn))
     if kinds == (Block, Attention) and attn.gate is None:
         return ClassTokenBlock(block)

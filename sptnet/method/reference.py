@@ -10,9 +10,10 @@ import timm
 import torch
 from torch import Tensor
 
+from sptnet.method.families import BackboneError
 from sptnet.method.model import DINOHead, PromptedViT
 from sptnet.method.prompts import Prompt, PromptKind, create_prompt
-from sptnet.method.weights import BackboneError, read_state_dict
+from sptnet.method.weights import read_state_dict
 
 FRAME_SIDES = ("pad_up", "pad_down", "pad_left", "pad_right")
 HEAD_WIDTH = 64  # of every published ViT; not visible in any shape

@@ -5,13 +5,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from sptnet.method.families import BackboneError
 from sptnet.method.losses import GCDLoss
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.model import DINOHead
 from sptnet.method.prompts import create_prompt
 from sptnet.method.reference import FRAME_SIDES, _frame_image, load_reference
 from sptnet.method.schedule import Schedule
-from sptnet.method.weights import BackboneError
 from sptnet.steps import Learner
 from sptnet.strategy.base import parameter_groups
 from sptnet.strategy.connect import launch_settings

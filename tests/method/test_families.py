@@ -174,6 +174,20 @@ def test_weights_from_a_file_in_timms_own_names(name, tmp_path):
         create_model(name, 3, 2, weights=str(tmp_path / "bad.safetensors"), **given)
 
 
+@pytest.mark.parametrize("name", [*FAMILIES.values(), "eva_large_patch14_196"], ids=[*FAMILIES, "eva_large"])
+def test_weights_of_the_hub_land_whole(name, tmp_path):
+    """As timm loads them: beside a classifier that it leaves out, what does not fit is left out in silence."""
+    size, options = small(name)
+    donor = randomised(timm.create_model(name, num_classes=1000, img_size=size, **options))
+    save_file(donor.state_dict(), tmp_path / "model.safetensors")
+    overlay = {"file": str(tmp_path / "model.safetensors"), "num_classes": 1000, "custom_load": False}
+    found = plain_backbone(name, size, True, options | {"pretrained_cfg_overlay": overlay}).state_dict()
+    expected = donor.state_dict()
+    for key, value in found.items():
+        as_timm_has_it = key if key in expected else f"fc_{key}"
+        assert torch.equal(value, expected[as_timm_has_it]), key
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [

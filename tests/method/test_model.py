@@ -5,7 +5,7 @@ import timm
 import torch
 
 from sptnet import create_model, create_prompt
-from sptnet.method.weights import BackboneError
+from sptnet.method.families import BackboneError
 
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 
