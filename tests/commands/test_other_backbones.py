@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sptnet.build import build_model, build_store
+from sptnet.build import build_untrained
 from sptnet.cli import main
 from sptnet.config_file import load_config
 from sptnet.data.features import FeatureFolder
@@ -34,7 +34,7 @@ def a_run(folder: Path, data: Path, backbone: str, method: str = "sptnet") -> Pa
     config = load_config(ROOT / "configs" / name, settings)
     folder.mkdir()
     open_run(config, 0)
-    model, prompt = build_model(config, build_store(config).manifest, pretrained=False)
+    model, prompt = build_untrained(config, 5, 5)
     with torch.no_grad():
         for parameter in [*model.parameters(), *(prompt.parameters() if prompt is not None else [])]:
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
