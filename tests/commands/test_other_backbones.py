@@ -80,6 +80,7 @@ def test_what_does_not_fold_is_one_line(backbone, why, digits, tmp_path):
         assert found["timm"] < 1e-5
 
 
+@pytest.mark.slow
 def test_exported_graphs_of_rotary_positions(digits, tmp_path):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

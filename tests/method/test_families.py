@@ -114,6 +114,18 @@ def test_trained_parts_and_gradients(name):
         assert gradient.shape == parameter.shape
 
 
+@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
+def test_half_precision(name):
+    model = randomised(built(name))
+    images, prompt = images_and_prompt(model.image_size)
+    with torch.no_grad():
+        exact = model(images, prompt).features
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(images, prompt).features
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.05 * exact.norm()
+
+
 def test_shortcuts_of_the_last_block():
     for name, kind in (
         ("vit_tiny_patch16_224", ClassTokenBlock), ("vit_small_patch16_dinov3", EvaClassTokenBlock),

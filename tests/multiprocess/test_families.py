@@ -51,7 +51,5 @@ def test_two_processes_under_ddp(told, family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2", "zero3"])
 def test_two_processes_that_share_what_they_hold(told, strategy, family):
-    one = told("single", 1, tuple(FAMILIES))[family]
-    # an accelerator has one DeepSpeed engine
-    several = tuple(FAMILIES) if strategy == "fsdp2" else (family,)
-    compare(one, told(strategy, 2, several)[family])
+    one, many = (told(*world, tuple(FAMILIES))[family] for world in (("single", 1), (strategy, 2)))
+    compare(one, many)
