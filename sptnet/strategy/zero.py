@@ -189,7 +189,8 @@ def _zero_settings(launch: LaunchSettings, trained: int) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {"reduce_bucket_size": max(trained, 1)}
     if launch.strategy != "zero3":
-        settings["allgather_bucket_size"] = max(trained, 1)
+        # stages 1 and 2 want it even (deepspeed 0.19.8, `nccl_start_alignment_factor`)
+        settings["allgather_bucket_size"] = max(trained + trained % 2, 2)
         # nothing is clipped; the norm would be one more collective, and the host would wait for it
         settings["compute_grad_norm"] = False
     return settings
