@@ -143,7 +143,7 @@ def test_a_part_that_is_cut_short_and_another_dataset_are_told(digits, made, tmp
         (["DIGITS", "--run", "nowhere"], "nowhere is not a run"),
         (["DIGITS", "--run", "RUN", "--image-size", "32"], "was trained at 24 pixels"),
         (["DIGITS", *TINY, "--out", "/dev/null/f"], "/dev/null/f cannot be written: Not a directory"),
-        (["DIGITS", "--backbone", "resnet50", "--weights", "none"], "timm cannot build 'resnet50'"),
+        (["DIGITS", "--backbone", "resnet50", "--weights", "none"], "resnet50 cannot be used"),
     ],
 )
 def test_mistakes_are_one_line(digits, untrained, tmp_path, capsys, arguments, told):

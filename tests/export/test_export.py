@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sptnet.cli import main
 from sptnet.data.augment import eval_view
@@ -199,6 +199,8 @@ def test_hostile_names_are_text_in_the_card(untrained, digits, tmp_path):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["root"] = str(data)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    weights = run / "model.safetensors"
+    save_file(load_file(weights), weights, {"facts": '{"step": 1}'})  # of a version that asked the dataset for names
     assert main(["export", str(run), str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "<script" not in card

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sptnet_shards.make_shards import main as make_shards
 
 from sptnet.cli import main
@@ -211,6 +212,8 @@ def test_hostile_names_are_text(untrained, tmp_path):
     config["data"] |= {"root": str(data)}
     config["model"]["num_new"] = 8
     (run / "config.yaml").write_text(yaml.safe_dump(config))
+    weights = run / "model.safetensors"
+    save_file(load_file(weights), weights, {"facts": '{"step": 1}'})  # as if trained on these classes
     assert main(["eval", str(run)]) == 0
     out = tmp_path / "page.html"
     assert main(["report", str(run), "--html", str(out)]) == 0
@@ -257,7 +260,7 @@ def test_shards_that_are_gone_are_said_and_the_rest_stays(evaluated, digits, tmp
     nearest = {one["data-novelty"] for one in page.of("details", **{"class": "category"})}
     assert "" not in nearest
     (data / MANIFEST).unlink()
-    page_without("manifest.json cannot be read")
+    page_without("manifest.json is missing")
 
 
 def test_runs_beside_each_other_and_what_has_no_model(evaluated, digits, tmp_path):
