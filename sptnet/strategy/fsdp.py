@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -97,10 +98,11 @@ class FSDPStrategy(TorchStrategy):
 
 
 def _mesh(device: str, launch: LaunchSettings) -> DeviceMesh:
-    if launch.strategy == "fsdp2":
-        return init_device_mesh(device, (launch.world_size,))
     copies = launch.world_size // launch.shard_size
-    return init_device_mesh(device, (copies, launch.shard_size), mesh_dim_names=("replicate", "shard"))
+    with unset_fake_temporarily():  # the ranks of a mesh are read, also where the model is planned, without numbers
+        if launch.strategy == "fsdp2":
+            return init_device_mesh(device, (launch.world_size,))
+        return init_device_mesh(device, (copies, launch.shard_size), mesh_dim_names=("replicate", "shard"))
 
 
 def _full(tensor: Tensor) -> Tensor:

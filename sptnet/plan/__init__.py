@@ -1,0 +1,9 @@
+"""What a run will cost, before it runs: memory, time, bytes sent and stored.
+
+    live      bytes of tensors that are alive, of real and of fake ones
+    work      operations and collectives of a step
+    trial     steps of both phases, counted
+    pretend   the real strategy on pretended ranks, with tensors that have no numbers
+
+Begin with `trial.py`.
+"""

@@ -1,0 +1,184 @@
+"""Takes steps of both phases and counts what each holds and does; with real tensors, or with fake ones."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sptnet.method.schedule import Schedule
+from sptnet.plan.live import Held, LiveBytes
+from sptnet.plan.work import Work
+from sptnet.steps import Learner
+
+Phase = Literal["prompt", "model", "evaluation"]
+Kind = Literal["weights", "gradients", "optimizer", "gathered", "activations", "batches", "temporaries"]
+KINDS: tuple[Kind, ...] = (
+    "weights", "gradients", "optimizer", "gathered", "activations", "batches", "temporaries"
+)  # fmt: skip
+
+
+@dataclass
+class Counted:
+    """What a step, or a forward pass of an evaluation, holds and does on one rank.
+
+    Attributes:
+        bytes: at the peak, by kind. `gathered`: weights that FSDP2 has put together; `batches`: this step's views, and
+            the next one's, which are on the device already; `gradients`: DDP's buckets too.
+        work: None where it was not counted.
+    """
+
+    bytes: dict[Kind, int]
+    work: Work | None = None
+
+    @property
+    def peak(self) -> int:
+        return sum(self.bytes.values())
+
+
+@dataclass
+class Trial:
+    """Steps on a learner.
+
+    Args:
+        learner: as training has it.
+        views: shape of an image's view, (3, H, W), or of its tokens, (T, D).
+        images: of this rank's slice of the batch.
+        evaluated: images of a forward pass of the evaluation.
+        live: was there when everything was built.
+        before: steps of a phase before the one that is counted: torch's DDP makes its buckets anew in the second.
+    """
+
+    learner: Learner
+    views: tuple[int, ...]
+    images: int
+    evaluated: int
+    live: LiveBytes
+    before: int = 2
+    _forwards: list[tuple[int, int]] = field(default_factory=list)
+
+    def run(self) -> dict[Phase, Counted]:
+        """Steps of the model phase, of the prompt phase if there is one, and a forward pass of an evaluation."""
+        self._note_forwards()
+        counted: dict[Phase, Counted] = {}
+        for phase in ("model", "prompt"):
+            first = first_step(self.learner.schedule, phase)
+            if first is not None:
+                counted[phase] = self._steps(first)
+        counted["evaluation"] = self._count(self._evaluate, ())
+        return counted
+
+    def _steps(self, first: int) -> Counted:
+        current, following = self._batch(first), self._batch(first)
+        for step in range(first, first + self.before):
+            self._step(step, *current)
+        return self._count(partial(self._step, first + self.before, *current), (*current, *following))
+
+    def seconds(self, phase: str, steps: int) -> float:
+        """The median time of steps of a phase; real tensors only."""
+        first = first_step(self.learner.schedule, phase)
+        assert first is not None
+        batch, took = self._batch(first), []
+        for step in range(first, first + steps + 1):
+            begin = time.perf_counter()
+            self._step(step, *batch)
+            if self.learner.strategy.device.type == "cuda":
+                torch.cuda.synchronize()
+            took.append(time.perf_counter() - begin)
+        return sorted(took[1:])[(len(took) - 1) // 2]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.learner.strategy.module.parameters()).device
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        device = self._device
+        views = torch.zeros(self.learner.views_at(step), self.images, *self.views, device=device)
+        return views, torch.zeros(self.images, dtype=torch.long, device=device)
+
+    def _step(self, step: int, views: Tensor, targets: Tensor) -> None:
+        self.learner.step(step, views, targets, None)
+
+    def _evaluate(self) -> None:
+        prompt = None if self.learner.prompt is None else self.learner.prompt()
+        size = self.learner.strategy.module.image_size
+        images = torch.zeros(self.evaluated, 3, size, size, device=self._device)
+        self.learner.strategy.forward_evaluation(images, prompt)
+
+    def _count(self, does: Callable[[], None], batches: tuple[Tensor, ...]) -> Counted:
+        self._forwards.clear()
+        before = self.live.time
+        self.live.restart()
+        with Work() as work:
+            does()
+        kinds: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        owners = self._owners(batches)
+        for held in self.live.at_peak():
+            kinds[owners.get(id(held)) or self._kind(held, before)] += held.bytes
+        return Counted(kinds, work)
+
+    def _owners(self, batches: tuple[Tensor, ...]) -> dict[int, Kind]:
+        """Which of what is held is whose."""
+        learner, strategy = self.learner, self.learner.strategy
+        owners: dict[int, Kind] = {}
+
+        def own(kind: Kind, tensors: Iterator[Tensor]) -> None:
+            owners.update({id(held): kind for tensor in tensors if (held := self.live.of(tensor)) is not None})
+
+        prompts = [] if learner.prompt is None else list(learner.prompt.parameters())
+        optimizers = [o for o in (strategy._optimizer, learner.prompt_optimizer) if o is not None]
+        own("batches", iter(batches))
+        own("optimizer", (t for o in optimizers for s in o.state.values() for t in s.values() if isinstance(t, Tensor)))
+        parameters = [*strategy.module.parameters(), *prompts, *self._optimized(optimizers)]
+        own("gradients", (p.grad for p in parameters if p.grad is not None))
+        own("weights", iter([*parameters, *strategy.module.buffers()]))
+        return owners
+
+    @staticmethod
+    def _optimized(optimizers: list[torch.optim.Optimizer]) -> list[Tensor]:
+        """FSDP2's optimizer holds this rank's shards as tensors of their own."""
+        return [p for o in optimizers for group in o.param_groups for p in group["params"]]
+
+    def _kind(self, held: Held, before: int) -> Kind:
+        if held.refilled:
+            return "gathered"
+        if held.born <= before:
+            return "gradients"  # made by the strategy, there before and after: buckets
+        for begin, end in self._forwards:
+            if begin < held.born <= end and (held.died is None or held.died > end):
+                return "activations"
+        return "temporaries"
+
+    def _note_forwards(self) -> None:
+        """Let the strategy's forward passes say when they are: what they leave behind is kept for the backward pass."""
+        strategy: Any = self.learner.strategy
+        for name in ("forward_model_phase", "forward_prompt_phase"):
+            setattr(strategy, name, self._noted(getattr(strategy, name)))
+
+    def _noted(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            begin = self.live.time
+            out = forward(*args, **kwargs)
+            self._forwards.append((begin, self.live.time))
+            return out
+
+        return noted
+
+
+def first_step(schedule: Schedule, phase: str) -> int | None:
+    """The first step of a phase, None where there is none."""
+    return next((step for step in range(2 * schedule.k + 1) if schedule.phase(step) == phase), None)
+
+
+@contextmanager
+def counting(learner_of: Callable[[], Learner]) -> Iterator[tuple[Learner, LiveBytes]]:
+    """Build a learner, with what it holds counted from the beginning on."""
+    with LiveBytes() as live:
+        learner = learner_of()
+        for tensor in [*learner.strategy.module.parameters(), *learner.strategy.module.buffers()]:
+            live.note(tensor)  # made before
+        yield learner, live
