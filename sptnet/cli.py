@@ -16,6 +16,7 @@ from sptnet.commands import (
     export,
     features,
     kmeans,
+    plan,
     predict,
     report,
     train,
@@ -27,6 +28,7 @@ INTERRUPTED = 130  # as a shell says of SIGINT
 RANK_0_TELLS = 10  # seconds; later a rank of every node tells, rank 0 may have met no error
 COMMANDS = {
     "discover": discover,
+    "plan": plan,
     "train": train,
     "eval": evaluate,
     "predict": predict,

@@ -125,5 +125,3 @@ class LiveBytes(TorchDispatchMode):
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-

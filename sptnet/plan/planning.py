@@ -1,0 +1,305 @@
+"""The plan of a run: every strategy, both phases, and one recommendation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sptnet.build import build_model, build_schedule
+from sptnet.config import Config
+from sptnet.data.tokens import TokenShape
+from sptnet.method.model import PromptedViT
+from sptnet.method.prompts import Prompt
+from sptnet.method.schedule import Schedule
+from sptnet.plan.dataset import Counts, stand_in
+from sptnet.plan.hardware import SPARE, Machine, PlanError
+from sptnet.plan.pretend import pretended
+from sptnet.plan.seconds import Network, Seconds, seconds_of
+from sptnet.plan.trial import Counted, Phase
+from sptnet.plan.zero import with_zero
+from sptnet.run.provenance import Size, size_of
+from sptnet.strategy.connect import LaunchSettings, Precision, StrategyName
+from sptnet.trunk_cache import stored_type
+
+STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3")
+FLOAT = 4  # bytes of what is trained, in every precision
+SIMPLER = 0.95  # a strategy is taken before a simpler one only where it takes less than this share of its time
+Trials = dict[Phase, Counted]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a run is to be on: `nodes` of `gpus` machines, in a precision."""
+
+    nodes: int
+    gpus: int
+    machine: Machine
+    precision: Precision
+    network: Network
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.gpus
+
+    @property
+    def usable(self) -> int:
+        """Bytes of a GPU that tensors may take; 0 where it is not known."""
+        return int(self.machine.memory * (1 - SPARE))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A strategy's part of the plan.
+
+    Attributes:
+        largest, largest_checkpointed: images of the largest global batch that fits, by a line through two counted
+            batches, with gradient checkpointing as configured and with all of it; 0 where none does, None where the
+            memory is not known.
+        seconds: of a step, by phase; `evaluation`: of all images once.
+        formula: the bytes are by a formula, not counted.
+    """
+
+    strategy: StrategyName
+    counted: Trials
+    largest: int | None
+    largest_checkpointed: int | None
+    fits: bool
+    seconds: dict[Phase, Seconds]
+    hours: float
+    formula: bool
+
+    @property
+    def peak(self) -> int:
+        return max(counted.peak for counted in self.counted.values())
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bytes on disk. `shards`, `cache`: None where they are not known, or there is none."""
+
+    shards: int | None
+    checkpoint: int
+    checkpoints: int
+    model: int
+    cache: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it."""
+
+    config: Config
+    counts: Counts
+    cluster: Cluster
+    schedule: Schedule
+    size: Size
+    steps: dict[str, int]
+    evaluations: int
+    lines: Sequence[Line]
+    stored: Stored
+
+    @property
+    def recommended(self) -> tuple[Line | None, str]:
+        """The line to take, and why; None where nothing fits, with the way out."""
+        fitting = [line for line in self.lines if line.fits]
+        if not fitting:
+            return None, self.way_out()
+        best = fitting[0]  # the simplest first
+        for line in fitting[1:]:
+            if line.hours < SIMPLER * best.hours:
+                best = line
+        if best is fitting[0] and len(fitting) < len(self.lines) and self.lines[0] is not best:
+            return best, "the simplest that fits"
+        if best is fitting[0]:
+            return best, "it fits, and nothing more complicated is planned to be 5% faster"
+        return best, f"planned {best.hours:.1f} h, {fitting[0].strategy} {fitting[0].hours:.1f} h"
+
+    def way_out(self) -> str:
+        """One line for a run that fits nowhere."""
+        room, least = self.cluster.usable, min(self.lines, key=lambda line: line.peak)
+        told = (
+            f"does not fit: {least.strategy} takes least, {least.peak / 1e9:.1f} GB of the {room / 1e9:.1f} GB that "
+            f"tensors may have of a {self.cluster.machine.name}"
+        )
+        batch, most = self.config.data.batch_size, max(line.largest_checkpointed or 0 for line in self.lines)
+        if most >= batch:
+            return f"{told}; memory.gradient_checkpointing=full lets batches up to {most} in"
+        if most:
+            factor = -(-batch // most)
+            return (
+                f"{told}; memory.gradient_checkpointing=full memory.micro_batches={factor}, or {factor} times the GPUs"
+            )
+        return f"{told}; no batch does: take a smaller model.backbone or model.image_size"
+
+
+def plan_run(config: Config, counts: Counts, cluster: Cluster, strategies: Sequence[StrategyName]) -> Plan:
+    """Plan a run.
+
+    Raises:
+        PlanError: strategies, ranks and batch that do not go together; an unknown rate.
+        ConfigError, BackboneError: a configuration that does not fit.
+    """
+    batch, ranks = config.data.batch_size, cluster.ranks
+    cluster.machine.check(cluster.precision)
+    if batch % ranks:
+        raise PlanError(f"data.batch_size {batch} cannot be dealt to {cluster.nodes} x {cluster.gpus} = {ranks} ranks")
+    steps_per_epoch = (counts.labelled + counts.unlabelled) // batch
+    if steps_per_epoch == 0:
+        raise PlanError(f"data.batch_size is {batch}, more than the {counts.labelled + counts.unlabelled} images")
+    model, prompt = build_model(config, stand_in(counts), pretrained=False)
+    schedule, size = build_schedule(config, steps_per_epoch), size_of(model, prompt)
+    model.round_tokens = stored_type(config, model)
+    planner = Planner(config, counts, cluster, schedule, model.to("meta"), prompt and prompt.to("meta"), size)
+    return planner.plan([name for name in strategies if possible(name, cluster)])
+
+
+def possible(name: StrategyName, cluster: Cluster) -> bool:
+    """Whether a strategy makes sense on so many ranks: hsdp shards inside of a node, and copies between nodes."""
+    if cluster.ranks == 1:
+        return name == "single"
+    return name != "single" and (name != "hsdp" or (cluster.nodes > 1 and cluster.gpus > 1))
+
+
+@dataclass
+class Planner:
+    """What the parts of a plan are made from; model and prompt are on the meta device."""
+
+    config: Config
+    counts: Counts
+    cluster: Cluster
+    schedule: Schedule
+    model: PromptedViT
+    prompt: Prompt | None
+    size: Size
+
+    def __post_init__(self) -> None:
+        self.cached = stored_type(self.config, self.model) is not None and self.config.trunk_cache != "off"
+        self.images = self.config.data.batch_size // self.cluster.ranks
+
+    def plan(self, strategies: Sequence[StrategyName]) -> Plan:
+        if not strategies:
+            raise PlanError(f"none of the strategies can be run on {self.cluster.ranks} processes")
+        alone = self._trial("single", self.config)
+        slopes = self._slopes(alone)
+        trials = {name: self._of_strategy(name, alone) for name in strategies}
+        steps, evaluations = steps_of(self.schedule), self._evaluations()
+        lines = [self._line(name, counted, slopes, steps, evaluations) for name, counted in trials.items()]
+        stored = self._stored()
+        return Plan(
+            self.config, self.counts, self.cluster, self.schedule, self.size, steps, evaluations, lines, stored
+        )  # fmt: skip
+
+    def _trial(self, name: StrategyName, config: Config) -> Trials:
+        """Counted; `single`: on a rank that shares nothing but the loss, however many there are."""
+        cluster = self.cluster
+        shard = cluster.gpus if name == "hsdp" else cluster.ranks
+        launch = LaunchSettings(name, cluster.ranks, cluster.precision, shard)
+        return pretended(
+            config, self.model, self.prompt, self.schedule, launch, tokens=self.cached, wrapped=name != "single"
+        )  # fmt: skip
+
+    def _of_strategy(self, name: StrategyName, alone: Trials) -> Trials:
+        if name == "single":
+            return alone
+        if not name.startswith("zero"):
+            return self._trial(name, self.config)
+        stage, trained, frozen = int(name[-1]), FLOAT * self.size.trained, FLOAT * self.size.frozen
+        states = 1 if self.config.optimizer.name == "sgd" else 2
+        return {
+            phase: with_zero(counted, phase, stage, self.cluster.ranks, trained, frozen, states)
+            for phase, counted in alone.items()
+        }
+
+    def _slopes(self, alone: Trials) -> dict[bool, dict[Phase, tuple[float, float]]]:
+        """Without and with full checkpointing: bytes by phase beyond `alone`'s, and bytes per further image of a rank."""
+        found = {}
+        memory = self.config.memory.model_copy(update={"gradient_checkpointing": "full"})
+        for checkpointed in (False, True):
+            config = self.config if not checkpointed else self.config.model_copy(update={"memory": memory})
+            here = self._trial("single", config) if checkpointed else alone
+            double = self.config.data.model_copy(update={"batch_size": 2 * self.config.data.batch_size})
+            more = self._trial("single", config.model_copy(update={"data": double}))
+            found[checkpointed] = {
+                phase: (
+                    float(here[phase].peak - alone[phase].peak),
+                    (more[phase].peak - here[phase].peak) / self.images,
+                )
+                for phase in alone
+            }
+        return found
+
+    def _largest(self, counted: Trials, slopes: dict[Phase, tuple[float, float]]) -> int | None:
+        room = self.cluster.usable
+        if not room:
+            return None
+        per_rank = float("inf")
+        for phase, (offset, slope) in slopes.items():
+            left = room - counted[phase].peak - offset
+            if slope > 0:
+                per_rank = min(per_rank, self.images + left / slope)
+            elif left < 0:
+                per_rank = 0.0
+        step = 2 * self.config.data.streams
+        # a batch is a multiple of the ranks, and of what the streams deal
+        batch = int(max(per_rank, 0.0)) * self.cluster.ranks // step * step
+        while batch > 0 and batch % self.cluster.ranks:
+            batch -= step
+        return max(batch, 0)
+
+    def _line(
+        self, name: StrategyName, counted: Trials, slopes: dict[bool, dict[Phase, tuple[float, float]]],
+        steps: dict[str, int], evaluations: int,
+    ) -> Line:  # fmt: skip
+        config, cluster = self.config, self.cluster
+        loaded = 0 if self.cached else self.images
+        seconds: dict[Phase, Seconds] = {}
+        for phase, found in counted.items():
+            assert found.work is not None
+            images = loaded if phase != "evaluation" else config.evaluate.batch_size
+            seconds[phase] = seconds_of(found.work, cluster.machine, cluster.network, images, config.data.workers)
+        looked_at = self.counts.unlabelled + self.counts.test
+        batches = -(-looked_at // config.evaluate.batch_size)
+        rounds = -(-batches // cluster.ranks)  # of forward passes, by the rank that has most
+        seconds["evaluation"] = Seconds(*(rounds * part for part in seconds["evaluation"]))
+        total = sum(count * seconds[phase].total for phase, count in steps.items())  # type: ignore[index]
+        hours = (total + evaluations * seconds["evaluation"].total) / 3600
+        fits = not cluster.usable or max(found.peak for found in counted.values()) <= cluster.usable
+        largest = [self._largest(counted, slopes[checkpointed]) for checkpointed in (False, True)]
+        return Line(name, counted, largest[0], largest[1], fits, seconds, hours, formula=name.startswith("zero"))
+
+    def _evaluations(self) -> int:
+        return -(-self.schedule.epochs // self.config.evaluate.every)
+
+    def _stored(self) -> Stored:
+        """Bytes on disk: a checkpoint has what is trained, the prompt, and what their optimizers keep of each."""
+        states = 1 if self.config.optimizer.name == "sgd" else 2
+        checkpoint = FLOAT * ((1 + states) * self.size.trained + 2 * self.size.prompt)
+        if self.config.checkpoint.full:
+            checkpoint += FLOAT * self.size.frozen
+        kept, cache = self.config.checkpoint.keep, None
+        counts = self.counts
+        if self.cached and self.config.data.views is not None:
+            tokens = self._tokens()
+            shape = TokenShape(self.config.data.views, *tokens, self.config.data.tokens)
+            rows = counts.labelled * shape.rows_of("labelled") + counts.unlabelled * shape.rows_of("unlabelled")
+            cache = (rows + counts.test * shape.rows_of("test")) * shape.row_bytes
+        whole = FLOAT * (self.size.trained + self.size.frozen + self.size.prompt)
+        return Stored(counts.bytes, checkpoint, kept * checkpoint, whole, cache)
+
+    def _tokens(self) -> tuple[int, int]:
+        """Tokens of an image, and their width."""
+        backbone = self.model.backbone
+        patches = (self.model.image_size // self.model.patch_size) ** 2
+        return patches + int(backbone.num_prefix_tokens), int(backbone.embed_dim)
+
+
+def steps_of(schedule: Schedule) -> dict[str, int]:
+    """How many steps a run takes in each phase."""
+    total, period = schedule.total_steps, 2 * schedule.k
+    if schedule.phase_schedule == "model_only":
+        return {"model": total}
+    if schedule.phase_schedule == "reference":
+        period = schedule.steps_per_epoch
+    counts = {"prompt": 0, "model": 0}
+    for begin, end, times in ((0, period, total // period), (total // period * period, total, 1)):
+        for step in range(begin, end):
+            counts[schedule.phase(step)] += times
+    return counts

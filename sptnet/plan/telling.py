@@ -1,0 +1,187 @@
+"""A plan as tables, as JSON, as one line, and beside what a run told of itself."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sptnet.plan.hardware import SPARE
+from sptnet.plan.planning import Line, Plan
+from sptnet.plan.trial import KINDS
+from sptnet.run.folder import STEPS
+from sptnet.run.provenance import read_starts
+
+PLANNED = "planned, not measured"
+
+
+def as_facts(plan: Plan, price: float | None) -> dict[str, Any]:
+    """A plan as JSON has it; bytes, seconds, hours."""
+    best, why = plan.recommended
+    cluster, machine = plan.cluster, plan.cluster.machine
+    return {
+        "config": {"method": plan.config.method, "run": plan.config.run, "data": plan.config.data.root},
+        "images": plan.counts.__dict__,
+        "cluster": {"nodes": cluster.nodes, "gpus": cluster.gpus, "gpu": machine.name, "precision": cluster.precision,
+                    "usable_bytes": cluster.usable, "sources": list(machine.sources)},
+        "batch": plan.config.data.batch_size,
+        "steps": plan.steps,
+        "evaluations": plan.evaluations,
+        "parameters": plan.size._asdict(),
+        "stored": plan.stored.__dict__,
+        "strategies": {line.strategy: _line_facts(plan, line, price) for line in plan.lines},
+        "recommended": None if best is None else best.strategy,
+        "reason": why,
+        "told_by_the_run": told_by_run(plan),
+    }  # fmt: skip
+
+
+def _line_facts(plan: Plan, line: Line, price: float | None) -> dict[str, Any]:
+    phases = {}
+    for phase, found in line.counted.items():
+        assert found.work is not None
+        phases[phase] = {
+            "peak_bytes": found.peak,
+            "bytes": found.bytes,
+            "collectives": found.work.collectives.total(),
+            "collective_bytes": sum(call.bytes * count for call, count in found.work.collectives.items()),
+            "flops": found.work.flops,
+            "seconds": line.seconds[phase].total,
+            "bound": line.seconds[phase].bound,
+            "parts": line.seconds[phase]._asdict(),
+        }
+    gpu_hours = line.hours * plan.cluster.ranks
+    watts = plan.cluster.machine.watts
+    return {
+        "fits": line.fits,
+        "memory_by": "formula" if line.formula else "count",
+        "largest_batch": line.largest,
+        "largest_batch_checkpointed": line.largest_checkpointed,
+        "phases": phases,
+        "hours": line.hours,
+        "gpu_hours": gpu_hours,
+        "kwh_at_most": None if watts is None else gpu_hours * watts / 1000,
+        "cost": None if price is None else gpu_hours * price,
+    }
+
+
+def tell(plan: Plan, price: float | None, console: Console) -> None:
+    """Print a plan."""
+    cluster = plan.cluster
+    console.print(
+        f"{plan.config.run}: {plan.config.method} on {cluster.nodes} x {cluster.gpus} {cluster.machine.name}, "
+        f"{cluster.precision}, batch {plan.config.data.batch_size}; {PLANNED}"
+    )
+    console.print(_memory(plan))
+    console.print(_time(plan, price))
+    for line in _lines(plan):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def one_line(plan: Plan) -> str:
+    """What a job script quotes."""
+    best, why = plan.recommended
+    if best is None:
+        return why
+    cluster = plan.cluster
+    return (
+        f"{PLANNED}: {plan.config.method} {best.hours:.1f} h on {cluster.nodes} x {cluster.gpus} {cluster.machine.name} "
+        f"({best.strategy}, {cluster.precision}), {best.peak / 1e9:.1f} GB of a GPU"
+    )
+
+
+def _memory(plan: Plan) -> Table:
+    table = Table(title="Bytes of a rank at the peak of a step, GB, and what it sends", title_justify="left")
+    for column in ("strategy", "phase", "peak", *KINDS, "collectives", "sent, MB"):
+        table.add_column(column, justify="left" if column in ("strategy", "phase") else "right")
+    for line in plan.lines:
+        name = line.strategy + (" (formula)" if line.formula else "")
+        for phase, found in line.counted.items():
+            assert found.work is not None
+            calls = found.work.collectives
+            sent = sum(call.bytes * count for call, count in calls.items())
+            row = [f"{found.bytes[kind] / 1e9:.2f}" for kind in KINDS]
+            table.add_row(name, phase, f"{found.peak / 1e9:.2f}", *row, f"{calls.total()}", f"{sent / 1e6:,.1f}")
+            name = ""
+    return table
+
+
+def _time(plan: Plan, price: float | None) -> Table:
+    table = Table(title="Seconds, and the whole run", title_justify="left")
+    phases = list(plan.steps)
+    columns = ["strategy", *(f"{phase} step, ms" for phase in phases), "evaluation, s", "hours", "GPU-hours"]
+    columns += ["kWh at most", "largest batch", "checkpointed"] + (["cost"] if price is not None else [])
+    for column in columns:
+        table.add_column(column, justify="left" if column == "strategy" else "right")
+    for line in plan.lines:
+        facts = _line_facts(plan, line, price)
+        told = [f"{1e3 * line.seconds[p].total:.1f} ({line.seconds[p].bound})" for p in phases]  # type: ignore[index]
+        row = [line.strategy, *told, f"{line.seconds['evaluation'].total:.1f}", f"{line.hours:.1f}"]
+        row += [f"{facts['gpu_hours']:.0f}", "?" if facts["kwh_at_most"] is None else f"{facts['kwh_at_most']:.0f}"]
+        row += ["?" if most is None else f"{most:,}" for most in (line.largest, line.largest_checkpointed)]
+        table.add_row(*row, *([] if price is None else [f"{facts['cost']:,.0f}"]))
+    return table
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    counts, stored, cluster = plan.counts, plan.stored, plan.cluster
+    yield (
+        f"data: {counts.labelled:,} labelled, {counts.unlabelled:,} unlabelled, {counts.test:,} test images "
+        f"({counts.source})"
+    )
+    steps = ", ".join(f"{count:,} {phase}" for phase, count in plan.steps.items())
+    yield f"steps: {steps}; {plan.evaluations} evaluations"
+    shards = "unknown, they are not here" if stored.shards is None else f"{stored.shards / 1e9:.3f} GB"
+    yield (
+        f"on disk: shards {shards}; a checkpoint {stored.checkpoint / 1e6:.0f} MB, {stored.checkpoints / 1e6:.0f} MB kept; "
+        f"the model {stored.model / 1e6:.0f} MB"
+        + ("" if stored.cache is None else f"; tokens {stored.cache / 1e9:.1f} GB")
+    )
+    yield f"rates: {'; '.join(cluster.machine.sources)}"
+    if cluster.usable:
+        yield f"{SPARE:.0%} of a GPU's memory is left to CUDA, NCCL and what is between blocks: assumed, not measured"
+    yield from told_by_run(plan).values()
+    best, why = plan.recommended
+    yield why if best is None else f"recommended: {best.strategy}, since {why}"
+
+
+def told_by_run(plan: Plan) -> dict[str, str]:
+    """What the run told of itself while it trained, beside what is planned for its strategy, where there is one."""
+    folder = Path(plan.config.run)
+    starts, records = read_starts(folder), _records(folder / STEPS)
+    if not starts or not records or not isinstance(settings := starts[-1].get("strategy"), dict):
+        return {}
+    strategy, ranks = settings.get("strategy"), settings.get("world_size")
+    line = next((line for line in plan.lines if line.strategy == strategy), None)
+    told = {"run": f"the run was last started under {strategy} on {ranks} processes"}
+    if line is None or ranks != plan.cluster.ranks:
+        return told | {"beside": "that is not planned here: ask for the same strategy and processes to compare"}
+    for phase in plan.steps:
+        mine = [record for record in records if record.get("phase") == phase]
+        speeds = [record["images_per_s"] for record in mine if record.get("images_per_s")]
+        if speeds:
+            took = plan.config.data.batch_size / median(speeds)
+            planned = line.seconds[phase].total  # type: ignore[index]
+            told[phase] = f"{phase} step: told {1e3 * took:.1f} ms, planned {1e3 * planned:.1f}"
+    memory = max((float(record.get("peak_memory_mb", 0)) for record in records), default=0.0)
+    return told | {"memory": f"memory: told {memory / 1e3:.2f} GB, planned {line.peak / 1e9:.2f} GB of tensors"}
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; what is damaged, or not there, is left out."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            found.append(record)
+    return found
