@@ -125,7 +125,7 @@ class Plan:
         if most:
             factor = -(-batch // most)
             return (
-                f"{told}; memory.gradient_checkpointing=full memory.micro_batches={factor}, or {factor} times the GPUs"
+                f"{told}; try memory.gradient_checkpointing=full memory.micro_batches={factor}, or {factor} x the GPUs"
             )
         return f"{told}; no batch does: take a smaller model.backbone or model.image_size"
 
@@ -209,7 +209,7 @@ class Planner:
         }
 
     def _slopes(self, alone: Trials) -> dict[bool, dict[Phase, tuple[float, float]]]:
-        """Without and with full checkpointing: bytes by phase beyond `alone`'s, and bytes per further image of a rank."""
+        """Without and with full checkpointing: bytes by phase beyond `alone`'s, and for a further image of a rank."""
         found = {}
         memory = self.config.memory.model_copy(update={"gradient_checkpointing": "full"})
         for checkpointed in (False, True):

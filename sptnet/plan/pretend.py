@@ -28,7 +28,6 @@ from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
 from sptnet.plan.live import LiveBytes
 from sptnet.plan.trial import Counted, Phase, Trial
-from sptnet.steps import Learner
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.connect import LaunchSettings
 from sptnet.train import assemble
@@ -49,18 +48,21 @@ def pretended(
     """
     images = config.data.batch_size // launch.world_size
     shadow, pixels = copy.deepcopy(model), copy.deepcopy(prompt)
-    with _quiet(), _ranks(launch.world_size, wrapped) as accelerator, FakeTensorMode(allow_non_fake_inputs=True):
-        with LiveBytes() as live:
-            for module in (shadow, pixels):
-                if module is not None:
-                    _empty(module)
-            shape = tuple(shadow.trunk(torch.zeros(1, 3, model.image_size, model.image_size)).shape[1:])
-            launch = launch if wrapped else launch._replace(strategy="single")
-            learner = assemble(config, accelerator, launch, shadow, pixels, schedule)
-            _let_reduce(learner.strategy)
-            views = shape if tokens else (3, model.image_size, model.image_size)
-            evaluated = config.evaluate.batch_size
-            return Trial(learner, views, images, evaluated, live, before=1).run()
+    with (
+        _quiet(),
+        _ranks(launch.world_size, wrapped) as accelerator,
+        FakeTensorMode(allow_non_fake_inputs=True),
+        LiveBytes() as live,
+    ):
+        for module in (shadow, pixels):
+            if module is not None:
+                _empty(module)
+        shape = tuple(shadow.trunk(torch.zeros(1, 3, model.image_size, model.image_size)).shape[1:])
+        launch = launch if wrapped else launch._replace(strategy="single")
+        learner = assemble(config, accelerator, launch, shadow, pixels, schedule)
+        _let_reduce(learner.strategy)
+        views = shape if tokens else (3, model.image_size, model.image_size)
+        return Trial(learner, views, images, config.evaluate.batch_size, live, before=1).run()
 
 
 def _empty(module: nn.Module) -> None:

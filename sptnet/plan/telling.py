@@ -88,8 +88,8 @@ def one_line(plan: Plan) -> str:
         return why
     cluster = plan.cluster
     return (
-        f"{PLANNED}: {plan.config.method} {best.hours:.1f} h on {cluster.nodes} x {cluster.gpus} {cluster.machine.name} "
-        f"({best.strategy}, {cluster.precision}), {best.peak / 1e9:.1f} GB of a GPU"
+        f"{PLANNED}: {plan.config.method} {best.hours:.1f} h on {cluster.nodes} x {cluster.gpus} "
+        f"{cluster.machine.name} ({best.strategy}, {cluster.precision}), {best.peak / 1e9:.1f} GB of a GPU"
     )
 
 
@@ -135,10 +135,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     steps = ", ".join(f"{count:,} {phase}" for phase, count in plan.steps.items())
     yield f"steps: {steps}; {plan.evaluations} evaluations"
     shards = "unknown, they are not here" if stored.shards is None else f"{stored.shards / 1e9:.3f} GB"
+    tokens = "" if stored.cache is None else f"; tokens {stored.cache / 1e9:.1f} GB"
     yield (
-        f"on disk: shards {shards}; a checkpoint {stored.checkpoint / 1e6:.0f} MB, {stored.checkpoints / 1e6:.0f} MB kept; "
-        f"the model {stored.model / 1e6:.0f} MB"
-        + ("" if stored.cache is None else f"; tokens {stored.cache / 1e9:.1f} GB")
+        f"on disk: shards {shards}; a checkpoint {stored.checkpoint / 1e6:.0f} MB, of all that are kept "
+        f"{stored.checkpoints / 1e6:.0f} MB; the model {stored.model / 1e6:.0f} MB{tokens}"
     )
     yield f"rates: {'; '.join(cluster.machine.sources)}"
     if cluster.usable:
