@@ -1,0 +1,139 @@
+"""The plan as a user gets it: numbers that follow from the configuration, and one line where it cannot be."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from sptnet.cli import main
+from sptnet.config_file import load_config
+from sptnet.method.schedule import Schedule
+from sptnet.plan.dataset import Counts, counts_of
+from sptnet.plan.hardware import GPUS, PlanError
+from sptnet.plan.planning import Cluster, plan_run, steps_of
+from sptnet.plan.seconds import Network, seconds_of
+from sptnet.plan.work import Collective, Kernel, Work
+
+SMALL = ["model.backbone_options={patch_size: 6, embed_dim: 96, depth: 2, num_heads: 3}", "init=null"]
+COUNTS = Counts(400, 1000, 300, 5, 10, "as told")
+H100 = GPUS["h100"]
+
+
+def cluster(memory=H100.memory, nodes=1, gpus=2):
+    return Cluster(nodes, gpus, replace(H100, memory=memory), "bf16", Network(gpus))
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return plan_run(load_config("quickstart", SMALL), COUNTS, cluster(), ["ddp", "zero2"])
+
+
+def test_a_plan_has_the_steps_that_the_schedule_has(plan):
+    schedule = plan.schedule
+    assert plan.steps == {
+        phase: sum(schedule.phase(step) == phase for step in range(schedule.total_steps)) for phase in plan.steps
+    }
+    assert sum(plan.steps.values()) == schedule.total_steps == 15 * (1400 // 128)
+
+
+@pytest.mark.parametrize("shape", ["alternating", "reference", "model_only"])
+def test_steps_are_counted_by_phase(shape):
+    schedule = Schedule(7, 53, phase_schedule=shape, k=6)
+    counted = steps_of(schedule)
+    for phase in counted:
+        assert counted[phase] == sum(schedule.phase(step) == phase for step in range(schedule.total_steps))
+    assert sum(counted.values()) == schedule.total_steps
+
+
+def test_hours_and_gpu_hours_follow_from_the_steps(plan):
+    line = plan.lines[0]
+    seconds = sum(count * line.seconds[phase].total for phase, count in plan.steps.items())
+    assert line.hours == pytest.approx((seconds + line.seconds["evaluation"].total) / 3600)  # 15 epochs, every 15
+
+
+def test_a_checkpoint_has_what_is_trained_and_its_momentum(plan):
+    assert plan.stored.checkpoint == 4 * (3 * plan.size.trained + 2 * plan.size.prompt)  # AdamW keeps two
+
+
+def test_the_largest_batch_fits_and_one_much_larger_does_not(plan):
+    room = cluster(memory=200 * 2**20)
+    found = plan_run(plan.config, COUNTS, room, ["ddp"]).lines[0].largest
+    assert found % room.ranks == 0
+
+    def peak(batch):
+        config = load_config("quickstart", [*SMALL, f"data.batch_size={batch}"])
+        return plan_run(config, replace(COUNTS, unlabelled=10**6), room, ["ddp"]).lines[0].peak
+
+    assert peak(found) <= room.usable < peak(2 * found)
+
+
+def test_what_does_not_fit_is_one_line_with_the_way_out(plan):
+    full = plan_run(plan.config, COUNTS, cluster(memory=30 * 2**20), ["ddp"])
+    best, why = full.recommended
+    assert best is None
+    assert why.startswith("does not fit: ddp takes least")
+    assert "\n" not in why
+    assert "memory.gradient_checkpointing=full" in why or "model.backbone" in why
+
+
+def test_the_simplest_is_recommended_where_nothing_is_faster(plan):
+    assert plan.recommended[0].strategy == "ddp"
+
+
+def test_a_step_waits_for_the_slowest():
+    work = Work()
+    work.kernels[Kernel(next(iter(H100.matmul)), 10**15, 0)] = 1
+    assert seconds_of(work, H100, Network(8), 0, 1).bound == "matmul"
+    assert seconds_of(work, H100, Network(8), 10**5, 1).bound == "loader"
+    assert seconds_of(work, H100, Network(8), 10**5, 1000).bound == "matmul"
+    within, between = Work(), Work()
+    within.collectives[Collective("allreduce", 10**9, 8)] = between.collectives[Collective("allreduce", 10**9, 16)] = 1
+    assert seconds_of(within, H100, Network(8), 0, 1).network < seconds_of(between, H100, Network(8), 0, 1).network
+
+
+def test_images_are_those_of_the_manifest(digits):
+    counts = counts_of(load_config("quickstart", [f"data.root={digits}"]), None, None)
+    assert counts.labelled + counts.unlabelled + counts.test == 1797
+    assert counts.bytes == sum(path.stat().st_size for path in digits.glob("*.tar"))
+
+
+def test_images_that_nobody_knows_are_a_line_that_says_how_to_tell_them():
+    with pytest.raises(PlanError, match=r"--images LABELLED,UNLABELLED,TEST --classes OLD,NEW"):
+        counts_of(load_config("quickstart", ["data.root=nowhere"]), None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--gpu", "abacus"], "known are h100, h200"),
+        (["--precision", "no"], "no measured matmul rate of float32"),
+        (["--gpus", "3"], "cannot be dealt to 1 x 3 = 3 ranks"),
+        (["--strategy", "zero9"], "use all, single, ddp"),
+        (["--images", "1,2"], "3 numbers"),
+        (["--images", "1,2,3"], "go together"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, told, capsys):
+    assert main(["plan", "cub", *SMALL[1:], *arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_json_has_what_the_table_has_and_what_the_run_told(digits, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    start = {"strategy": {"strategy": "ddp", "world_size": 2, "precision": "bf16"}}
+    (run / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    records = [{"phase": phase, "images_per_s": 64.0, "peak_memory_mb": 2000.0} for phase in ("prompt", "model")]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    command = ["plan", "quickstart", *SMALL, f"data.root={digits}", f"run={run}", "--gpus", "2", "--strategy", "ddp"]
+    assert main([*command, "--json", "--price", "2"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    line = facts["strategies"]["ddp"]
+    assert facts["recommended"] == "ddp"
+    assert line["cost"] == pytest.approx(2 * line["gpu_hours"])
+    assert line["phases"]["model"]["collectives"] >= 3  # the objective's two, and DDP's
+    told = facts["told_by_the_run"]
+    assert "told 2000.0 ms" in told["prompt"]
+    assert "told 2.00 GB" in told["memory"]
