@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     cluster = Cluster(
         arguments.nodes, arguments.gpus, gpu(arguments.gpu), arguments.precision, Network(arguments.gpus, between)
     )
-    plan = plan_run(config, counts, cluster, names)
+    plan = plan_run(config, counts, cluster, names, largest=not arguments.line)
     if arguments.json:
         print(json.dumps(as_facts(plan, arguments.price), indent=1))
     elif arguments.line:

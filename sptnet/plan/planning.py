@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sptnet.build import build_model, build_schedule
 from sptnet.config import Config
@@ -52,7 +53,7 @@ class Line:
     Attributes:
         largest, largest_checkpointed: images of the largest global batch that fits, by a line through two counted
             batches, with gradient checkpointing as configured and with all of it; 0 where none does, None where the
-            memory is not known.
+            memory is not known, or nobody asked.
         seconds: of a step, by phase; `evaluation`: of all images once.
         formula: the bytes are by a formula, not counted.
     """
@@ -110,7 +111,7 @@ class Plan:
             return best, "the simplest that fits"
         if best is fitting[0]:
             return best, "it fits, and nothing more complicated is planned to be 5% faster"
-        return best, f"planned {best.hours:.1f} h, {fitting[0].strategy} {fitting[0].hours:.1f} h"
+        return best, f"planned {best.hours:.2f} h, {fitting[0].strategy} {fitting[0].hours:.2f} h"
 
     def way_out(self) -> str:
         """One line for a run that fits nowhere."""
@@ -130,8 +131,14 @@ class Plan:
         return f"{told}; no batch does: take a smaller model.backbone or model.image_size"
 
 
-def plan_run(config: Config, counts: Counts, cluster: Cluster, strategies: Sequence[StrategyName]) -> Plan:
+def plan_run(
+    config: Config, counts: Counts, cluster: Cluster, strategies: Sequence[StrategyName], largest: bool = True
+) -> Plan:  # fmt: skip
     """Plan a run.
+
+    Args:
+        largest: find the largest batch too, which takes three more trials; done all the same where a strategy does
+            not fit.
 
     Raises:
         PlanError: strategies, ranks and batch that do not go together; an unknown rate.
@@ -148,7 +155,7 @@ def plan_run(config: Config, counts: Counts, cluster: Cluster, strategies: Seque
     schedule, size = build_schedule(config, steps_per_epoch), size_of(model, prompt)
     model.round_tokens = stored_type(config, model)
     planner = Planner(config, counts, cluster, schedule, model.to("meta"), prompt and prompt.to("meta"), size)
-    return planner.plan([name for name in strategies if possible(name, cluster)])
+    return planner.plan([name for name in strategies if possible(name, cluster)], largest)
 
 
 def possible(name: StrategyName, cluster: Cluster) -> bool:
@@ -174,12 +181,13 @@ class Planner:
         self.cached = stored_type(self.config, self.model) is not None and self.config.trunk_cache != "off"
         self.images = self.config.data.batch_size // self.cluster.ranks
 
-    def plan(self, strategies: Sequence[StrategyName]) -> Plan:
+    def plan(self, strategies: Sequence[StrategyName], largest: bool) -> Plan:
+        """The plan, with the largest batches where they are asked for, or something does not fit."""
         if not strategies:
             raise PlanError(f"none of the strategies can be run on {self.cluster.ranks} processes")
-        alone = self._trial("single", self.config)
-        slopes = self._slopes(alone)
-        trials = {name: self._of_strategy(name, alone) for name in strategies}
+        trials = {name: self._of_strategy(name) for name in strategies}
+        fits = all(self.fits(counted) for counted in trials.values())
+        slopes = self._slopes() if largest or not fits else None
         steps, evaluations = steps_of(self.schedule), self._evaluations()
         lines = [self._line(name, counted, slopes, steps, evaluations) for name, counted in trials.items()]
         stored = self._stored()
@@ -196,21 +204,30 @@ class Planner:
             config, self.model, self.prompt, self.schedule, launch, tokens=self.cached, wrapped=name != "single"
         )  # fmt: skip
 
-    def _of_strategy(self, name: StrategyName, alone: Trials) -> Trials:
+    @cached_property
+    def alone(self) -> Trials:
+        """Of a rank that shares nothing but the loss."""
+        return self._trial("single", self.config)
+
+    def fits(self, counted: Trials) -> bool:
+        room = self.cluster.usable
+        return not room or max(found.peak for found in counted.values()) <= room
+
+    def _of_strategy(self, name: StrategyName) -> Trials:
         if name == "single":
-            return alone
+            return self.alone
         if not name.startswith("zero"):
             return self._trial(name, self.config)
         stage, trained, frozen = int(name[-1]), FLOAT * self.size.trained, FLOAT * self.size.frozen
         states = 1 if self.config.optimizer.name == "sgd" else 2
         return {
             phase: with_zero(counted, phase, stage, self.cluster.ranks, trained, frozen, states)
-            for phase, counted in alone.items()
+            for phase, counted in self.alone.items()
         }
 
-    def _slopes(self, alone: Trials) -> dict[bool, dict[Phase, tuple[float, float]]]:
-        """Without and with full checkpointing: bytes by phase beyond `alone`'s, and for a further image of a rank."""
-        found = {}
+    def _slopes(self) -> dict[bool, dict[Phase, tuple[float, float]]]:
+        """Without and with full checkpointing, by phase: bytes beyond `alone`, and of a further image of a rank."""
+        found, alone = {}, self.alone
         memory = self.config.memory.model_copy(update={"gradient_checkpointing": "full"})
         for checkpointed in (False, True):
             config = self.config if not checkpointed else self.config.model_copy(update={"memory": memory})
@@ -245,7 +262,7 @@ class Planner:
         return max(batch, 0)
 
     def _line(
-        self, name: StrategyName, counted: Trials, slopes: dict[bool, dict[Phase, tuple[float, float]]],
+        self, name: StrategyName, counted: Trials, slopes: dict[bool, dict[Phase, tuple[float, float]]] | None,
         steps: dict[str, int], evaluations: int,
     ) -> Line:  # fmt: skip
         config, cluster = self.config, self.cluster
@@ -261,9 +278,10 @@ class Planner:
         seconds["evaluation"] = Seconds(*(rounds * part for part in seconds["evaluation"]))
         total = sum(count * seconds[phase].total for phase, count in steps.items())  # type: ignore[index]
         hours = (total + evaluations * seconds["evaluation"].total) / 3600
-        fits = not cluster.usable or max(found.peak for found in counted.values()) <= cluster.usable
-        largest = [self._largest(counted, slopes[checkpointed]) for checkpointed in (False, True)]
-        return Line(name, counted, largest[0], largest[1], fits, seconds, hours, formula=name.startswith("zero"))
+        largest = [slopes and self._largest(counted, slopes[checkpointed]) for checkpointed in (False, True)]
+        return Line(
+            name, counted, largest[0], largest[1], self.fits(counted), seconds, hours, name.startswith("zero")
+        )  # fmt: skip
 
     def _evaluations(self) -> int:
         return -(-self.schedule.epochs // self.config.evaluate.every)

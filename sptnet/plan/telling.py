@@ -1,6 +1,5 @@
 """A plan as tables, as JSON, as one line, and beside what a run told of itself."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -14,6 +13,7 @@ from sptnet.plan.planning import Line, Plan
 from sptnet.plan.trial import KINDS
 from sptnet.run.folder import STEPS
 from sptnet.run.provenance import read_starts
+from sptnet.run.records import lines_of
 
 PLANNED = "planned, not measured"
 
@@ -88,7 +88,7 @@ def one_line(plan: Plan) -> str:
         return why
     cluster = plan.cluster
     return (
-        f"{PLANNED}: {plan.config.method} {best.hours:.1f} h on {cluster.nodes} x {cluster.gpus} "
+        f"{PLANNED}: {plan.config.method} {best.hours:.2f} h on {cluster.nodes} x {cluster.gpus} "
         f"{cluster.machine.name} ({best.strategy}, {cluster.precision}), {best.peak / 1e9:.1f} GB of a GPU"
     )
 
@@ -119,10 +119,10 @@ def _time(plan: Plan, price: float | None) -> Table:
     for line in plan.lines:
         facts = _line_facts(plan, line, price)
         told = [f"{1e3 * line.seconds[p].total:.1f} ({line.seconds[p].bound})" for p in phases]  # type: ignore[index]
-        row = [line.strategy, *told, f"{line.seconds['evaluation'].total:.1f}", f"{line.hours:.1f}"]
-        row += [f"{facts['gpu_hours']:.0f}", "?" if facts["kwh_at_most"] is None else f"{facts['kwh_at_most']:.0f}"]
+        row = [line.strategy, *told, f"{line.seconds['evaluation'].total:.1f}", f"{line.hours:.2f}"]
+        row += [f"{facts['gpu_hours']:.1f}", "?" if facts["kwh_at_most"] is None else f"{facts['kwh_at_most']:.1f}"]
         row += ["?" if most is None else f"{most:,}" for most in (line.largest, line.largest_checkpointed)]
-        table.add_row(*row, *([] if price is None else [f"{facts['cost']:,.0f}"]))
+        table.add_row(*row, *([] if price is None else [f"{facts['cost']:,.2f}"]))
     return table
 
 
@@ -171,17 +171,8 @@ def told_by_run(plan: Plan) -> dict[str, str]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; what is damaged, or not there, is left out."""
-    found = []
+    """What metrics.jsonl tells of steps; what is damaged, or not there, is left out."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [record for _, record in lines_of(path) if record is not None]
     except OSError:
         return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            found.append(record)
-    return found

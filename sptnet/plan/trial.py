@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -130,7 +129,9 @@ class Trial:
             owners.update({id(held): kind for tensor in tensors if (held := self.live.of(tensor)) is not None})
 
         prompts = [] if learner.prompt is None else list(learner.prompt.parameters())
-        optimizers = [o for o in (strategy._optimizer, learner.prompt_optimizer) if o is not None]
+        # under DeepSpeed it is inside of the engine's
+        inner = getattr(strategy, "_torch_optimizer", strategy._optimizer)
+        optimizers = [o for o in (inner, learner.prompt_optimizer) if o is not None]
         own("batches", iter(batches))
         own("optimizer", (t for o in optimizers for s in o.state.values() for t in s.values() if isinstance(t, Tensor)))
         parameters = [*strategy.module.parameters(), *prompts, *self._optimized(optimizers)]
@@ -172,13 +173,3 @@ class Trial:
 def first_step(schedule: Schedule, phase: str) -> int | None:
     """The first step of a phase, None where there is none."""
     return next((step for step in range(2 * schedule.k + 1) if schedule.phase(step) == phase), None)
-
-
-@contextmanager
-def counting(learner_of: Callable[[], Learner]) -> Iterator[tuple[Learner, LiveBytes]]:
-    """Build a learner, with what it holds counted from the beginning on."""
-    with LiveBytes() as live:
-        learner = learner_of()
-        for tensor in [*learner.strategy.module.parameters(), *learner.strategy.module.buffers()]:
-            live.note(tensor)  # made before
-        yield learner, live

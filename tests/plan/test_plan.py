@@ -125,7 +125,9 @@ def test_json_has_what_the_table_has_and_what_the_run_told(digits, tmp_path, cap
     run.mkdir()
     start = {"strategy": {"strategy": "ddp", "world_size": 2, "precision": "bf16"}}
     (run / "starts.jsonl").write_text(json.dumps(start) + "\n")
-    records = [{"phase": phase, "images_per_s": 64.0, "peak_memory_mb": 2000.0} for phase in ("prompt", "model")]
+    records = [
+        {"step": 1, "phase": phase, "images_per_s": 64.0, "peak_memory_mb": 2000.0} for phase in ("prompt", "model")
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     command = ["plan", "quickstart", *SMALL, f"data.root={digits}", f"run={run}", "--gpus", "2", "--strategy", "ddp"]
     assert main([*command, "--json", "--price", "2"]) == 0
