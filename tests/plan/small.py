@@ -49,12 +49,12 @@ def told(counted):
     }
 
 
-def main(out, strategy, precision, overrides) -> None:
-    from sptnet.strategy.collectives import exit_process, rank, world_size
+def counted_here(config, strategy, precision):
+    """What this rank's steps really hold and do, and how long they take."""
+    from sptnet.strategy.collectives import world_size
     from sptnet.strategy.connect import connect
     from sptnet.train import assemble
 
-    config = config_of(overrides)
     model, prompt, schedule = parts(config)
     accelerator, launch = connect(60)
     assert (launch.strategy, launch.precision) == (strategy, precision)
@@ -67,8 +67,14 @@ def main(out, strategy, precision, overrides) -> None:
         images = config.data.batch_size // world_size()
         trial = Trial(learner, (3, SIZE, SIZE), images, config.evaluate.batch_size, live)
         counted = told(trial.run())
-    counted["seconds"] = {phase: trial.seconds(phase, 5) for phase in counted if phase != "evaluation"}
     counted["wrapper"], counted["world"] = learner.strategy.wrapper, world_size()
+    return counted
+
+
+def main(out, strategy, precision, overrides) -> None:
+    from sptnet.strategy.collectives import exit_process, rank
+
+    counted = counted_here(config_of(overrides), strategy, precision)
     if rank() == 0:
         Path(out).write_text(json.dumps(counted))
     exit_process(0)
