@@ -1,11 +1,12 @@
 """The plan of a run: every strategy, both phases, and one recommendation."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from sptnet.build import build_model, build_schedule
-from sptnet.config import Config
+from sptnet.config import MANY, Config
 from sptnet.data.tokens import TokenShape
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
@@ -24,6 +25,7 @@ STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2", "hsdp", "zero1
 FLOAT = 4  # bytes of what is trained, in every precision
 SIMPLER = 0.95  # a strategy is taken before a simpler one only where it takes less than this share of its time
 Trials = dict[Phase, Counted]
+Curve = dict[int, dict[Phase, int]]  # peaks in bytes by phase, by images of a rank
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Line:
     """A strategy's part of the plan.
 
     Attributes:
-        largest, largest_checkpointed: images of the largest global batch that fits, by a line through two counted
+        largest, largest_checkpointed: images of the largest global batch that fits, by lines through three counted
             batches, with gradient checkpointing as configured and with all of it; 0 where none does, None where the
             memory is not known, or nobody asked.
         seconds: of a step, by phase; `evaluation`: of all images once.
@@ -187,9 +189,10 @@ class Planner:
             raise PlanError(f"none of the strategies can be run on {self.cluster.ranks} processes")
         trials = {name: self._of_strategy(name) for name in strategies}
         fits = all(self.fits(counted) for counted in trials.values())
-        slopes = self._slopes() if largest or not fits else None
+        wanted = (largest or not fits) and self.cluster.usable > 0
+        curves = self._curves(trials[strategies[0]]) if wanted else None
         steps, evaluations = steps_of(self.schedule), self._evaluations()
-        lines = [self._line(name, counted, slopes, steps, evaluations) for name, counted in trials.items()]
+        lines = [self._line(name, counted, curves, steps, evaluations) for name, counted in trials.items()]
         stored = self._stored()
         return Plan(
             self.config, self.counts, self.cluster, self.schedule, self.size, steps, evaluations, lines, stored
@@ -225,44 +228,53 @@ class Planner:
             for phase, counted in self.alone.items()
         }
 
-    def _slopes(self) -> dict[bool, dict[Phase, tuple[float, float]]]:
-        """Without and with full checkpointing, by phase: bytes beyond `alone`, and of a further image of a rank."""
-        found, alone = {}, self.alone
-        memory = self.config.memory.model_copy(update={"gradient_checkpointing": "full"})
+    def _curves(self, first: Trials) -> dict[bool, Curve]:
+        """Peaks of `alone` by images of a rank, without further and with full checkpointing: at this batch, at twice as
+        many images, and near the largest that lets `first`, a strategy's trials, fit.
+        """
+        full = self.config.memory.model_copy(update={"gradient_checkpointing": "full"})
+        found = {}
         for checkpointed in (False, True):
-            config = self.config if not checkpointed else self.config.model_copy(update={"memory": memory})
-            here = self._trial("single", config) if checkpointed else alone
-            double = self.config.data.model_copy(update={"batch_size": 2 * self.config.data.batch_size})
-            more = self._trial("single", config.model_copy(update={"data": double}))
-            found[checkpointed] = {
-                phase: (
-                    float(here[phase].peak - alone[phase].peak),
-                    (more[phase].peak - here[phase].peak) / self.images,
-                )
-                for phase in alone
-            }
+            config = self.config.model_copy(update={"memory": full}) if checkpointed else self.config
+            curve = (
+                {self.images: self._peaks(config, self.images)} if checkpointed else {self.images: peaks(self.alone)}
+            )
+            curve[2 * self.images] = self._peaks(config, 2 * self.images)
+            # the objective's matrices grow with the square of the batch: beyond two points a line would be too low
+            if (guess := self._images(first, curve)) > 2 * self.images:
+                curve[guess] = self._peaks(config, guess)
+            found[checkpointed] = curve
         return found
 
-    def _largest(self, counted: Trials, slopes: dict[Phase, tuple[float, float]]) -> int | None:
-        room = self.cluster.usable
-        if not room:
-            return None
-        per_rank = float("inf")
-        for phase, (offset, slope) in slopes.items():
-            left = room - counted[phase].peak - offset
+    def _peaks(self, config: Config, images: int) -> dict[Phase, int]:
+        data = config.data.model_copy(update={"batch_size": images * self.cluster.ranks})
+        return peaks(self._trial("single", config.model_copy(update={"data": data})))
+
+    def _images(self, counted: Trials, curve: Curve) -> int:
+        """Images of a rank that fit, by straight lines between the points of a curve, and beyond the last two."""
+        points = sorted(curve)
+        most = float("inf")
+        for phase, found in counted.items():
+            room = self.cluster.usable - (found.peak - self.alone[phase].peak)
+            inside = [n for n in points if curve[n][phase] <= room]
+            at = min(points.index(inside[-1]) if inside else 0, len(points) - 2)
+            low, high = points[at], points[at + 1]
+            slope = (curve[high][phase] - curve[low][phase]) / (high - low)
             if slope > 0:
-                per_rank = min(per_rank, self.images + left / slope)
-            elif left < 0:
-                per_rank = 0.0
-        step = 2 * self.config.data.streams
+                most = min(most, low + (room - curve[low][phase]) / slope)
+            elif curve[low][phase] > room:
+                most = 0.0
+        return int(min(max(most, 0.0), MANY))
+
+    def _largest(self, counted: Trials, curve: Curve) -> int | None:
+        if not self.cluster.usable:
+            return None
         # a batch is a multiple of the ranks, and of what the streams deal
-        batch = int(max(per_rank, 0.0)) * self.cluster.ranks // step * step
-        while batch > 0 and batch % self.cluster.ranks:
-            batch -= step
-        return max(batch, 0)
+        step = math.lcm(2 * self.config.data.streams, self.cluster.ranks)
+        return self._images(counted, curve) * self.cluster.ranks // step * step
 
     def _line(
-        self, name: StrategyName, counted: Trials, slopes: dict[bool, dict[Phase, tuple[float, float]]] | None,
+        self, name: StrategyName, counted: Trials, curves: dict[bool, Curve] | None,
         steps: dict[str, int], evaluations: int,
     ) -> Line:  # fmt: skip
         config, cluster = self.config, self.cluster
@@ -278,7 +290,7 @@ class Planner:
         seconds["evaluation"] = Seconds(*(rounds * part for part in seconds["evaluation"]))
         total = sum(count * seconds[phase].total for phase, count in steps.items())  # type: ignore[index]
         hours = (total + evaluations * seconds["evaluation"].total) / 3600
-        largest = [slopes and self._largest(counted, slopes[checkpointed]) for checkpointed in (False, True)]
+        largest = [curves and self._largest(counted, curves[checkpointed]) for checkpointed in (False, True)]
         return Line(
             name, counted, largest[0], largest[1], self.fits(counted), seconds, hours, name.startswith("zero")
         )  # fmt: skip
@@ -307,6 +319,11 @@ class Planner:
         backbone = self.model.backbone
         patches = (self.model.image_size // self.model.patch_size) ** 2
         return patches + int(backbone.num_prefix_tokens), int(backbone.embed_dim)
+
+
+def peaks(counted: Trials) -> dict[Phase, int]:
+    """Bytes at the peak of each phase."""
+    return {phase: found.peak for phase, found in counted.items()}
 
 
 def steps_of(schedule: Schedule) -> dict[str, int]:

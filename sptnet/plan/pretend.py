@@ -50,7 +50,7 @@ def pretended(
     shadow, pixels = copy.deepcopy(model), copy.deepcopy(prompt)
     with (
         _quiet(),
-        _ranks(launch.world_size, wrapped) as accelerator,
+        _ranks(launch, wrapped) as accelerator,
         FakeTensorMode(allow_non_fake_inputs=True),
         LiveBytes() as live,
     ):
@@ -80,7 +80,7 @@ def _empty(module: nn.Module) -> None:
 
 
 @contextmanager
-def _ranks(world_size: int, wrapped: bool) -> Iterator[Accelerator]:
+def _ranks(launch: LaunchSettings, wrapped: bool) -> Iterator[Accelerator]:
     """Be rank 0 of so many, none of whom is there; raises RuntimeError where this process is a real one's rank."""
     if dist.is_initialized():
         raise RuntimeError("this process is a rank of a real run")
@@ -89,10 +89,11 @@ def _ranks(world_size: int, wrapped: bool) -> Iterator[Accelerator]:
     try:
         for name in LAUNCHER:
             os.environ.pop(name, None)
-        if world_size > 1:
-            dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-        if world_size > 1 and wrapped:
-            os.environ.update(zip(LAUNCHER, ("0", "0", str(world_size), "127.0.0.1", "1"), strict=True))
+        ranks = launch.world_size
+        if ranks > 1 or launch.strategy != "single":
+            dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+            if wrapped:
+                os.environ.update(zip(LAUNCHER, ("0", "0", str(ranks), "127.0.0.1", "1"), strict=True))
         accelerator = Accelerator(cpu=True, mixed_precision="no")
         accelerator.ddp_handler = _NothingToSend()
         yield accelerator

@@ -6,9 +6,10 @@ Of T trained and F frozen bytes on R ranks:
     stage        1             2             3
     weights      T + F         T + F         (T + F) / R
     optimizer    float32 copy and momentum of a shard: (1 + states) T / R
-    gradients    the shard that was reduced last: T / R
-    temporaries  in the backward pass a bucket of T; the gradients that go into it are counted as ranks have them
-    gathered     -             -             T + F: what was gathered stays, DeepSpeed's limits being 1e9 elements
+    gradients    the shard that was reduced last, T / R; stage 3 keeps its bucket of T beside it
+    temporaries  a bucket of T in the backward pass, of stages 1 and 2
+    gathered     -             -             T + F: what was gathered stays, DeepSpeed's limits being 1e9 elements;
+                                             nothing on one rank, whose shards are whole
 """
 
 from sptnet.plan.trial import Counted, Kind
@@ -29,11 +30,13 @@ def with_zero(
     kinds: dict[Kind, int] = dict(counted.bytes)
     prompts = kinds["weights"] - trained - frozen
     kinds["optimizer"] += (1 + states) * shard - states * trained
-    kinds["gradients"] += shard - trained
+    # a model step begins with the shard of the one before; its own gradients go into the bucket as they come
+    kinds["gradients"] = shard if phase == "model" else kinds["gradients"] + shard - trained
     if stage == 3:
         kinds["weights"] = prompts + (trained + frozen) // ranks
-        kinds["gathered"] = trained + frozen
-    if phase == "model":
+        kinds["gathered"] = trained + frozen if ranks > 1 else 0
+        kinds["gradients"] += trained
+    elif phase == "model":
         kinds["temporaries"] += trained
     work = Work()
     assert counted.work is not None
@@ -42,10 +45,8 @@ def with_zero(
     if stage == 3:
         work.collectives[Collective("allgather", trained + frozen, ranks)] += 1
     if phase == "model":
-        if stage == 1:
-            work.collectives[Collective("allreduce", trained, ranks)] += 1
-        else:
-            work.collectives[Collective("reducescatter", trained, ranks)] += 1
+        reduced = "allreduce" if stage < 3 else "reducescatter"  # stage 2 drops what is not its own afterwards
+        work.collectives[Collective(reduced, trained, ranks)] += 1
         if stage < 3:
             work.collectives[Collective("allgather", trained, ranks)] += 1
     return Counted(kinds, work)

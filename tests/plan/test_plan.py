@@ -68,7 +68,7 @@ def test_the_largest_batch_fits_and_one_much_larger_does_not(plan):
 
 
 def test_what_does_not_fit_is_one_line_with_the_way_out(plan):
-    full = plan_run(plan.config, COUNTS, cluster(memory=30 * 2**20), ["ddp"])
+    full = plan_run(plan.config, COUNTS, cluster(memory=6 * 2**20), ["ddp"])
     best, why = full.recommended
     assert best is None
     assert why.startswith("does not fit: ddp takes least")
