@@ -94,7 +94,7 @@ class Plan:
     cluster: Cluster
     schedule: Schedule
     size: Size
-    steps: dict[str, int]
+    steps: dict[Phase, int]
     evaluations: int
     lines: Sequence[Line]
     stored: Stored
@@ -275,7 +275,7 @@ class Planner:
 
     def _line(
         self, name: StrategyName, counted: Trials, curves: dict[bool, Curve] | None,
-        steps: dict[str, int], evaluations: int,
+        steps: dict[Phase, int], evaluations: int,
     ) -> Line:  # fmt: skip
         config, cluster = self.config, self.cluster
         loaded = 0 if self.cached else self.images
@@ -288,9 +288,9 @@ class Planner:
         batches = -(-looked_at // config.evaluate.batch_size)
         rounds = -(-batches // cluster.ranks)  # of forward passes, by the rank that has most
         seconds["evaluation"] = Seconds(*(rounds * part for part in seconds["evaluation"]))
-        total = sum(count * seconds[phase].total for phase, count in steps.items())  # type: ignore[index]
+        total = sum(count * seconds[phase].total for phase, count in steps.items())
         hours = (total + evaluations * seconds["evaluation"].total) / 3600
-        largest = [curves and self._largest(counted, curves[checkpointed]) for checkpointed in (False, True)]
+        largest = [None if curves is None else self._largest(counted, curves[full]) for full in (False, True)]
         return Line(
             name, counted, largest[0], largest[1], self.fits(counted), seconds, hours, name.startswith("zero")
         )  # fmt: skip
@@ -326,14 +326,14 @@ def peaks(counted: Trials) -> dict[Phase, int]:
     return {phase: found.peak for phase, found in counted.items()}
 
 
-def steps_of(schedule: Schedule) -> dict[str, int]:
+def steps_of(schedule: Schedule) -> dict[Phase, int]:
     """How many steps a run takes in each phase."""
     total, period = schedule.total_steps, 2 * schedule.k
     if schedule.phase_schedule == "model_only":
         return {"model": total}
     if schedule.phase_schedule == "reference":
         period = schedule.steps_per_epoch
-    counts = {"prompt": 0, "model": 0}
+    counts: dict[Phase, int] = {"prompt": 0, "model": 0}
     for begin, end, times in ((0, period, total // period), (total // period * period, total, 1)):
         for step in range(begin, end):
             counts[schedule.phase(step)] += times

@@ -108,7 +108,7 @@ def _ranks(launch: LaunchSettings, wrapped: bool) -> Iterator[Accelerator]:
 
 
 @dataclass
-class _NothingToSend(DistributedDataParallelKwargs):
+class _NothingToSend(DistributedDataParallelKwargs):  # type: ignore[misc]
     """DDP compares its ranks' weights when it is made, by numbers that are not there."""
 
     init_sync: bool = True
@@ -135,14 +135,14 @@ def _let_reduce(strategy: Strategy) -> None:
     wrapped: Any = strategy._wrapped
     if isinstance(wrapped, DistributedDataParallel):
 
-        def reduce(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        def reduce(state: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
             dist.all_reduce(bucket.buffer())
             done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
             done.set_result(bucket.buffer())
             return done
 
         wrapped.register_comm_hook(None, reduce)
-        wrapped.reducer = _BucketsStay(wrapped.reducer)
+        wrapped.reducer = _BucketsStay(wrapped.reducer)  # type: ignore[assignment]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ computes, and the loader loads meanwhile: a step takes as long as the slowest of
 that a part of them is hidden behind the backward pass is not counted on.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
@@ -31,7 +31,8 @@ class Seconds(NamedTuple):
     @property
     def bound(self) -> Bound:
         """What takes most of it."""
-        return max(Seconds._fields, key=lambda name: float(getattr(self, name)))  # type: ignore[return-value]
+        names: tuple[Bound, ...] = get_args(Bound)
+        return max(names, key=lambda name: float(getattr(self, name)))
 
 
 class Network(NamedTuple):

@@ -118,7 +118,7 @@ def _time(plan: Plan, price: float | None) -> Table:
         table.add_column(column, justify="left" if column == "strategy" else "right")
     for line in plan.lines:
         facts = _line_facts(plan, line, price)
-        told = [f"{1e3 * line.seconds[p].total:.1f} ({line.seconds[p].bound})" for p in phases]  # type: ignore[index]
+        told = [f"{1e3 * line.seconds[p].total:.1f} ({line.seconds[p].bound})" for p in phases]
         row = [line.strategy, *told, f"{line.seconds['evaluation'].total:.1f}", f"{line.hours:.2f}"]
         row += [f"{facts['gpu_hours']:.1f}", "?" if facts["kwh_at_most"] is None else f"{facts['kwh_at_most']:.1f}"]
         row += ["?" if most is None else f"{most:,}" for most in (line.largest, line.largest_checkpointed)]
@@ -164,7 +164,7 @@ def told_by_run(plan: Plan) -> dict[str, str]:
         speeds = [record["images_per_s"] for record in mine if record.get("images_per_s")]
         if speeds:
             took = plan.config.data.batch_size / median(speeds)
-            planned = line.seconds[phase].total  # type: ignore[index]
+            planned = line.seconds[phase].total
             told[phase] = f"{phase} step: told {1e3 * took:.1f} ms, planned {1e3 * planned:.1f}"
     memory = max((float(record.get("peak_memory_mb", 0)) for record in records), default=0.0)
     return told | {"memory": f"memory: told {memory / 1e3:.2f} GB, planned {line.peak / 1e9:.2f} GB of tensors"}

