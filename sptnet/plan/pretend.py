@@ -135,7 +135,10 @@ def _let_reduce(strategy: Strategy) -> None:
     wrapped: Any = strategy._wrapped
     if isinstance(wrapped, DistributedDataParallel):
 
-        def reduce(state: object, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        def reduce(
+            state: object,
+            bucket: dist.GradBucket,  # type: ignore[name-defined]
+        ) -> torch.futures.Future[torch.Tensor]:  # DDP wants these types
             dist.all_reduce(bucket.buffer())
             done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
             done.set_result(bucket.buffer())
