@@ -1,6 +1,6 @@
 """A few real steps on this machine, beside what is planned for it: how far the plan is off."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sptnet.build import build_model, build_schedule
@@ -14,7 +14,7 @@ from sptnet.strategy.connect import connect
 from sptnet.train import assemble
 
 STEPS = 5
-SHARES = (1, 2)  # a rank's images in units of the smallest batch: by the first is calibrated, by the second checked
+SHARES = (1, 2, 4)  # a rank's images in units of the smallest batch: the first two calibrate, the third checks
 
 
 class Taken(NamedTuple):
@@ -28,15 +28,15 @@ class Taken(NamedTuple):
 
 
 def calibrate(config: Config, counts: Counts, images: int) -> tuple[Machine, Sequence[Taken]]:
-    """Take steps of `images` and of twice as many, alone and without loading; what the first took over what was planned
-    is the factor by which the plan of the second is corrected.
+    """Take steps of `images`, twice and four times as many, alone and without loading.
+
+    A line through what the first two took and were planned to take corrects the plan of the third.
     """
     data = config.data.model_copy(update={"batch_size": images})
     config = config.model_copy(update={"data": data})
     accelerator, launch = connect(config.collective_timeout_s, config.device)
     machine = this_machine(accelerator.device, launch.precision)
-    factors: dict[str, float] = {}
-    taken = []
+    found: dict[str, list[tuple[int, float, float]]] = {}
     for share in SHARES:
         model, prompt = build_model(config, stand_in(counts), pretrained=False)
         schedule = build_schedule(config, 10**6)
@@ -45,12 +45,17 @@ def calibrate(config: Config, counts: Counts, images: int) -> tuple[Machine, Seq
             learner = assemble(config, accelerator, launch, model, prompt, schedule)
             trial = Trial(learner, (3, size, size), share * images, 1, live)
             counted = trial.run()
-        for phase, found in counted.items():
-            if phase == "evaluation":
-                continue
-            assert found.work is not None
-            planned = seconds_of(found.work, machine, Network(1), 0, 1).total
-            measured = trial.seconds(phase, STEPS)
-            factor = factors.setdefault(phase, measured / planned)
-            taken.append(Taken(phase, share * images, measured, planned, factor * planned))
-    return machine, taken
+        for phase in (phase for phase in counted if phase != "evaluation"):
+            work = counted[phase].work
+            assert work is not None
+            planned = seconds_of(work, machine, Network(1), 0, 1).total
+            found.setdefault(phase, []).append((share * images, trial.seconds(phase, STEPS), planned))
+    return machine, [step for phase, points in found.items() for step in _by_line(phase, points)]
+
+
+def _by_line(phase: str, points: Sequence[tuple[int, float, float]]) -> Iterator[Taken]:
+    """All points, corrected by the line through the first two."""
+    (_, first, at), (_, second, then) = points[:2]
+    factor = max((second - first) / (then - at), 0.0) if then > at else first / at
+    for images, measured, planned in points:
+        yield Taken(phase, images, measured, planned, first + factor * (planned - at))
