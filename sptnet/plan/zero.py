@@ -6,8 +6,8 @@ Of T trained and F frozen bytes on R ranks:
     stage        1             2             3
     weights      T + F         T + F         (T + F) / R
     optimizer    float32 copy and momentum of a shard: (1 + states) T / R
-    gradients    the shard that was reduced last, T / R; stage 3 keeps its bucket of T beside it
-    temporaries  a bucket of T in the backward pass, of stages 1 and 2
+    gradients    T             T             T + T / R          as left by the step before
+    temporaries  T             T             -                  a bucket, in the backward pass
     gathered     -             -             T + F: what was gathered stays, DeepSpeed's limits being 1e9 elements;
                                              nothing on one rank, whose shards are whole
 """
@@ -30,12 +30,12 @@ def with_zero(
     kinds: dict[Kind, int] = dict(counted.bytes)
     prompts = kinds["weights"] - trained - frozen
     kinds["optimizer"] += (1 + states) * shard - states * trained
-    # a model step begins with the shard of the one before; its own gradients go into the bucket as they come
-    kinds["gradients"] = shard if phase == "model" else kinds["gradients"] + shard - trained
+    # what a step leaves stays until the next; its own gradients go into a bucket as they come
+    left = shard + trained if stage == 3 else trained
+    kinds["gradients"] = left if phase == "model" else kinds["gradients"] + left - trained
     if stage == 3:
         kinds["weights"] = prompts + (trained + frozen) // ranks
         kinds["gathered"] = trained + frozen if ranks > 1 else 0
-        kinds["gradients"] += trained
     elif phase == "model":
         kinds["temporaries"] += trained
     work = Work()
