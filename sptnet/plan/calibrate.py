@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sptnet.build import build_model, build_schedule
+from sptnet.build import build_schedule, build_untrained
 from sptnet.config import Config
-from sptnet.plan.dataset import Counts, stand_in
+from sptnet.plan.dataset import Counts
 from sptnet.plan.hardware import Machine, this_machine
 from sptnet.plan.live import LiveBytes
 from sptnet.plan.seconds import Network, seconds_of
@@ -38,7 +38,7 @@ def calibrate(config: Config, counts: Counts, images: int) -> tuple[Machine, Seq
     machine = this_machine(accelerator.device, launch.precision)
     found: dict[str, list[tuple[int, float, float]]] = {}
     for share in SHARES:
-        model, prompt = build_model(config, stand_in(counts), pretrained=False)
+        model, prompt = build_untrained(config, counts.old, counts.classes - counts.old)
         schedule = build_schedule(config, 10**6)
         size = model.image_size
         with LiveBytes() as live:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from sptnet.build import build_store
 from sptnet.config import Config
-from sptnet.data.manifest import Manifest, Shard
 from sptnet.plan.hardware import PlanError
 
 # labelled, unlabelled, test images, old and all classes: SimGCD (ICCV 2023), table 1, in thousands where it rounds;
@@ -58,15 +57,3 @@ def counts_of(config: Config, images: tuple[int, int, int] | None, classes: tupl
             "classes it has: --images LABELLED,UNLABELLED,TEST --classes OLD,NEW"
         )
     return Counts(*PUBLISHED[name], f"SimGCD's table 1; {root} is not here")
-
-
-def stand_in(counts: Counts) -> Manifest:
-    """A manifest with these counts, for what is built by one; its shards do not exist."""
-    digest = "0" * 64
-    kinds = {"labelled": counts.labelled, "unlabelled": counts.unlabelled, "test": counts.test}
-    shards = [
-        Shard(f"{kind}.tar", f"{kind}.idx.npy", kind, number, number * 2048, digest, digest)  # type: ignore[arg-type]
-        for kind, number in kinds.items()
-    ]
-    names = [f"class {number}" for number in range(counts.classes)]
-    return Manifest("planned", names, counts.old, {}, shards)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from sptnet.build import build_model, build_schedule
+from sptnet.build import build_schedule, build_untrained
 from sptnet.config import MANY, Config
 from sptnet.data.tokens import TokenShape
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
-from sptnet.plan.dataset import Counts, stand_in
+from sptnet.plan.dataset import Counts
 from sptnet.plan.hardware import SPARE, Machine, PlanError
 from sptnet.plan.pretend import pretended
 from sptnet.plan.seconds import Network, Seconds, seconds_of
@@ -153,7 +153,7 @@ def plan_run(
     steps_per_epoch = (counts.labelled + counts.unlabelled) // batch
     if steps_per_epoch == 0:
         raise PlanError(f"data.batch_size is {batch}, more than the {counts.labelled + counts.unlabelled} images")
-    model, prompt = build_model(config, stand_in(counts), pretrained=False)
+    model, prompt = build_untrained(config, counts.old, counts.classes - counts.old)
     schedule, size = build_schedule(config, steps_per_epoch), size_of(model, prompt)
     model.round_tokens = stored_type(config, model)
     planner = Planner(config, counts, cluster, schedule, model.to("meta"), prompt and prompt.to("meta"), size)

@@ -114,7 +114,7 @@ class _NothingToSend(DistributedDataParallelKwargs):  # type: ignore[misc]
     init_sync: bool = True
 
     def to_kwargs(self) -> dict[str, Any]:
-        return {"init_sync": False}
+        return {"init_sync": False, "broadcast_buffers": False}
 
 
 class _BucketsStay:
