@@ -55,6 +55,7 @@ def test_a_checkpoint_has_what_is_trained_and_its_momentum(plan):
     assert plan.stored.checkpoint == 4 * (3 * plan.size.trained + 2 * plan.size.prompt)  # AdamW keeps two
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_one_much_larger_does_not(plan):
     room = cluster(memory=200 * 2**20)
     found = plan_run(plan.config, COUNTS, room, ["ddp"]).lines[0].largest
