@@ -15,7 +15,7 @@ from sptnet_shards.record import Conversion
 from sptnet_shards.source import Source, SourceError
 from sptnet_shards.writer import Written
 
-from sptnet.data.manifest import KINDS, MANIFEST, DatasetError, Manifest, Skipped, read_manifest, write_manifest
+from sptnet.data.manifest import KINDS, MANIFEST, DatasetError, Manifest, Shards, Skipped, read_manifest, write_manifest
 
 T = TypeVar("T")
 LOOK = 1.0  # seconds between two looks for files that a disk may show late
@@ -111,6 +111,6 @@ def _manifest(source: Source, settings: Settings, planned: list[Planned], writte
         **source.protocol,
     }
     return Manifest(
-        source.name, source.classes, source.num_old, protocol, shards, settings.recorded(), skipped,
+        source.name, source.classes, source.num_old, protocol, Shards.of(shards), settings.recorded(), skipped,
         source.num_new, source.unknown,
     )  # fmt: skip

@@ -6,9 +6,8 @@ Each of several tasks walks its share of the tars into a list of members; whoeve
 
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from sptnet_shards.source import Source, SourceError, need_classes
 from sptnet_shards.tar_members import IMAGE_MEMBERS
 
 from sptnet.data.fields import LONGEST_NAME
-from sptnet.data.manifest import KINDS, LARGEST_MANIFEST, MANIFEST, Kind, Manifest, Shard, parse_manifest
+from sptnet.data.manifest import KINDS, LARGEST_MANIFEST, MANIFEST, Kind, Manifest, Shard, Shards, parse_manifest
 from sptnet.data.manifest import UNKNOWN as UNKNOWN_TARGET
 from sptnet.data.shard_index import INDEX_DTYPE
 
@@ -135,11 +134,11 @@ def _finished(place: Place, job: Indexing, late: float) -> Converted | Unfinishe
         "json_key": job.json_key,
     }
     try:
-        shards = _write(place, job, source, labelled)
+        shards = Shards.of(_write(place, job, source, labelled))
         manifest = Manifest(
             job.name, source.classes, source.num_old, protocol, shards, num_new=source.num_new, unknown=source.unknown
         )
-        place.write(MANIFEST, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+        place.write(MANIFEST, b"".join(manifest.encoded()))
     except OSError as error:
         raise SourceError(f"{error.filename or place.where('')} cannot be written: {error.strerror}") from None
     _clean_up(place)

@@ -163,7 +163,7 @@ def _show(arguments: argparse.Namespace, console: Console) -> None:
 
 def _need_sheet(path: Path, root: Path, manifest: Manifest) -> None:
     """Raise SourceError where a picture would take the place of a folder, a device, or a file of the dataset."""
-    own = {MANIFEST, *(name for shard in manifest.shards for name in (shard.file, shard.index))}
+    own = {MANIFEST, *(name for file, index, _ in manifest.shards.names() for name in (file, index))}
     if path.name in ("", "..") or (os.path.exists(path) and not os.path.isfile(path)):
         raise SourceError(f"{path} is no file: give --sheet the name of a picture")
     if path.name in own and path.parent.resolve() == root.resolve():

@@ -212,7 +212,7 @@ class _Seen:
         for part in self._others:
             left_out = np.array([skipped["uid"] for skipped in manifest.skipped if skipped["part"] == part], np.int64)
             # a manifest may claim any number; of what it has not, nothing is kept
-            there = sum(shard.samples for shard in manifest.shards if (shard.kind == "test") == (part == "test"))
+            there = sum(manifest.samples(kind) for kind in KINDS if (kind == "test") == (part == "test"))
             if part in source and source[part] == there + len(left_out):
                 self._counts[part] = source[part]
                 self._bits[part] = np.zeros(-(-source[part] // 8), np.uint8)

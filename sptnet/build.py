@@ -1,13 +1,12 @@
 """From a configuration to the parts of a run: order, schedule, model, prompt, loss."""
 
-import os
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
 from sptnet.config import Config, ConfigError
-from sptnet.data.manifest import Manifest
+from sptnet.data.manifest import MANIFEST, Manifest
 from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store, open_store
 from sptnet.method.losses import GCDLoss
@@ -17,12 +16,17 @@ from sptnet.method.reference import load_reference
 from sptnet.method.schedule import Schedule
 from sptnet.run.folder import RunError, is_unfinished
 from sptnet.run.model_file import has_model, how_far, load_model
+from sptnet.strategy.connect import is_first_on_disk
 
 
 def build_store(config: Config) -> Store:
-    """The dataset, local or remote; raises DatasetError, where files are missing on a node's first process only."""
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
-    return open_store(config.data.root, **config.data.remote.model_dump(), look=first)
+    """The dataset, local or remote; all ranks call it.
+
+    Raises:
+        DatasetError: no dataset, or a damaged one. Files that are missing are told by one process of every disk.
+    """
+    look = is_first_on_disk(Path(config.data.root) / MANIFEST, config.collective_timeout_s)
+    return open_store(config.data.root, **config.data.remote.model_dump(), look=look)
 
 
 def build_data(config: Config) -> tuple[Store, BatchOrder]:
@@ -36,14 +40,12 @@ def build_data(config: Config) -> tuple[Store, BatchOrder]:
     store = build_store(config)
     manifest = store.manifest
     for kind in ("labelled", "unlabelled"):
-        shards = len([shard for shard in manifest.shards if shard.kind == kind])
+        shards = len(manifest.of_kind(kind))
         if shards < data.streams:
             raise ConfigError(
                 f"data.streams is {data.streams}, but {data.root} has {shards} {kind} shards: use at most {shards}"
             )
-    labelled, unlabelled = (
-        [s.samples for s in manifest.shards if s.kind == kind] for kind in ("labelled", "unlabelled")
-    )
+    labelled, unlabelled = (manifest.of_kind(kind).samples for kind in ("labelled", "unlabelled"))
     order = BatchOrder(labelled, unlabelled, data.batch_size, data.streams, data.window, config.seed)
     if order.steps_per_epoch == 0:
         raise ConfigError(

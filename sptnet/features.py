@@ -88,7 +88,7 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
     if rank() == 0:
         begin_parts(out / FINGERPRINT, fingerprint)
     barrier()
-    paths = [part_path(out, *part) for part in source.parts]
+    paths = [part_path(out, *source.place(part)) for part in range(len(source))]
     mine = range(rank(), len(source), world_size())
     here: list[Block] = []
     with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:

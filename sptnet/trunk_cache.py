@@ -129,7 +129,7 @@ def _look(
         with FileLock(folder.with_suffix(".lock")):  # other ranks and runs begin it too
             begin_parts(folder / FINGERPRINT, fingerprint)
             held = InUse(folder)
-    samples = {kind: [shard.samples for shard in store.manifest.of_kind(kind)] for kind in KINDS}
+    samples = {kind: store.manifest.of_kind(kind).samples.tolist() for kind in KINDS}
     whole = missing = 0
     for kind, counts in samples.items():
         for number, count in enumerate(counts):
@@ -230,7 +230,7 @@ class _Making:
         self._locks: dict[int, FileLock] = {}
 
     def path(self, part: int) -> Path:
-        return part_path(self.tokens.folder, *self.source.parts[part])
+        return part_path(self.tokens.folder, *self.source.place(part))
 
     def all_parts(self) -> bool:
         """First this rank's share, then whatever nobody makes, until all are there; False if asked to stop."""
@@ -278,8 +278,8 @@ class _Making:
         """The parts of a range that are to be made here; False if asked to stop."""
         if not len(parts) or all(self.path(part).exists() for part in parts):
             return not self.stopped()
-        shape, kinds = self.tokens.shape, self.source.parts
-        known = shape.views if kinds[0][0] != "test" else 0
+        shape = self.tokens.shape
+        known = shape.views if self.source.place(0)[0] != "test" else 0
         writer: PartWriter | None = None
         made = blocks(
             self.source, parts, self._wanted, block_size=BLOCK, augment=self.config.data.augment,
@@ -289,7 +289,7 @@ class _Making:
             for block in made:
                 if self.stopped():
                     return False
-                kind, path = kinds[block.part][0], self.path(block.part)
+                kind, path = self.source.place(block.part)[0], self.path(block.part)
                 with writing_parts(path):
                     writer = writer or PartWriter(path, shape, shape.rows_of(kind))
                 self._add(writer, block, kind)

@@ -199,7 +199,7 @@ class EvalBatches(Batches):
         self.reader = ShardReader(store, store.manifest.of_kind(kind))
         self.kind, self.tokens = kind, tokens
         self.batch_size, self.augment, self.image_size = batch_size, augment, image_size
-        self.starts = np.concatenate(([0], np.cumsum([shard.samples for shard in self.reader.shards])))
+        self.starts = np.concatenate(([0], np.cumsum(store.manifest.of_kind(kind).samples)))
 
     def __len__(self) -> int:
         return -(-int(self.starts[-1]) // self.batch_size)

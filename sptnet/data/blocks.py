@@ -6,9 +6,11 @@ batches give equal bits. A damaged image keeps its place in its block, black, so
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -70,20 +72,25 @@ class ShardSource:
         self.store = store
         self._latest: tuple[int, list[str] | None] | None = None
         self.readers = {kind: ShardReader(store, store.manifest.of_kind(kind)) for kind in kinds}
-        self.parts: list[tuple[Kind, int]] = [(k, n) for k in kinds for n in range(len(store.manifest.of_kind(k)))]
+        self.ends = np.cumsum([len(self.readers[kind].shards) for kind in kinds]).tolist()
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return self.ends[-1] if self.ends else 0
+
+    def place(self, part: int) -> tuple[Kind, int]:
+        """The kind of a part, and its number among the shards of that kind."""
+        kind = bisect_right(self.ends, part)
+        return list(self.readers)[kind], part - (self.ends[kind - 1] if kind else 0)
 
     def shard(self, part: int) -> Shard:
-        kind, number = self.parts[part]
+        kind, number = self.place(part)
         return self.readers[kind].shards[number]
 
     def size(self, part: int) -> int:
         return self.shard(part).samples
 
     def read(self, part: int, positions: range) -> list[Sample]:
-        kind, number = self.parts[part]
+        kind, number = self.place(part)
         encoded = [self.readers[kind].read(number, position) for position in positions]
         paths = self._paths(part)
         return [

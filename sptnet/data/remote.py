@@ -6,9 +6,10 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem
@@ -64,10 +65,17 @@ class Remote:
 
     def read(self, file: str, most: int) -> bytes:
         """The bytes of a file that has at most so many; raises DatasetError."""
+        with self.opened(file, most) as local:
+            return local.read()
+
+    @contextmanager
+    def opened(self, file: str, most: int) -> Iterator[IO[bytes]]:
+        """A local copy of a file that has at most so many bytes, open for reading; raises DatasetError."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "file")
             self.fetch(file, most, lambda path: None, path)
-            return path.read_bytes()
+            with path.open("rb", buffering=0) as local:
+                yield local
 
     def fetch(self, file: str, most: int, check: Callable[[Path], None], path: Path) -> None:
         """Write a file to `path`; `check` raises OSError on a copy that is not whole, which is then fetched again.

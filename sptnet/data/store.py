@@ -17,7 +17,7 @@ from sptnet.data.manifest import (
     DatasetError,
     Manifest,
     Shard,
-    parse_manifest,
+    load_manifest,
     read_manifest,
 )
 from sptnet.data.paths import largest_paths, parse_paths
@@ -99,8 +99,9 @@ class RemoteStore:
 
     def __init__(self, remote: Remote, cache: NodeCache):
         self._remote, self._cache = remote, cache
-        self.manifest = parse_manifest(remote.read(MANIFEST, LARGEST_MANIFEST), remote.where(MANIFEST))
-        largest = max((shard.bytes for shard in self.manifest.shards), default=0)
+        with remote.opened(MANIFEST, LARGEST_MANIFEST) as file:
+            self.manifest = load_manifest(file, remote.where(MANIFEST))
+        largest = int(self.manifest.shards.bytes.max())
         if largest > cache.limit:
             raise DatasetError(
                 f"the cache {cache.folder} may hold {cache.limit:,} bytes, the largest shard of {remote.url} has "

@@ -84,9 +84,9 @@ def _shards_are_whole(out: Path) -> bool:
     if not (out / MANIFEST).exists():
         return False
     manifest = read_manifest(out)
-    for shard in manifest.shards:
-        path = out / shard.file
-        if not path.is_file() or path.stat().st_size != shard.bytes:
+    for file, _, size in manifest.shards.names():
+        path = out / file
+        if not path.is_file() or path.stat().st_size != size:
             raise DatasetError(f"{path} is not what {MANIFEST} says: remove {out}, the same command makes it again")
     return True
 

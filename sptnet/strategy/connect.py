@@ -1,5 +1,6 @@
 """Join the processes of a run as `accelerate launch` asked, and make sure that this is what one got."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -153,6 +154,30 @@ def launcher_store(purpose: str, timeout_s: float) -> Store | None:
         return None
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     return PrefixStore(f"sptnet/{purpose}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def is_first_on_disk(path: Path, timeout_s: float) -> bool:
+    """Whether this process is the one that looks at the disk of a file for all: rank 0, and a node's first elsewhere.
+
+    A node has the disk of rank 0 where the file is the same one there: its inode and the times of its making are. A
+    look at a million shards from each of 64 nodes would keep a shared disk busy for hours.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return False
+    size = os.environ.get("WORLD_SIZE", "1")
+    if os.environ.get("LOCAL_WORLD_SIZE", size) == size or (store := launcher_store("disks", timeout_s)) is None:
+        return True
+    try:
+        found = os.stat(path)
+        told = f"{found.st_ino} {found.st_ctime_ns} {found.st_mtime_ns} {found.st_size}"
+    except (OSError, ValueError):
+        told = f"{os.environ['RANK']} has none"  # who opens it says so
+    key = hashlib.sha256(os.fsencode(path)).hexdigest()
+    if os.environ["RANK"] == "0":
+        store.set(key, told)
+        return True
+    store.wait([key], timedelta(seconds=timeout_s))
+    return store.get(key).decode() != told
 
 
 def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
