@@ -9,6 +9,7 @@ Logits are not gathered. Time and memory of a share fall with R: 2B / R rows ins
 rank's columns are its own, and the two carry only what is told.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -82,56 +83,111 @@ def share_of(
         whole: over the global batch; False: every rank's own objective, averaged, as SimGCD computes it.
     """
     ranks, images = world_size(), len(targets)
-    first, parts = (rank() * images, ranks) if whole else (0, 1)
     place = rank() * images if labelled is None else 0  # where this slice begins in the order of slots
     with torch.autocast(logits.device.type, enabled=False), torch.enable_grad():
         leaves = [widened(outputs.detach()).requires_grad_() for outputs in (projections, logits)]
         unit, own = F.normalize(leaves[0], dim=1), leaves[1]
         known = _known(targets, labelled, place)
         log_sum = log_sum_of_predictions(own, loss.student_temperature)
-        finite = torch.isfinite(leaves[0]).all() & torch.isfinite(own).all()
-        used = torch.zeros(own.shape[1], dtype=torch.bool, device=own.device).index_fill_(
-            0, own.detach().argmax(1), True
-        )
-        told = torch.stack([own.new_full((), float(said.stop)), own.new_full((), float(said.replaced))]).detach()
-        gathered = gather_packed([used, finite, told] + ([unit, known, log_sum] if whole else []))
-        (used, finite, told), of_batch = (
-            gathered[:3],
-            gathered[3:] if whole else [unit.detach()[None], known[None], log_sum[None]],
-        )
-
-        # [R, 2b, D] -> [R, 2, b, D] -> [2, R, b, D] -> [2B, D]
-        projected = of_batch[0].unflatten(1, (2, images)).transpose(0, 1).flatten(0, 2).detach()
-        stride = LABELLED_STRIDE if labelled is None and (whole or images % LABELLED_STRIDE == 0) else 1
-        columns = Columns(projected, of_batch[1].flatten(), stride)
-        outputs, labels = 2.0 * images * parts, columns.labelled_rows()
-        log_sums = (
-            torch.cat([of_batch[2][: rank()], log_sum[None], of_batch[2][rank() + 1 :]]) if whole else log_sum[None]
-        )
-        me_max = entropy_gap(log_sums, 2 * images * parts)
-        cls = classification(own, known, first, stride, loss.student_temperature) / labels
-        distill = self_distillation(own, loss.student_temperature, teacher_temperature) / outputs
-        nothing = torch.zeros_like(cls)
-        value = loss.weighted(cls, distill, me_max, nothing, nothing)
-
-        nce, sup, of_rows, of_columns = _contrasts(
-            loss, unit.detach().unflatten(0, (2, -1)), first, columns, outputs, labels
-        )
-        mine = torch.stack([cls, distill, me_max / parts, nce, sup]).detach()
-        fault = (~torch.isfinite(mine).all()).to(mine.dtype)[None]
-        if whole:
-            # [2B, D] -> [2, R, b, D] -> [R, 2b * D], and behind each rank's row what all are told alike
-            by_rank = of_columns.unflatten(0, (2, ranks, images)).transpose(0, 1).flatten(1)
-            summed_up = sum_scattered(torch.cat([by_rank, torch.cat([mine, fault]).expand(ranks, -1)], dim=1))
-            of_columns, mine, fault = summed_up.split([by_rank.shape[1], len(mine), 1])
-        else:
-            mine, fault = summed([mine / ranks, fault])
-        of_unit = of_rows.flatten(0, 1) + of_columns.view_as(unit)
+        told, of_batch = _told_by_all(leaves, [unit, known, log_sum], said, whole)
+        # every other row is labelled where all slices are laid end to end in the order of slots, or begin alike
+        in_turn = labelled is None and (whole or images % LABELLED_STRIDE == 0)
+        batch = _batch_of(of_batch, images, LABELLED_STRIDE if in_turn else 1, whole)
+        log_sums = _with_own(of_batch[2], log_sum, whole)
+        value, mine = _by_own_rows(loss, own, known, log_sums, batch, teacher_temperature)
+        of_unit, terms, fault = _by_contrast(loss, unit, mine, batch, ranks, whole)
         gradients = torch.autograd.grad([unit, value], leaves, [of_unit, torch.ones_like(value)])
     of_projections, of_logits = (gradient if whole else gradient / ranks for gradient in gradients)
-    faults = fault[0] + (~finite).sum()
-    terms = GCDTerms(loss.weighted(*mine), *mine)
-    return Share(terms, (of_projections, of_logits), faults, ~finite, told.sum(0), used.any(0))
+    used, finite, asked = told
+    return Share(
+        GCDTerms(loss.weighted(*terms), *terms), (of_projections, of_logits), fault + (~finite).sum(), ~finite,
+        asked.sum(0), used.any(0),
+    )  # fmt: skip
+
+
+class _Batch(NamedTuple):
+    """The whole batch, as this rank sees it, or its own slice where objectives are local.
+
+    Attributes:
+        columns: projections and targets.
+        first: where this rank's rows begin.
+        parts: how many slices it consists of.
+        outputs: 2B, of the batch. labels: how many rows are labelled, a scalar on the device.
+    """
+
+    columns: Columns
+    first: int
+    parts: int
+    outputs: float
+    labels: Tensor
+
+
+def _told_by_all(
+    leaves: Sequence[Tensor], mine: list[Tensor], said: Said, whole: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The first collective: what every rank says of itself, and its part of the batch, [R, ...] each.
+
+    Args:
+        leaves: projections and logits.
+        mine: [2b, P] normalised projections, [b] known targets, me-max's [K]; they travel where the batch is whole.
+    """
+    own = leaves[1]
+    finite = torch.isfinite(leaves[0]).all() & torch.isfinite(own).all()
+    used = torch.zeros(own.shape[1], dtype=torch.bool, device=own.device)
+    used = used.index_fill_(0, own.detach().argmax(1), True)
+    asked = torch.stack([own.new_full((), float(said.stop)), own.new_full((), float(said.replaced))]).detach()
+    gathered = gather_packed([used, finite, asked, *(mine if whole else [])])
+    return gathered[:3], gathered[3:] if whole else [tensor.detach()[None] for tensor in mine]
+
+
+def _batch_of(of_batch: Sequence[Tensor], images: int, stride: int, whole: bool) -> _Batch:
+    first, parts = (rank() * images, world_size()) if whole else (0, 1)
+    # [R, 2b, D] -> [R, 2, b, D] -> [2, R, b, D] -> [2B, D]
+    projected = of_batch[0].unflatten(1, (2, images)).transpose(0, 1).flatten(0, 2).detach()
+    columns = Columns(projected, of_batch[1].flatten(), stride)
+    return _Batch(columns, first, parts, 2.0 * images * parts, columns.labelled_rows())
+
+
+def _with_own(log_sums: Tensor, own: Tensor, whole: bool) -> Tensor:
+    """[R, K] with this rank's own row as the graph has it."""
+    if not whole:
+        return own[None]
+    return torch.cat([log_sums[: rank()], own[None], log_sums[rank() + 1 :]])
+
+
+def _by_own_rows(
+    loss: GCDLoss, own: Tensor, known: Tensor, log_sums: Tensor, batch: _Batch, teacher_temperature: float
+) -> tuple[Tensor, list[Tensor]]:
+    """What needs logits only: its weighted sum, with a graph, and the terms cls, distill, me_max of this rank."""
+    me_max = entropy_gap(log_sums, int(batch.outputs))
+    cls = classification(own, known, batch.first, batch.columns.stride, loss.student_temperature) / batch.labels
+    distill = self_distillation(own, loss.student_temperature, teacher_temperature) / batch.outputs
+    nothing = torch.zeros_like(cls)
+    return loss.weighted(cls, distill, me_max, nothing, nothing), [cls, distill, me_max / batch.parts]
+
+
+def _by_contrast(
+    loss: GCDLoss, unit: Tensor, terms: Sequence[Tensor], batch: _Batch, ranks: int, whole: bool
+) -> tuple[Tensor, Sequence[Tensor], Tensor]:
+    """The contrastive terms, and the second collective.
+
+    Returns:
+        The gradient of `unit`, what other ranks' rows have of it among it; all five terms of the batch; and how many
+        ranks have a term that is not finite.
+    """
+    nce, sup, of_rows, of_columns = _contrasts(
+        loss, unit.detach().unflatten(0, (2, -1)), batch.first, batch.columns, batch.outputs, batch.labels
+    )
+    mine = torch.stack([*terms, nce, sup]).detach()
+    fault = (~torch.isfinite(mine).all()).to(mine.dtype)[None]
+    if whole:
+        # [2B, D] -> [2, R, b, D] -> [R, 2b * D], and behind each rank's row what all are told alike
+        by_rank = of_columns.unflatten(0, (2, ranks, -1)).transpose(0, 1).flatten(1)
+        summed_up = sum_scattered(torch.cat([by_rank, torch.cat([mine, fault]).expand(ranks, -1)], dim=1))
+        of_columns, mine, fault = summed_up.split([by_rank.shape[1], len(mine), 1])
+    else:
+        mine, fault = summed([mine / ranks, fault])
+    return of_rows.flatten(0, 1) + of_columns.view_as(unit), mine.unbind(), fault[0]
 
 
 def _known(targets: Tensor, labelled: Tensor | None, place: int) -> Tensor:
