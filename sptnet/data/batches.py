@@ -85,6 +85,10 @@ class Batches(Dataset[Batch | EvalBatch]):
         """The shards that batches from this number on read, nearest first."""
         raise NotImplementedError
 
+    def needs(self, number: int) -> Sequence[Shard]:
+        """The shards that a batch reads."""
+        raise NotImplementedError
+
 
 class _Steps(Batches):
     """Slices of global batches; where a slot's pixels or tokens come from is a subclass's affair."""
@@ -161,8 +165,14 @@ class ImageSteps(_Steps):
         return sample.uid, sample.target
 
     def upcoming(self, number: int) -> Sequence[Shard]:
-        shards = {labelled: reader.shards for labelled, reader in self.readers.items()}
-        return [shards[labelled][shard] for labelled, shard in self.order.upcoming(number, *self.slots)]
+        return self._shards(self.order.upcoming(number, *self.slots))
+
+    def needs(self, number: int) -> Sequence[Shard]:
+        slots = self.order.batch(number, *self.slots)
+        return self._shards(sorted({(slot.labelled, slot.place.shard) for slot in slots}))
+
+    def _shards(self, places: Sequence[tuple[bool, int]]) -> list[Shard]:
+        return [self.readers[labelled].shards[number] for labelled, number in places]
 
 
 class TokenSteps(_Steps):
@@ -188,6 +198,9 @@ class TokenSteps(_Steps):
         return self._sound(slot, replaced, read)
 
     def upcoming(self, number: int) -> Sequence[Shard]:
+        return []
+
+    def needs(self, number: int) -> Sequence[Shard]:
         return []
 
 
@@ -239,6 +252,10 @@ class EvalBatches(Batches):
             return []
         first = int(self._places(min(number, len(self) - 1))[0][0])
         return self.reader.shards[first : first + 2]
+
+    def needs(self, number: int) -> Sequence[Shard]:
+        shards = [] if self.tokens is not None else np.unique(self._places(number)[0]).tolist()
+        return [self.reader.shards[shard] for shard in shards]
 
 
 def _empty(*leading: int, size: int) -> Tensor:

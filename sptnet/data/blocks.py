@@ -105,7 +105,7 @@ class ShardSource:
         return self._latest[1]
 
     def fetch_ahead(self, part: int) -> None:
-        if self.store.remote and part < len(self):
+        if self.store.asks_ahead and part < len(self):
             self.store.fetch_ahead([self.shard(part)])
 
 

@@ -51,7 +51,7 @@ class NodeCache:
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder.expanduser(), limit
         self._ahead = FetchAhead(FETCHES)
-        if shared := _network_file_system(self.folder):
+        if shared := network_file_system(self.folder):
             log.warning("the cache %s lies on %s, not on the node's own disk: set data.remote.cache", folder, shared)
 
     def open(self, sha256: str, size: int, fetch: Fetch) -> int:
@@ -76,8 +76,12 @@ class NodeCache:
 
     def fetch_ahead(self, sha256: str, size: int, fetch: Fetch) -> None:
         """Fetch in the background; what fails is left to `open`, which tries again and tells."""
-        if not (self.folder / sha256[:2] / sha256).exists():
+        if not self.has(sha256):
             self._ahead.add(sha256, lambda: os.close(self.open(sha256, size, fetch)))
+
+    def has(self, sha256: str) -> bool:
+        """Whether the file with this content is there."""
+        return (self.folder / sha256[:2] / sha256).exists()
 
     def close(self) -> None:
         """Forget what was to be fetched ahead."""
@@ -143,7 +147,7 @@ class NodeCache:
         return True  # and nobody begins it again while this process holds the room's lock
 
 
-def _network_file_system(folder: Path) -> str | None:
+def network_file_system(folder: Path) -> str | None:
     """The file system of a folder, if other nodes share it; locks are slow there, or not held at all."""
     try:
         mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]

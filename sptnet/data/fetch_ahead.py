@@ -21,6 +21,10 @@ class FetchAhead:
         self._waiting: OrderedDict[str, Callable[[], None]] = OrderedDict()
         self._under_way: set[str] = set()
 
+    def __reduce__(self) -> tuple[type["FetchAhead"], tuple[int]]:
+        """Another process gets one that does nothing yet: a loader worker, under any start method."""
+        return FetchAhead, (self._threads,)
+
     def add(self, name: str, job: Callable[[], None]) -> None:
         """Run a job some time, unless one of this name waits or is under way."""
         with self._lock:

@@ -12,16 +12,20 @@ from sptnet.data.manifest import DatasetError, Kind
 from sptnet.data.order import BatchOrder, rank_slice
 from sptnet.data.store import Store
 from sptnet.data.tokens import Tokens
+from sptnet.data.waiting import Waiting
 from sptnet.data.workers import PREFETCHED, SharedMemoryError, load
 
 
 def _iterate(dataset: Batches, items: Sequence[int], workers: int, rank: int) -> Iterator[Any]:
     batches = load(dataset, items, workers)  # forks the workers: before any thread that fetches
+    waiting = Waiting(dataset, rank)
     try:
         for number in items:
-            if dataset.store.remote:
+            if dataset.store.asks_ahead:
                 dataset.store.fetch_ahead(dataset.upcoming(number + PREFETCHED * workers))
-            yield next(batches)
+            with waiting.of(number):
+                batch = next(batches)
+            yield batch
     except (DatasetError, SharedMemoryError) as error:
         raise type(error)(f"rank {rank}: {error}") from None
     finally:

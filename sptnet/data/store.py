@@ -1,6 +1,7 @@
 """Where a dataset lies: in a local folder, or behind a URL with a cache on the node."""
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.cache import Fetch, NodeCache
+from sptnet.data.cache import Fetch, NodeCache, network_file_system
+from sptnet.data.fetch_ahead import FetchAhead
 from sptnet.data.files import open_regular, read_regular
 from sptnet.data.manifest import (
     LARGEST_MANIFEST,
@@ -24,17 +26,22 @@ from sptnet.data.paths import largest_paths, parse_paths
 from sptnet.data.remote import Remote, is_url
 from sptnet.data.shard_index import index_size, parse_index, read_index
 
+ASKING = 2  # threads that ask for shards of a network disk: the kernel may let them wait
+REMEMBERED = 4096  # shards that were asked for
+
 
 class Store(Protocol):
     """A dataset that shards can be opened from.
 
     Attributes:
         manifest: what the dataset holds.
-        remote: whether opening a shard may have to fetch it, so that fetching ahead pays.
+        remote: whether opening a shard may have to fetch it.
+        asks_ahead: whether it pays to say what will be opened soon.
     """
 
     manifest: Manifest
     remote: bool
+    asks_ahead: bool
 
     def where(self, file: str) -> str:
         """Path or URL of a file, for messages."""
@@ -54,6 +61,9 @@ class Store(Protocol):
     def cancel_ahead(self) -> None:
         """Leave out what has not been begun."""
 
+    def is_here(self, shard: Shard) -> bool:
+        """Whether a shard can be opened without being fetched."""
+
 
 class LocalStore:
     """A dataset in a folder."""
@@ -63,6 +73,9 @@ class LocalStore:
     def __init__(self, root: Path, look: bool = True):
         self.root = root
         self.manifest = read_manifest(root, look)
+        self.asks_ahead = network_file_system(root) is not None
+        self._asked: OrderedDict[str, None] = OrderedDict()
+        self._ahead = FetchAhead(ASKING)
 
     def where(self, file: str) -> str:
         return str(self.root / file)
@@ -86,16 +99,33 @@ class LocalStore:
         return parse_paths(encoded, shard, self.where(shard.paths))
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:
-        pass
+        """Ask the kernel to read shards into its cache; each once, until many others were asked for."""
+        for shard in shards:
+            if shard.file not in self._asked:
+                self._asked[shard.file] = None
+                self._ahead.add(shard.file, partial(_will_need, self.root / shard.file))
+        while len(self._asked) > REMEMBERED:
+            self._asked.popitem(last=False)
 
     def cancel_ahead(self) -> None:
-        pass
+        self._ahead.clear()
+
+    def is_here(self, shard: Shard) -> bool:
+        return True
+
+
+def _will_need(path: Path) -> None:
+    descriptor = open_regular(path)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(descriptor)
 
 
 class RemoteStore:
     """A dataset behind an fsspec URL; its shards are fetched whole into the node's cache and read there."""
 
-    remote = True
+    remote = asks_ahead = True
 
     def __init__(self, remote: Remote, cache: NodeCache):
         self._remote, self._cache = remote, cache
@@ -134,6 +164,9 @@ class RemoteStore:
 
     def cancel_ahead(self) -> None:
         self._cache.close()
+
+    def is_here(self, shard: Shard) -> bool:
+        return self._cache.has(shard.sha256)
 
 
 def open_store(

@@ -5,6 +5,8 @@ import http.server
 import json
 import multiprocessing
 import os
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,8 @@ import pytest
 
 from sptnet.build import build_data
 from sptnet.config_file import load_config
-from sptnet.data import remote
+from sptnet.data import remote, waiting
+from sptnet.data import store as store_module
 from sptnet.data.loader import eval_batches, train_batches
 from sptnet.data.manifest import DatasetError, UnreachableError
 from sptnet.data.reader import ShardReader
@@ -144,6 +147,43 @@ def test_the_next_window_is_fetched_while_this_one_is_read(server, tmp_path):
     reading.close()
 
 
+def test_what_a_long_wait_is_for_is_said(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(waiting, "PATIENCE", 0.2)
+    store, order = data_of(server.url, tmp_path / "cache", "data.remote.timeout_s=1")
+    needed = {(slot.labelled, slot.place.shard) for slot in order.batch(0)}
+    file = store.manifest.of_kind("labelled")[order.batch(0)[0].place.shard].file
+    server.faults = {file: ["stall"]}
+    assert len(batches(store, order, steps=range(1))) == 1
+    told = [message for message in caplog.messages if message.startswith("rank 0 has waited ")]
+    assert told
+    found = re.search(r" s for batch 0: (\d+) of its (\d+) shards are in the node's cache, 0\.0 of 0\.0 GB$", told[0])
+    assert found
+    assert int(found[1]) < int(found[2]) == len(needed)
+    caplog.clear()
+    monkeypatch.setattr(waiting, "PATIENCE", 60)
+    assert len(batches(store, order, steps=range(1))) == 1
+    assert not [message for message in caplog.messages if message.startswith("rank 0 has waited ")]
+
+
+@pytest.mark.parametrize("file_system", [None, "nfs4"])
+def test_the_next_window_of_a_network_disk_is_asked_for_once(digits, tmp_path, monkeypatch, file_system):
+    asked = []
+    monkeypatch.setattr(store_module, "network_file_system", lambda folder: file_system)
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda fd, *which: asked.append((os.readlink(f"/proc/self/fd/{fd}"), which))
+    )
+    store, order = data_of(digits, tmp_path / "unused")
+    list(batches(store, order, steps=range(3)))
+    shards = {labelled: store.manifest.of_kind("labelled" if labelled else "unlabelled") for labelled in (True, False)}
+    soon = {shards[labelled][shard].file for step in range(3) for labelled, shard in order.upcoming(step, 0, 48)}
+    end = time.monotonic() + 10
+    while file_system and time.monotonic() < end and len(asked) < len(soon):
+        time.sleep(0.01)
+    files = [Path(path).name for path, _ in asked]
+    assert sorted(files) == (sorted(soon) if file_system else [])
+    assert {which for _, which in asked} <= {(0, 0, os.POSIX_FADV_WILLNEED)}
+
+
 def test_a_server_that_fails_stalls_truncates_or_corrupts_is_asked_again(server, sound, tmp_path, caplog):
     files = [shard.file for shard in data_of(server.url, tmp_path / "x")[0].manifest.of_kind("labelled")]
     faults = ["fail", "truncate", "stall", "corrupt", "fail"]
@@ -175,6 +215,13 @@ def test_a_shard_that_is_not_there_is_not_asked_for_again(server, digits, tmp_pa
     assert time.monotonic() - start < 10
     with pytest.raises(DatasetError, match=r"nowhere/manifest\.json is not there"):
         data_of(server.url.replace("digits", "nowhere"), tmp_path / "cache")
+
+
+def test_a_store_can_be_sent_to_a_process(server, digits, tmp_path):
+    """Loader workers get it by pickle where they are not forked."""
+    for root in (digits, server.url):
+        store, order = pickle.loads(pickle.dumps(data_of(root, tmp_path / "cache")))
+        assert len(batches(store, order, steps=range(1))) == 1
 
 
 def _read_all(url, cache, queue):
