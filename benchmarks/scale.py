@@ -4,16 +4,21 @@ The objective: time, and the most memory that is alive at once, of rank 0's shar
 process group in the place of the other ranks: its collectives move nothing, so their time is not in it and their bytes
 are counted from the shapes. `before` is the whole batch's objective on every rank, as it was computed until then.
 
-Checkpoints: files of a sharded strategy, and how often they are opened when a run continues. Evaluation: the check that
-every uid is there once, and the time of the sets that it used to make. Start-up: reading a manifest.
+Checkpoints: files of a sharded strategy, and how often they are opened when a run continues. Evaluation: what a rank
+does beside its forward passes with its share of the samples, and what rank 0 did with all. Start-up: a manifest.
 """
 
 import argparse
+import hashlib
+import io
+import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,9 +30,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sptnet.evaluate import exactly_once
+from sptnet.counted import count_once, expected_uids
+from sptnet.data.manifest import Manifest, Shard, Shards, load_manifest, write_manifest
+from sptnet.data.shard_index import INDEX_DTYPE
+from sptnet.data.store import LocalStore
 from sptnet.method.losses import GCDLoss
 from sptnet.objective import share_of
+from sptnet.run.predictions import PredictionParts
 from sptnet.run.saving import writers_of
 
 WORLDS = (1, 8, 64, 512)
@@ -133,22 +142,115 @@ def checkpoints(console: Console) -> None:
     console.print(table)
 
 
-def evaluation(samples: list[int], console: Console) -> None:
-    table = Table(title="every uid there once, on rank 0")
-    for column in ("samples", "s", "before: s"):
+def alone(work: Callable[..., None], *given: object) -> tuple[float, float]:
+    """Seconds of CPU and the MB that a process of its own takes more than before it began."""
+    pipe = multiprocessing.get_context("fork").SimpleQueue()
+
+    def measured() -> None:
+        # what the parent has touched counts for a fork too: from its own mark on
+        before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        work(*given)
+        took = time.process_time() - begin
+        pipe.put((took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3))
+
+    process = multiprocessing.get_context("fork").Process(target=measured)
+    process.start()
+    told: tuple[float, float] = pipe.get()
+    process.join()
+    return told
+
+
+def split_of(root: Path, samples: int) -> None:
+    """A test split of so many samples: indexes of 10,000 without their tars, uids in a random order."""
+    uids = np.random.default_rng(0).permutation(samples)
+    shards = []
+    for number, mine in enumerate(np.array_split(uids, max(1, samples // 10_000))):
+        index = np.zeros(len(mine), INDEX_DTYPE)
+        index["uid"], index["target"], index["offset"], index["size"] = mine, mine % 1000, 512, 9
+        content = io.BytesIO()
+        np.save(content, index)
+        (root / f"{number}.npy").write_bytes(content.getvalue())
+        digest = hashlib.sha256(content.getvalue()).hexdigest()
+        shards.append(Shard(f"{number}.tar", f"{number}.npy", "test", len(mine), len(mine) * 2048, "0" * 64, digest))
+    write_manifest(root, Manifest("made", [f"c{i}" for i in range(1000)], 500, {}, Shards.of(shards)))
+
+
+def counted_share(root: Path) -> None:
+    """What a rank does beside its forward passes, sending left out: one that has all of these samples."""
+    store = LocalStore(root, look=False)
+    parts = PredictionParts()
+
+    def predicted() -> Iterator[np.ndarray]:
+        for uids in expected_uids(store, "test"):
+            yield np.stack([uids, uids % 1000, uids % 997, uids % 10**6], axis=1)
+
+    count_once(
+        store, "test", predicted(), 1000, torch.device("cpu"), lambda part, found: parts.add("test", part, found)
+    )
+
+
+def gathered_whole(samples: int) -> None:
+    """What rank 0 did with everybody's rows until then: sort, compare, count."""
+    uids = np.random.default_rng(0).permutation(samples)
+    rows, expected = np.stack([uids, uids % 1000, uids % 997, uids % 10**6], axis=1), np.arange(samples)
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    assert np.array_equal(rows[:, 0], expected)
+    np.bincount(rows[:, 2] * 1000 + rows[:, 1], minlength=10**6)
+
+
+def evaluation(samples: list[int], largest: int, console: Console) -> None:
+    """A rank's share of the check that every sample is predicted once, and of the counts, by N / R."""
+    table = Table(title="evaluation beside its forward passes, a rank's share, CPU seconds (sending left out)")
+    for column in ("samples", "ranks", "of a rank", "s", "MB", "rank 0 before: s", "MB"):
         table.add_column(column, justify="right")
     for count in samples:
-        uids = np.random.default_rng(0).permutation(count)
-        rows, expected = np.stack([uids, uids % 100, uids % 100, uids % 7], axis=1), np.arange(count)
-
-        def sets(rows: np.ndarray = rows, expected: np.ndarray = expected) -> None:
-            found, _ = np.unique(rows[np.argsort(rows[:, 0], kind="stable")][:, 0], return_counts=True)
-            np.setdiff1d(expected, found)
-            np.setdiff1d(found, expected)
-
-        ours = seconds(lambda rows=rows, expected=expected: exactly_once(rows, expected))  # type: ignore[misc]
-        table.add_row(f"{count:,}", f"{ours:.2f}", f"{seconds(sets):.2f}")
+        before = ("-", "-")
+        if count <= largest:
+            took, most = alone(gathered_whole, count)
+            before = f"{took:.1f}", f"{most:,.0f}"
+        for ranks in (1, 8, 64, 512):
+            if not 1000 <= count // ranks <= largest:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                split_of(Path(folder), count // ranks)
+                took, most = alone(counted_share, Path(folder))
+            table.add_row(f"{count:,}", str(ranks), f"{count // ranks:,}", f"{took:.1f}", f"{most:,.0f}", *before)
     console.print(table)
+
+
+def startup(shards: list[int], console: Console) -> None:
+    """Reading a manifest, on every rank."""
+    table = Table(title="manifest: reading it, and its digest")
+    for column in ("shards", "MB on disk", "s", "MB", "digest: s"):
+        table.add_column(column, justify="right")
+    for count in shards:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "manifest.json")
+            alone(manifest_of, path.parent, count)
+
+            def read(path: Path = path) -> None:
+                with path.open("rb", buffering=0) as file:
+                    load_manifest(file, "manifest.json")
+
+            def read_and_digest(path: Path = path) -> None:
+                with path.open("rb", buffering=0) as file:
+                    load_manifest(file, "manifest.json").digest()
+
+            took, most = alone(read)
+            both = alone(read_and_digest)[0]
+            size = path.stat().st_size / 1e6
+        table.add_row(f"{count:,}", f"{size:,.0f}", f"{took:.2f}", f"{most:,.0f}", f"{both - took:.2f}")
+    console.print(table)
+
+
+def manifest_of(root: Path, shards: int) -> None:
+    draws, found = np.random.default_rng(0), []
+    for number in range(shards):
+        stem = f"train-labelled-{number:06d}"
+        names, digests = (f"{stem}.tar", f"{stem}.idx.npy"), [draws.bytes(32).hex() for _ in range(3)]
+        more = (*digests[:2], f"{stem}.paths.jsonl", digests[2])
+        found.append(Shard(*names, "labelled", 1000, 10**8 + number, *more))
+    write_manifest(root, Manifest("made", ["ant", "bee"], 1, {}, Shards.of(found)))
 
 
 def main() -> None:
@@ -157,13 +259,18 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="of the projections (default: %(default)s)")
     parser.add_argument("--classes", type=int, default=200, help="(default: %(default)s)")
     parser.add_argument(
-        "--samples", type=int, nargs="+", default=[10**6], help="of an evaluation (default: %(default)s)"
+        "--samples", type=int, nargs="+", default=[10**6, 10**7, 10**8], help="of an evaluation (default: %(default)s)"
     )
+    parser.add_argument(
+        "--largest", type=int, default=2 * 10**6, help="samples that a rank is tried with (default: %(default)s)"
+    )
+    parser.add_argument("--shards", type=int, nargs="+", default=[10**5], help="of a manifest (default: %(default)s)")
     arguments = parser.parse_args()
     console = Console(width=110)
     objective(arguments.batches, arguments.width, arguments.classes, console)
     checkpoints(console)
-    evaluation(arguments.samples, console)
+    evaluation(arguments.samples, arguments.largest, console)
+    startup(arguments.shards, console)
     console.print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 

@@ -6,15 +6,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sptnet.counted import Counts, Predictions
 from sptnet.data.features import FeatureFolder
 from sptnet.data.loader import pixels
 from sptnet.data.manifest import KINDS, Kind, Manifest
 from sptnet.data.store import LocalStore
-from sptnet.evaluate import PROTOCOLS, Predictions, save_evaluation, score
+from sptnet.evaluate import PROTOCOLS, save_evaluation, score
 from sptnet.features import open_dataset
 from sptnet.method.kmeans import Ids, Matrix, assign, semi_supervised_kmeans
 from sptnet.points import ClusteringError, check_classes, projected
 from sptnet.run.folder import CONFIG, RunError
+from sptnet.run.predictions import PredictionParts
 
 
 class Samples(NamedTuple):
@@ -101,13 +103,15 @@ def _fit_and_score(
         labelled.points, labelled.targets, splits["unlabelled"].points, manifest.num_old, number, told=told
     )
     results: dict[str, Any] = {}
-    kept: dict[str, Predictions] = {}
+    kept = PredictionParts()
     for kind in PROTOCOLS:
         if kind in splits:
             points, targets, uids = splits[kind]
             order = np.argsort(uids)
             clusters = assign(points, centres, sums=False).clusters
-            kept[kind] = Predictions(uids[order], targets[order], clusters[order])
-            results[kind] = score(kept[kind], manifest.num_old, len(centres))
+            found = Predictions(uids[order], targets[order], clusters[order])
+            kept.add(kind, 0, found)
+            counts = Counts.of(found, max(len(centres), len(manifest.classes)))
+            results[kind] = score(counts, manifest.num_old, len(centres))
     save_evaluation(folder, method, results, kept)
     return results

@@ -341,22 +341,22 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
 
     try:
         module.round_tokens = None if final else rounded
-        evaluated = evaluate(learner.strategy, learner.prompt, config, run.store, each_round, tokens)
+        results, parts = evaluate(learner.strategy, learner.prompt, config, run.store, each_round, tokens)
     except StoppedError:
         module.train()
         return False
     finally:
         module.round_tokens = rounded
     state = learner.strategy.full_state()
-    if evaluated is None:
-        return True
-    manifest = run.store.manifest
-    about = ModelFacts(
-        done, learner.strategy.launch.precision, manifest.num_old, tuple(manifest.classes), *module.statistics
-    )
-    save_model(folder, state, learner.prompt, about)
-    log.evaluation(done, evaluated[0])
+    if rank() == 0:
+        manifest = run.store.manifest
+        about = ModelFacts(
+            done, learner.strategy.launch.precision, manifest.num_old, tuple(manifest.classes), *module.statistics
+        )
+        save_model(folder, state, learner.prompt, about)
+        log.evaluation(done, results)
     if final:
-        save_evaluation(folder, config.method, *evaluated)
-        mark_finished(folder)
+        save_evaluation(folder, config.method, results, parts)
+        if rank() == 0:
+            mark_finished(folder)
     return True

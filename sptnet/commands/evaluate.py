@@ -22,16 +22,17 @@ def run(arguments: argparse.Namespace) -> int:
     from sptnet.run.folder import is_unfinished
     from sptnet.run.model_file import how_far
     from sptnet.run.tables import collapse, print_table, table_of_results
+    from sptnet.strategy.collectives import rank
 
     folder = arguments.run_folder
     evaluated = evaluate_run(folder, arguments.overrides)
-    if evaluated is not None:
-        config, results, predictions = evaluated
+    config, results, predictions = evaluated
+    if rank() == 0:
         if is_unfinished(folder):
             print(how_far(folder), file=sys.stderr)
         print_table(table_of_results([(folder, {"method": config.method, **results})]))
         for protocol, result in results.items():
             if told := collapse(result):
                 print(f"warning: {protocol}: {told}", file=sys.stderr)
-        save_evaluation(folder, config.method, results, predictions)
+    save_evaluation(folder, config.method, results, predictions)
     return 0

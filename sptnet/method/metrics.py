@@ -36,17 +36,22 @@ def _class_ids(values: ArrayLike, what: str) -> np.ndarray:
     return ids.astype(np.int64, copy=False)
 
 
+def _counted(targets: ArrayLike, predictions: ArrayLike) -> np.ndarray:
+    """[K, K], how many samples of class (column) are in cluster (row)."""
+    y, p = _class_ids(targets, "targets"), _class_ids(predictions, "predictions")
+    if len(y) != len(p):
+        raise ValueError(f"{len(y)} targets but {len(p)} predictions")
+    size = int(max(y.max(), p.max())) + 1
+    return np.bincount(p * size + y, minlength=size * size).reshape(size, size)
+
+
 def best_matching(targets: ArrayLike, predictions: ArrayLike) -> Matching:
     """Find the one best assignment of clusters to classes, on all samples together; arguments as below.
 
     Raises:
         ValueError: as `clustering_accuracy`.
     """
-    y, p = _class_ids(targets, "targets"), _class_ids(predictions, "predictions")
-    if len(y) != len(p):
-        raise ValueError(f"{len(y)} targets but {len(p)} predictions")
-    size = int(max(y.max(), p.max())) + 1
-    counts = np.bincount(p * size + y, minlength=size * size).reshape(size, size)
+    counts = _counted(targets, predictions)
     return Matching(counts, linear_sum_assignment(counts, maximize=True)[1])
 
 
@@ -65,8 +70,19 @@ def clustering_accuracy(targets: ArrayLike, predictions: ArrayLike, num_old: int
     Raises:
         ValueError: empty input, lengths that differ, or ids that are no class ids.
     """
-    counts, class_of = best_matching(targets, predictions)
-    size = len(counts)
+    return accuracy_of_counts(_counted(targets, predictions), num_old, balanced)
+
+
+def accuracy_of_counts(counts: np.ndarray, num_old: int, balanced: bool = False) -> Accuracy:
+    """`clustering_accuracy` of samples that are counted already.
+
+    Args:
+        counts: [K, K], how many samples of class (column) are in cluster (row); not all 0.
+    """
+    # ids that nothing has would make no difference but to which of several best assignments is found
+    size = int(np.flatnonzero(counts.any(0) | counts.any(1))[-1]) + 1
+    counts = counts[:size, :size]
+    class_of = linear_sum_assignment(counts, maximize=True)[1]
     correct = np.zeros(size)
     correct[class_of] = counts[np.arange(size), class_of]
     samples = counts.sum(0)

@@ -1,19 +1,15 @@
 """The categories that a run put the images of a split into: sizes, and what they are made of where that is known."""
 
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.manifest import Kind
-from sptnet.evaluate import PROTOCOLS
-from sptnet.run.folder import PREDICTIONS, RunError
+from sptnet.run.predictions import load_predictions
 
 FINE_PURITY, FINE_CONFIDENCE = 0.9, 0.8  # from which a category needs no second look
-LAST_CLASS = 2**21  # more than any model may have
 Ids = NDArray[np.int64]
 
 
@@ -36,35 +32,8 @@ class Sorted:
 
 
 def read_predictions(folder: Path) -> dict[Kind, Sorted]:
-    """predictions.npz of a run, by protocol; raises RunError."""
-    path = folder / PREDICTIONS
-    found: dict[Kind, Sorted] = {}
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for kind in PROTOCOLS:
-                if f"{kind}_uid" in arrays:
-                    uid, target, category = (arrays[f"{kind}_{name}"] for name in ("uid", "target", "prediction"))
-                    highest = (2**63 - 1, LAST_CLASS, LAST_CLASS)
-                    checked = map(_checked, (uid, target, category), 3 * [len(uid)], highest)
-                    found[kind] = Sorted(kind, *checked)
-    except FileNotFoundError:
-        raise RunError(f"{path} is not there: `sptnet eval {folder}` writes it") from None
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{path} is damaged ({reason}): `sptnet eval {folder}` writes it again") from None
-    if not any(len(one.uid) for one in found.values()):
-        raise RunError(f"{path} has no prediction: `sptnet eval {folder}` writes it again")
-    return {kind: one for kind, one in found.items() if len(one.uid)}
-
-
-def _checked(column: NDArray[Any], length: int, highest: int) -> Ids:
-    if column.ndim != 1 or len(column) != length or not np.issubdtype(column.dtype, np.integer):
-        raise ValueError(f"a column is {column.dtype} {list(column.shape)} beside {length} uids")
-    if len(column) and column.max() > highest:
-        raise ValueError(f"class {column.max()}")
-    return column.astype(np.int64)
+    """What a run predicted, by protocol; raises RunError."""
+    return {kind: Sorted(kind, *columns) for kind, columns in load_predictions(folder).items()}
 
 
 @dataclass

@@ -8,7 +8,8 @@ metrics.jsonl         one line per step: losses, learning rates, phase, images/s
 model.safetensors     `model.*` and `prompt.*`; written whole or not at all, after every evaluation; see
                       sptnet/run/model_file.py
 metrics.json          the evaluation at the end, or the last by `sptnet eval`
-predictions.npz       its uid, target and prediction of every sample, per protocol
+predictions.npz       its uid, target and prediction of every sample, per protocol; see sptnet/run/predictions.py
+predictions/          parts of it, where an evaluation is of more than four million images
 finished              there when the run is; written last
 """
 
@@ -31,7 +32,16 @@ CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, FINISHED = (
     "config.yaml", "model.safetensors", "metrics.json", "predictions.npz", "metrics.jsonl", "log.txt", "finished",
 )  # fmt: skip
 # what an evaluation may have otherwise than the run
-FREE = ("data.root", "data.remote", "data.workers", "evaluate.", "device", "collective_timeout_s")
+FREE = (
+    "data.root",
+    "data.remote",
+    "data.workers",
+    "evaluate.",
+    "device",
+    "matmul_precision",
+    "deterministic",
+    "collective_timeout_s",
+)
 
 
 class RunError(SptnetError, ValueError):

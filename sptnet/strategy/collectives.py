@@ -64,28 +64,17 @@ def summed(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def gather_rows(rows: Tensor, block: int = 4096) -> Tensor | None:
-    """[n, C] int64 with non-negative first column, another n on every rank -> all rows [sum n, C] on rank 0, else None.
-
-    Sent in blocks of fixed size, padded with -1, so that no rank needs to know the others' counts per block.
-    """
+def exchange_rows(rows: Sequence[Tensor]) -> Tensor:
+    """[n_r, C] for each of the R ranks, another n on every rank -> what all ranks had for this one [sum n, C]."""
     if world_size() == 1:
-        return rows
-    longest = torch.tensor(len(rows), device=rows.device)
-    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    gathered = []
-    for begin in range(0, int(longest), block):
-        part = rows[begin : begin + block]
-        padded = rows.new_full((block, rows.shape[1]), -1)
-        padded[: len(part)] = part
-        everyone = [torch.empty_like(padded) for _ in range(world_size())] if rank() == 0 else None
-        dist.gather(padded, everyone)
-        if everyone is not None:
-            received = torch.cat(everyone)
-            gathered.append(received[received[:, 0] >= 0].cpu())
-    if rank() != 0:
-        return None
-    return torch.cat(gathered) if gathered else rows.cpu()
+        return rows[0]
+    mine = torch.tensor([len(part) for part in rows], device=rows[0].device)
+    theirs = torch.empty_like(mine)
+    dist.all_to_all_single(theirs, mine)
+    sizes = theirs.tolist()
+    received = rows[0].new_empty(sum(sizes), rows[0].shape[1])
+    dist.all_to_all_single(received, torch.cat(list(rows)), sizes, mine.tolist())
+    return received
 
 
 def exit_process(code: int) -> NoReturn:

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from counting import Counting
 from torch.distributed.fsdp import FSDPModule
@@ -14,13 +15,14 @@ from torch.distributed.tensor import DTensor
 
 from sptnet.build import build_data, build_model, build_schedule
 from sptnet.config_file import load_config
+from sptnet.counted import COLUMNS, count_once, rows_of
 from sptnet.data.augment import normalise
 from sptnet.data.loader import train_batches
-from sptnet.evaluate import evaluate, exactly_once, expected_uids, predict
+from sptnet.evaluate import evaluate, predict
 from sptnet.objective import Said
 from sptnet.run.resume import prompt_state
 from sptnet.steps import Flags
-from sptnet.strategy.collectives import exit_process, gather_packed, gather_rows, rank, world_size
+from sptnet.strategy.collectives import exit_process, gather_packed, rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.strategy.readback import Readback
 from sptnet.train import assemble
@@ -60,15 +62,15 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
 
     costs = costs_of_a_step(learner, batch)
     assert_nothing_but_finite_steps(learner, batch)
-    evaluated = evaluate(learner.strategy, prompt, config, store)
+    results, parts = evaluate(learner.strategy, prompt, config, store)
     # one rank loses its last prediction; another rank, or the same one, sends its first one twice
-    rows = predict(learner.strategy, None, config, store, "test")
-    lossy = gather_rows(rows[:-1] if rank() == size - 1 else rows)
-    doubled = gather_rows(rows[[0, *range(len(rows))]] if rank() == 0 else rows, block=32)
+    found = rows_of(predict(learner.strategy, None, config, store, "test"))
+    rows = np.concatenate([np.zeros((0, COLUMNS), np.int64), *found])
+    lossy = fault(learner, store, rows[:-1] if rank() == size - 1 else rows)
+    doubled = fault(learner, store, rows[[0, *range(len(rows))]] if rank() == 0 else rows)
     if rank() == 0:
-        expected = expected_uids(store, "test")
-        faults = [fault(gathered.numpy(), expected) for gathered in (lossy, doubled)]
-        results, predictions = evaluated
+        faults = [lossy, doubled]
+        predictions = {kind: parts.columns(kind, part).values() for kind, part in parts}
         told = {
             "losses": losses, "phases": phases, "uids": uids, "faults": faults, "results": results,
             "costs": costs,
@@ -139,9 +141,9 @@ def state_of(learner) -> dict[str, torch.Tensor]:
     return learner.strategy.trained_state(lambda i: True) | prompt_state(learner)
 
 
-def fault(gathered, expected) -> str:
+def fault(learner, store, rows) -> str:
     try:
-        exactly_once(gathered, expected)
+        count_once(store, "test", iter([rows]), 10, learner.strategy.device, lambda window, predictions: None)
     except RuntimeError as error:
         return str(error)
     return "not noticed"
