@@ -300,6 +300,10 @@ class Config(Section):
     """Of weights, prompts, data order and augmentations."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: GPUs, and an error where there should be some and none can be used; cpu: the CPU all the same."""
+    matmul_precision: Literal["highest", "high", "medium"] = "high"
+    """Of float32 products on GPUs: highest, high (TF32) or medium (bfloat16); the CPU computes the highest."""
+    deterministic: bool = False
+    """Kernels of GPUs whose sums have a fixed order: the same bits again on the same card, slower."""
     log_every: int = Field(10, gt=0, le=MANY)
     """Steps between two writes of metrics.jsonl."""
     trackers: tuple[TrackerName, ...] | None = None

@@ -33,6 +33,7 @@ from sptnet.strategy.base import Strategy, parameter_groups
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_strategy
+from sptnet.strategy.kernels import choose_kernels
 
 PROTOCOLS: tuple[Kind, Kind] = ("unlabelled", "test")
 
@@ -173,6 +174,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, d
     """
     config = read_config(folder, overrides)
     accelerator, launch = connect(config.collective_timeout_s, config.device)
+    choose_kernels(accelerator.device, config.matmul_precision, config.deterministic)
     store = build_store(config)
     model, prompt = build_untrained(config, store.manifest.num_old, num_new_classes(config, store.manifest))
     facts = load_model(folder, model, prompt)

@@ -45,6 +45,7 @@ from sptnet.strategy.base import DTYPES, make_momentum, parameter_groups
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import LaunchSettings, connect, record_collectives
 from sptnet.strategy.create import create_strategy
+from sptnet.strategy.kernels import choose_kernels
 from sptnet.strategy.recompute import checkpoint_blocks
 from sptnet.trunk_cache import TrunkCache, choose, make, stored_type
 
@@ -162,6 +163,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     model, prompt = build_model(config, store.manifest)
     record_collectives(Path(config.run))
     accelerator, launch = connect(config.collective_timeout_s, config.device)
+    choose_kernels(accelerator.device, config.matmul_precision, config.deterministic)
     if config.data.batch_size % launch.world_size:
         raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be dealt to {launch.world_size} processes")
     share = config.data.batch_size // launch.world_size
