@@ -21,7 +21,6 @@ import secrets
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, field, fields
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NamedTuple
 
@@ -127,10 +126,6 @@ class Manifest:
 
     def digest(self) -> str:
         """sha256 of all that decides which image a sample is and what its target is; as versions before computed it."""
-        return self._digest
-
-    @cached_property
-    def _digest(self) -> str:
         told = self._facts() | {"schema": BEFORE}
         if not self.unknown:
             del told["num_new"], told["unknown"]
