@@ -23,6 +23,7 @@ from sptnet.trunk_cache import stored_type
 
 STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3")
 FLOAT = 4  # bytes of what is trained, in every precision
+TRIED = 16_384  # images of the largest global batch that is tried: the objective's rows come in ever more pieces
 SIMPLER = 0.95  # a strategy is taken before a simpler one only where it takes less than this share of its time
 Trials = dict[Phase, Counted]
 Curve = dict[int, dict[Phase, int]]  # peaks in bytes by phase, by images of a rank
@@ -230,7 +231,7 @@ class Planner:
 
     def _curves(self, first: Trials) -> dict[bool, Curve]:
         """Peaks of `alone` by images of a rank, without further and with full checkpointing: at this batch, at twice as
-        many images, and near the largest that lets `first`, a strategy's trials, fit.
+        many images, and near the largest that lets `first`, a strategy's trials, fit, or at TRIED images of all ranks.
         """
         full = self.config.memory.model_copy(update={"gradient_checkpointing": "full"})
         found = {}
@@ -241,7 +242,8 @@ class Planner:
             )
             curve[2 * self.images] = self._peaks(config, 2 * self.images)
             # the objective's matrices grow with the square of the batch: beyond two points a line would be too low
-            if (guess := self._images(first, curve)) > 2 * self.images:
+            guess = min(self._images(first, curve), TRIED // self.cluster.ranks)
+            if guess > 2 * self.images:
                 curve[guess] = self._peaks(config, guess)
             found[checkpointed] = curve
         return found
