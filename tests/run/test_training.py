@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import yaml
+from launching import heeding_signals
 
 from sptnet.cli import main
 from sptnet.config_file import load_config
@@ -49,6 +50,7 @@ def test_shards_that_vanish_before_the_last_evaluation_lose_nothing(again, monke
 
 def test_asked_to_stop_during_an_evaluation_it_stops_and_goes_on(again, monkeypatch):
     asked = []
+    heeding_signals()  # nohup, below which these tests may run, ignores SIGHUP
 
     def ask(log, done, protocol, images, total):
         if done == 12 and not asked:
