@@ -25,7 +25,7 @@ def cluster(memory=H100.memory, nodes=1, gpus=2):
 
 @pytest.fixture(scope="module")
 def plan():
-    return plan_run(load_config("quickstart", SMALL), COUNTS, cluster(), ["ddp", "zero2"])
+    return plan_run(load_config("quickstart", SMALL), COUNTS, cluster(), ["ddp", "zero2"], largest=False)
 
 
 def test_a_plan_has_the_steps_that_the_schedule_has(plan):
