@@ -20,7 +20,14 @@ CHECKPOINTED = ["memory.gradient_checkpointing=full"]
 MICRO = ["memory.micro_batches=2"]
 LAST = ["model.train_from_block=-1"]
 WORKER = Path(__file__).parent / "small.py"
-ALONE = [("no", []), ("no", LAST), ("bf16", LAST), ("no", CHECKPOINTED), ("no", [*MICRO, *LAST]), ("fp16", MICRO)]
+ALONE = [
+    ("no", []),
+    ("no", LAST),
+    ("bf16", LAST),
+    ("no", CHECKPOINTED),
+    ("no", [*MICRO, *LAST]),
+    pytest.param("fp16", MICRO, marks=pytest.mark.slow),
+]
 # strategy, processes, ranks that share a copy, precision, overrides
 WORLDS = [
     ("ddp", 2, 2, "no", LAST), ("ddp", 2, 2, "no", CHECKPOINTED), ("ddp", 2, 2, "no", MICRO), ("ddp", 4, 4, "no", []),
