@@ -19,6 +19,13 @@ class ArgumentsError(SptnetError, ValueError):
     exit_code = 2
 
 
+def positive(text: str, most: int = 10**7 - 1) -> int:
+    """An argument that is a whole number above 0, and at most so large."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 0 < int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def add_encoder(command: argparse.ArgumentParser) -> None:
     """The arguments that say whose class tokens."""
     command.add_argument("--run", dest="run_folder", metavar="RUN", type=Path, help="of a trained run, with its prompt")

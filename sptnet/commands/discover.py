@@ -11,16 +11,9 @@ and what looks wrong. On several GPUs, or with --processes on the CPU, it launch
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import BACKBONE
+from sptnet.arguments import BACKBONE, positive
 
 HOURS = 8.0  # a night
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
-    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0 and len(text) < 8):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def hours(text: str) -> float:

@@ -6,14 +6,19 @@ far it may be off. Nothing is trained and nothing written.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
+
+from sptnet.arguments import ArgumentsError, positive
+
+_few = partial(positive, most=10**6 - 1)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", type=Path, help="a YAML file, or the name of one that comes with sptnet")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. data.batch_size=1024")
-    command.add_argument("--nodes", type=_positive, default=1, metavar="N", help="(default: %(default)s)")
-    command.add_argument("--gpus", type=_positive, default=8, metavar="G", help="of a node (default: %(default)s)")
+    command.add_argument("--nodes", type=_few, default=1, metavar="N", help="(default: %(default)s)")
+    command.add_argument("--gpus", type=_few, default=8, metavar="G", help="of a node (default: %(default)s)")
     command.add_argument("--gpu", default="h100", help="h100, h200, a100, a100-pcie (default: %(default)s)")
     command.add_argument("--strategy", default="all", help="all, or one of launch/ (default: %(default)s)")
     command.add_argument("--precision", choices=["no", "bf16", "fp16"], default="bf16", help="(default: %(default)s)")
@@ -21,7 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--price", type=float, metavar="P", help="of a GPU-hour, for the cost of the run")
     command.add_argument("--images", metavar="L,U,T", help="labelled, unlabelled, test, where the shards are not here")
     command.add_argument("--classes", metavar="OLD,NEW", help="likewise")
-    command.add_argument("--calibrate", type=_positive, metavar="IMAGES", nargs="?", const=4,
+    command.add_argument("--calibrate", type=_few, metavar="IMAGES", nargs="?", const=4,
                          help="take real steps of so many images here, and say how far their plan is off")  # fmt: skip
     told = command.add_mutually_exclusive_group()
     told.add_argument("--json", action="store_true", help="for scripts")
@@ -31,10 +36,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; 1 where the run fits nowhere."""
     import json
+    import sys
 
     from rich.console import Console
 
-    from sptnet.arguments import ArgumentsError
     from sptnet.config_file import load_config
     from sptnet.plan.dataset import counts_of
     from sptnet.plan.hardware import BETWEEN_NODES, gpu
@@ -64,8 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.line:
         print(one_line(plan))
     else:
-        console = Console()
-        tell(plan, arguments.price, Console(width=None if console.is_terminal else 180))
+        tell(plan, arguments.price, Console(width=None if sys.stdout.isatty() else 180))
     return 0 if plan.recommended[0] is not None else 1
 
 
@@ -87,15 +91,7 @@ def _calibrate(config: object, counts: object, images: int) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
-    return int(text)
-
-
 def _numbers(arguments: argparse.Namespace, name: str, count: int) -> tuple[int, ...] | None:
-    from sptnet.arguments import ArgumentsError
-
     if (text := getattr(arguments, name)) is None:
         return None
     parts = text.split(",")
