@@ -105,14 +105,13 @@ def classes_of(folder: Path, config: Config) -> Classes:
     """
     facts = read_facts(folder)
     if facts.classes is not None and facts.num_old is not None:
-        num_old, num_new = facts.num_old, config.model.num_new
-        old, known = facts.classes[:num_old], len(facts.classes) - num_old
+        names, num_old, num_new = facts.classes, facts.num_old, config.model.num_new
+        if num_new is None:
+            num_new = len(names) - num_old
     else:
         manifest = manifest_of(config)
-        num_old, num_new = manifest.num_old, num_new_classes(config, manifest)
-        old, known = tuple(manifest.classes[:num_old]), num_new
-    new = [f"new-{number:03d}" for number in range(known if num_new is None else num_new)]
-    return Classes([*old, *new], num_old)
+        names, num_old, num_new = tuple(manifest.classes), manifest.num_old, num_new_classes(config, manifest)
+    return Classes([*names[:num_old], *(f"new-{number:03d}" for number in range(num_new))], num_old)
 
 
 def manifest_of(config: Config) -> Manifest:

@@ -25,8 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sptnet.strategy.collectives import rank
 
     folder = arguments.run_folder
-    evaluated = evaluate_run(folder, arguments.overrides)
-    config, results, predictions = evaluated
+    config, results, predictions = evaluate_run(folder, arguments.overrides)
     if rank() == 0:
         if is_unfinished(folder):
             print(how_far(folder), file=sys.stderr)

@@ -209,10 +209,11 @@ class EvalBatches(Batches):
         self, store: Store, kind: Kind, batch_size: int, augment: AugmentName, image_size: int, tokens: Tokens | None
     ):
         super().__init__(store)
-        self.reader = ShardReader(store, store.manifest.of_kind(kind))
+        shards = store.manifest.of_kind(kind)
+        self.reader = ShardReader(store, shards)
         self.kind, self.tokens = kind, tokens
         self.batch_size, self.augment, self.image_size = batch_size, augment, image_size
-        self.starts = np.concatenate(([0], np.cumsum(store.manifest.of_kind(kind).samples)))
+        self.starts = np.concatenate(([0], np.cumsum(shards.samples)))
 
     def __len__(self) -> int:
         return -(-int(self.starts[-1]) // self.batch_size)

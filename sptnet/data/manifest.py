@@ -39,6 +39,7 @@ from typing_extensions import TypedDict
 from sptnet.data.fields import STRICT, Count, Facts, Name, is_count, short, unique
 from sptnet.data.files import open_regular, replacing
 from sptnet.data.shard_lines import BEGIN, split_manifest
+from sptnet.data.shard_list import CODES
 from sptnet.data.shard_list import KINDS as KINDS
 from sptnet.data.shard_list import Kind as Kind
 from sptnet.data.shard_list import Shard as Shard
@@ -118,7 +119,7 @@ class Manifest:
         return self.shards.of_kind(kind)
 
     def samples(self, kind: Kind) -> int:
-        return int(self.of_kind(kind).samples.sum())
+        return int(self.shards.samples[self.shards.kinds == CODES[kind]].sum())
 
     def targets(self, kind: Kind) -> int:
         """Targets of samples of this kind are below this number."""

@@ -74,6 +74,7 @@ def save_predictions(folder: Path, parts: PredictionParts, results: dict[str, An
     """Write the parts, every rank its own; all ranks call it.
 
     Args:
+        folder: of a run, which is there.
         results: of the evaluation, the same on every rank; the parts are named after them.
         numbers: how many parts there are of every kind, of all ranks together.
 
@@ -97,7 +98,6 @@ def save_predictions(folder: Path, parts: PredictionParts, results: dict[str, An
             dist.barrier()
     if first:
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / PREDICTIONS, _compressed(arrays))
             for path in below.glob("*.npz"):
                 if "parts" not in arrays or path.name.split(".")[1] != name:
