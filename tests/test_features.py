@@ -1,17 +1,13 @@
 """Class tokens kept in a folder: by whom, of what, whole or absent, the same on any number of processes."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from launching import ENVIRONMENT, ROOT, launcher
+from forked import Forked, ran
 
 from sptnet.cli import main
 from sptnet.data.augment import normalise
@@ -57,28 +53,25 @@ def test_they_are_the_tokens_that_the_head_reads(digits, untrained, made):
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_writes_the_same_files(digits, untrained, made, tmp_path, processes):
-    command = ["-m", "sptnet", "features", str(digits), "--out", str(tmp_path / "f"), "--run", str(untrained)]
-    command = [*launcher("ddp", processes), *command, "--dtype", "float32", "--workers", "1"]
-    ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=200)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert f"DistributedDataParallel on {processes} processes" in ran.stderr
+    command = ["-m", "sptnet", "features", digits, "--out", tmp_path / "f", "--run", untrained]
+    world = ran([*command, "--dtype", "float32", "--workers", "1"], "ddp", processes)
+    assert world.returncode == 0, world.stderr[-3000:]
+    assert f"DistributedDataParallel on {processes} processes" in world.stderr
     assert contents(tmp_path / "f") == contents(made)
 
 
 @pytest.mark.slow
 def test_killed_they_go_on_and_what_is_there_is_not_made_again(digits, untrained, made, tmp_path):
     out = tmp_path / "f"
-    command = [sys.executable, "-m", "sptnet", "features", str(digits), "--out", str(out), "--run", str(untrained)]
-    command += ["--dtype", "float32"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL)
+    command = ["-m", "sptnet", "features", digits, "--out", out, "--run", untrained, "--dtype", "float32"]
+    process = Forked(command)
     while len(list(out.glob("*.safetensors"))) < 3:
         assert process.poll() is None
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     there = {path: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
     assert 3 <= len(there) < len(contents(made)) - 1
-    subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True)
+    assert ran(command).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in there} == there
     assert {n: c for n, c in contents(out).items() if not n.endswith(".tmp")} == contents(made)
 

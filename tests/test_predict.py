@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from launching import ENVIRONMENT, ROOT, launcher
+from forked import Forked, ran
+from launching import ROOT
 from PIL import Image
 
 import sptnet
@@ -108,27 +108,25 @@ def test_rows_say_what_the_columns_promise(untrained, predicted):
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_writes_the_same_files(untrained, pile, predicted, tmp_path, processes):
-    command = [*launcher("ddp", processes), "-m", "sptnet", "predict", str(untrained), str(pile)]
-    command += ["--out", str(tmp_path / "out"), "--embeddings", "--workers", "1"]
-    ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, timeout=200)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert f"DistributedDataParallel on {processes} processes" in ran.stderr
-    assert "not calibrated" in ran.stderr
+    command = ["-m", "sptnet", "predict", untrained, pile]
+    world = ran([*command, "--out", tmp_path / "out", "--embeddings", "--workers", "1"], "ddp", processes)
+    assert world.returncode == 0, world.stderr[-3000:]
+    assert f"DistributedDataParallel on {processes} processes" in world.stderr
+    assert "not calibrated" in world.stderr
     assert contents(tmp_path / "out") == contents(predicted)
 
 
 def test_killed_it_goes_on(untrained, pile, predicted, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "sptnet", "predict", str(untrained), str(pile), "--out", str(out), "--embeddings"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.DEVNULL)
+    command = ["-m", "sptnet", "predict", untrained, pile, "--out", out, "--embeddings"]
+    process = Forked(command)
     while not list(out.glob("predictions/*.csv")):
         assert process.poll() is None
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     there = {path: path.stat().st_mtime_ns for path in out.glob("predictions/*.csv")}
     assert 1 <= len(there) < 4
-    subprocess.run(command, env=ENVIRONMENT, cwd=ROOT, check=True, capture_output=True)
+    assert ran(command).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in there} == there
     assert {n: c for n, c in contents(out).items() if not n.endswith(".tmp")} == contents(predicted)
 

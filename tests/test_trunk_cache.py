@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import ENVIRONMENT, ROOT, launcher
+from forked import Forked, ran
+from launching import ENVIRONMENT, ROOT
 
 from sptnet.cli import main
 from sptnet.data.cache_room import InUse, make_room
@@ -93,9 +94,8 @@ WORLDS = [("ddp", 2), *(pytest.param(*world, marks=pytest.mark.slow) for world i
 @pytest.mark.parametrize(("strategy", "processes"), WORLDS)
 def test_on_many_processes_the_same_files_and_the_same_losses(digits, uncached, made, tmp_path, strategy, processes):
     cache, run = tmp_path / "cache", tmp_path / "run"
-    command = [*launcher(strategy, processes), "-m", "sptnet", *arguments(run, digits, cache, "data.tokens=float32")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT, cwd=ROOT)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    world = ran(["-m", "sptnet", *arguments(run, digits, cache, "data.tokens=float32")], strategy, processes)
+    assert world.returncode == 0, world.stderr[-3000:]
     assert re.search(rf"strategy\W+{strategy} \(\w+\), {processes} x cpu", (run / "log.txt").read_text())
     np.testing.assert_allclose(losses(run), uncached("float32"), rtol=1e-5)
     assert content(cache) == content(made / "cache")
@@ -110,30 +110,26 @@ def test_training_from_the_cache_opens_no_shard(digits, made, tmp_path, monkeypa
     assert (losses(tmp_path / "run") == losses(made / "run")).all()
 
 
-def started(*command):
-    return subprocess.Popen(
-        [sys.executable, "-m", "sptnet", *command], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+def training(run, data, cache):
+    return Forked(["-m", "sptnet", *arguments(run, data, cache, "data.tokens=float32")])
 
 
 def test_killed_while_it_is_made_it_goes_on_beside_another_run(digits, made, tmp_path):
     cache = tmp_path / "cache"
-    one = started(*arguments(tmp_path / "one", digits, cache, "data.tokens=float32"))
+    one = training(tmp_path / "one", digits, cache)
     end = time.monotonic() + 120
     while not list(cache.glob("*/labelled-*.safetensors")):
-        assert one.poll() is None, one.stdout.read()
+        assert one.poll() is None, one.told
         assert time.monotonic() < end
         time.sleep(0.002)
     one.kill()
-    one.wait()
     whole = content(made / "cache")
     there = content(cache)
     assert {name: whole[name] for name in there if name.endswith(".safetensors")}.items() <= there.items()
     assert len(there) < len(whole)
-    both = [started(*arguments(tmp_path / name, digits, cache, "data.tokens=float32")) for name in ("two", "three")]
+    both = [training(tmp_path / name, digits, cache) for name in ("two", "three")]
     for process in both:
-        assert process.wait(timeout=200) == 0, process.stdout.read()
+        assert process.wait(timeout=200) == 0, process.told
     assert content(cache) == whole
     assert not list(cache.glob("*/*.tmp"))
     for name in ("two", "three"):
@@ -182,14 +178,13 @@ def test_a_damaged_part_is_one_line_and_is_made_again(digits, made, tmp_path, ca
 
 def test_a_run_continues_without_the_cache_that_it_began_with(digits, made, tmp_path):
     run = tmp_path / "run"
-    process = started(*arguments(run, digits, made / "cache", "data.tokens=float32"))
+    process = training(run, digits, made / "cache")
     end = time.monotonic() + 120
     while not checkpoints(run) and time.monotonic() < end:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
-    assert process.returncode in (75, 0), process.stdout.read()
-    assert process.returncode == 75
+    assert process.returncode == 75, process.told
     assert main(arguments(run, digits, "off", "data.tokens=float32")) == 0
     np.testing.assert_allclose(losses(run), losses(made / "run"), rtol=1e-5)
 

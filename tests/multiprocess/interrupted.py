@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import numpy as np
-import psutil
+from forked import Forked
 from launching import ENVIRONMENT, ROOT, launcher
 
 from sptnet.cli import main
@@ -24,18 +24,25 @@ def command(run, data, strategy, processes, *extra):
     return [*launcher(strategy, processes, precision or "no"), *train, *SMALL, *extra]
 
 
-def start(*arguments):
+def launched(*arguments):
+    """The run as a user starts it: the launcher, and what it starts."""
     return subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=ENVIRONMENT,
         start_new_session=True,
     )  # fmt: skip
 
 
+def start(run, data, strategy, processes, *extra):
+    """The same processes, forked."""
+    whole = command(run, data, strategy, processes, *extra)
+    strategy, _, precision = strategy.partition(" ")
+    return Forked(whole[whole.index("sptnet") - 1 :], strategy, processes, precision or "no")
+
+
 def finish(*arguments):
     process = start(*arguments)
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, told[-3000:]
-    return told
+    assert process.wait() == 0, process.told[-3000:]
+    return process.told
 
 
 def train_here(run, data, *extra):
@@ -50,7 +57,7 @@ def until_checkpoint(process, run, step):
         there = checkpoints(run)
         if there and read_facts(there[-1]).step >= step:
             return
-        assert process.poll() is None, process.stdout.read()[-3000:]
+        assert process.poll() is None, process.told if isinstance(process, Forked) else process.communicate()
         time.sleep(0.01)
     raise AssertionError("no checkpoint appeared")
 
@@ -61,21 +68,12 @@ def last_step(run):
     return read_facts(there[-1]).step if there else 0
 
 
-def kill(process):
-    """SIGKILL to launcher and workers, which torchrun gives sessions of their own."""
-    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in everyone:
-        one.kill()
-    psutil.wait_procs(everyone)
-    process.wait()
-
-
 def killed_at(step, run, *arguments, pause=0.0):
     """Start a run, and kill it `pause` seconds after a checkpoint of at least this step is whole."""
     process = start(run, *arguments)
     until_checkpoint(process, run, step)
     time.sleep(pause)
-    kill(process)
+    process.kill()
 
 
 def steps_of(run, total=44):

@@ -15,9 +15,9 @@ import torch
 from interrupted import (
     command,
     finish,
-    kill,
     killed_at,
     last_step,
+    launched,
     start,
     steps_of,
     train_here,
@@ -106,8 +106,8 @@ def test_a_run_of_every_strategy_ends_with_the_whole_model(digits, tmp_path, str
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_asked_to_stop_it_leaves_a_checkpoint_and_says_so(whole, digits, tmp_path, number):
     run = tmp_path / "run"
-    launched = command(run, digits, "single", 1)
-    plain = [sys.executable, *launched[launched.index("sptnet") - 1 :]]  # the exit code is the process's own
+    whole_command = command(run, digits, "single", 1)
+    plain = [sys.executable, *whole_command[whole_command.index("sptnet") - 1 :]]  # the exit code is the process's own
     process = subprocess.Popen(plain, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     until_checkpoint(process, run, 3)
     process.send_signal(number)
@@ -124,14 +124,14 @@ def test_two_runs_in_one_folder_are_refused(digits, tmp_path, capsys):
     first = start(run, digits, "single", 1, "schedule.epochs=100")
     until_checkpoint(first, run, 3)
     code = train_here(run, digits, "schedule.epochs=100")
-    kill(first)
+    first.kill()
     assert code != 0
     assert f"error: {run} is being trained by another process" in capsys.readouterr().err
 
 
 def test_asked_to_stop_on_two_processes(whole, digits, tmp_path):
     run = tmp_path / "run"
-    process = start(run, digits, "ddp", 2, "data.workers=2")  # loader workers must outlive the signal
+    process = launched(run, digits, "ddp", 2, "data.workers=2")  # loader workers must outlive the signal
     until_checkpoint(process, run, 3)
     process.send_signal(signal.SIGTERM)  # to the launcher, which passes it on to the whole group of each rank
     told, _ = process.communicate(timeout=90)
@@ -165,9 +165,9 @@ def test_gone_back_it_forgets_what_came_after(whole, digits, tmp_path):
     inode = late.stat().st_ino
     process = start(run, digits, "single", 1, f"resume={early}", "checkpoint.keep=5")
     while late.exists() and late.stat().st_ino == inode:
-        assert process.poll() is None, process.stdout.read()[-2000:]
+        assert process.poll() is None, process.told[-2000:]
         time.sleep(0.01)
-    kill(process)
+    process.kill()
     finish(run, digits, "single", 1)
     assert np.array_equal(steps_of(run), steps_of(whole["single"]))
 
@@ -182,20 +182,20 @@ def test_started_anew_it_forgets_its_checkpoints(whole, digits, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     until_checkpoint(process, run, 3)
-    kill(process)
+    process.kill()
     finish(run, digits, "single", 1)
     assert np.array_equal(steps_of(run), steps_of(whole["single"]))
 
 
 def rank_of(process, rank):
-    """The process of a rank, of a run that `start` started."""
+    """The process of a rank, of a run that the launcher started."""
     below = psutil.Process(process.pid).children(recursive=True)
     return next(p for p in below if "sptnet" in p.cmdline() and p.environ().get("RANK") == str(rank))
 
 
 def test_a_rank_that_dies_ends_the_others_and_is_named(digits, tmp_path):
     run = tmp_path / "run"
-    process = start(run, digits, "ddp", 2, "schedule.epochs=100")
+    process = launched(run, digits, "ddp", 2, "schedule.epochs=100")
     until_checkpoint(process, run, 3)
     died = time.monotonic()
     rank_of(process, 1).kill()
@@ -210,7 +210,7 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(digits, tmp_path):
 @SLOW
 def test_a_rank_that_hangs_ends_the_run_by_timeout(digits, tmp_path):
     run = tmp_path / "run"
-    process = start(run, digits, "ddp", 2, "schedule.epochs=100", "collective_timeout_s=8")
+    process = launched(run, digits, "ddp", 2, "schedule.epochs=100", "collective_timeout_s=8")
     until_checkpoint(process, run, 3)
     rank_of(process, 1).suspend()
     told, _ = process.communicate(timeout=100)
@@ -222,9 +222,8 @@ def test_a_rank_that_hangs_ends_the_run_by_timeout(digits, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_touches_anything(digits, tmp_path, capsys):
     run = tmp_path / "run"
     process = start(run, digits, "ddp", 2, "optimizer.lr=1.0e+37", "optimizer.name=sgd", "checkpoint.every=1")
-    told, _ = process.communicate(timeout=100)
-    assert process.returncode != 0
-    (line,) = [line for line in told.splitlines() if line.startswith("error")]
+    assert process.wait(timeout=100) != 0
+    (line,) = [line for line in process.told.splitlines() if line.startswith("error")]
     assert line.startswith("error: a value is not finite in ")
     assert " phase, step " in line
     assert "images are uid " in line
@@ -240,8 +239,8 @@ def test_a_disk_that_is_full_leaves_the_previous_checkpoint(digits, tmp_path):
     killed_at(6, run, digits, "single", 1)
     before = {path: (path / "checkpoint.json").read_bytes() for path in checkpoints(run)}
     # no file may grow beyond 300 kB: as the disk says it, in the middle of the next checkpoint
-    launched = "ulimit -f 300; exec " + shlex.join(command(run, digits, "single", 1))
-    limited = subprocess.run(["bash", "-c", launched], cwd=ROOT, capture_output=True, text=True)
+    limiting = "ulimit -f 300; exec " + shlex.join(command(run, digits, "single", 1))
+    limited = subprocess.run(["bash", "-c", limiting], cwd=ROOT, capture_output=True, text=True)
     assert limited.returncode != 0
     line = next(line for line in limited.stderr.splitlines() if line.startswith("error"))
     assert "cannot be written on rank 0: File too large" in line

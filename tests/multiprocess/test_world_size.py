@@ -1,4 +1,4 @@
-"""The same run under every strategy on 1 to 4 real processes over gloo, started as a user starts them."""
+"""The same run under every strategy on 1 to 4 real processes over gloo, in a launcher's environment."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from counting import Counting
+from forked import ran
 from interrupted import finish, train_here
 from launching import ENVIRONMENT, launcher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -39,10 +40,10 @@ WORLDS = {
 
 
 def launch(
-    arguments: list[str], processes: int, strategy: str = "", precision: str = "no", **environment: str
+    arguments: list[str], processes: int, strategy: str = "ddp", **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    command = launcher(strategy or ("single" if processes == 1 else "ddp"), processes, precision)
-    environment = ENVIRONMENT | environment
+    """By the launcher, as users do."""
+    command, environment = launcher(strategy, processes), ENVIRONMENT | environment
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, env=environment)
 
 
@@ -84,8 +85,8 @@ def told(digits, tmp_path_factory):
         strategy, processes, workers, precision, overrides = WORLDS[name]
         out = tmp_path_factory.mktemp("told") / "told.json"
         expected = [str(out), str(digits), strategy, str(processes), str(workers), precision, *overrides]
-        ran = launch([str(HERE / "worker.py"), *expected], processes, strategy, precision)
-        assert ran.returncode == 0, ran.stderr[-3000:]
+        world = ran([HERE / "worker.py", *expected], strategy, processes, precision)
+        assert world.returncode == 0, world.stderr[-3000:]
         return json.loads(out.read_text())
 
     return run
@@ -170,9 +171,9 @@ def trained(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "sptnet"
     arguments = ["-m", "sptnet", "train", "configs/quickstart.yaml", f"run={folder}", f"data.root={digits}"]
     arguments += ["init=null", "schedule.epochs=2", "schedule.k=5", "evaluate.every=1", "checkpoint.every=12", TINY]
-    ran = launch(arguments, 2)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert "DistributedDataParallel" in ran.stderr
+    launched = launch(arguments, 2)
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    assert "DistributedDataParallel" in launched.stderr
     return folder
 
 
@@ -212,8 +213,8 @@ def test_tensorboard_is_told_the_same(trained):
 def test_eval_gives_the_identical_result_on_any_number_of_processes(trained, strategy, processes):
     metrics, predictions = json.loads((trained / "metrics.json").read_text()), np.load(trained / "predictions.npz")
     before = {name: predictions[name] for name in predictions.files}
-    ran = launch(["-m", "sptnet", "eval", str(trained)], processes, strategy)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    world = ran(["-m", "sptnet", "eval", trained], strategy, processes)
+    assert world.returncode == 0, world.stderr[-3000:]
     assert json.loads((trained / "metrics.json").read_text()) == metrics
     after = np.load(trained / "predictions.npz")
     for name, values in before.items():
@@ -230,14 +231,14 @@ def test_a_finished_run_is_not_overwritten(trained, digits, capsys):
 @pytest.mark.slow
 def test_mistakes_are_one_line_on_several_processes(digits, tmp_path):
     arguments = ["-m", "sptnet", "train", "configs/quickstart.yaml", f"data.root={digits}", "init=null"]
-    ran = launch([*arguments, f"run={tmp_path}/r", "data.batch_size=40"], 3)
-    assert "error: data.batch_size 40 cannot be dealt to 3 processes" in ran.stderr
-    assert "Error: " not in ran.stderr.split("error: data")[0]
-    ran = launch([*arguments, "run=/dev/null/run"], 2)
-    assert "error: /dev/null/run cannot be written: Not a directory" in ran.stderr
-    assert "Traceback" not in ran.stderr.split("error: /dev")[0]
-    ran = launch(arguments, 2, "single")
-    assert "asked for several processes by a configuration that starts one" in ran.stderr
+    told = launch([*arguments, f"run={tmp_path}/r", "data.batch_size=40"], 3).stderr
+    assert "error: data.batch_size 40 cannot be dealt to 3 processes" in told
+    assert "Error: " not in told.split("error: data")[0]
+    told = launch([*arguments, "run=/dev/null/run"], 2).stderr
+    assert "error: /dev/null/run cannot be written: Not a directory" in told
+    assert "Traceback" not in told.split("error: /dev")[0]
+    told = launch(arguments, 2, "single").stderr
+    assert "asked for several processes by a configuration that starts one" in told
 
 
 def test_a_mistake_is_told_once_also_by_a_rank_0_that_comes_late(tmp_path):
@@ -245,9 +246,9 @@ def test_a_mistake_is_told_once_also_by_a_rank_0_that_comes_late(tmp_path):
         "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(4)\n"
     )
     arguments = ["-m", "sptnet", "train", "configs/quickstart.yaml", "seeed=1"]
-    ran = launch(arguments, 2, PYTHONPATH=str(tmp_path))
-    assert ran.returncode != 0
-    told = [line for line in ran.stderr.splitlines() if line.startswith("error")]
+    launched = launch(arguments, 2, PYTHONPATH=str(tmp_path))
+    assert launched.returncode != 0
+    told = [line for line in launched.stderr.splitlines() if line.startswith("error")]
     assert told == ["error: override 'seeed=1': seeed is not a known key: did you mean seed?"]
 
 
@@ -261,16 +262,16 @@ def test_tolerated_damage_is_counted_over_all_ranks_and_limited(digits, tmp_path
             tar.write(bytes(size))
     arguments = ["-m", "sptnet", "train", "configs/quickstart_simgcd.yaml", f"data.root={root}"]
     arguments += ["schedule.epochs=4", "evaluate.every=4", "log_every=1", TINY]
-    ran = launch([*arguments, f"run={tmp_path / 'run'}", "data.tolerate_bad_samples=12"], 2)
-    assert ran.returncode != 0
+    world = ran([*arguments, f"run={tmp_path / 'run'}", "data.tolerate_bad_samples=12"], "ddp", 2)
+    assert world.returncode != 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     counts = [line["bad_samples"] for line in lines if "phase" in line]
-    told = [line for line in ran.stderr.splitlines() if "replaced a sample" in line and "does not decode" in line]
+    told = [line for line in world.stderr.splitlines() if "replaced a sample" in line and "does not decode" in line]
     assert counts == sorted(counts)
     assert 5 <= counts[-1] <= 12
     assert {line.partition(", step")[0][-6:] for line in told} == {"rank 0", "rank 1"}
-    errors = [line for line in ran.stderr.splitlines() if line.startswith("error")]
-    for line in errors:  # one, where the launcher ends the other rank first
+    errors = [line for line in world.stderr.splitlines() if line.startswith("error")]
+    for line in errors:  # one, where the other rank is ended first
         # what a rank replaced is told when it is met, and counted when all have taken the step
         counted = [line for line in told if int(re.search(r"step (\d+)", line)[1]) <= len(counts)]
         limit = f"{len(counted)} damaged samples by step {len(counts)}, more than data.tolerate_bad_samples = 12"
@@ -286,8 +287,8 @@ def test_one_process_under_ddp_is_what_a_machine_with_one_gpu_gets(digits, tmp_p
 
 def test_a_gpu_that_should_be_there_is_an_error_on_all_ranks(digits, tmp_path):
     arguments = ["configs/quickstart.yaml", f"run={tmp_path}/r", f"data.root={digits}", "init=null"]
-    ran = launch(["-m", "sptnet", "train", *arguments], 2, SLURM_GPUS_ON_NODE="2")
-    told = [line for line in ran.stderr.splitlines() if line.startswith("error")]
+    world = ran(["-m", "sptnet", "train", *arguments], "ddp", 2, SLURM_GPUS_ON_NODE="2")
+    told = [line for line in world.stderr.splitlines() if line.startswith("error")]
     assert len(told) == 1
     assert "there should be a GPU on" in told[0]
     assert "SLURM_GPUS_ON_NODE=2" in told[0]

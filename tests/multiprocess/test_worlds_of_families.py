@@ -1,14 +1,13 @@
 """Backbones of every family have the same losses in both phases under every strategy, on real processes over gloo."""
 
 import json
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from families_worker import FAMILIES, losses_of
-from launching import ENVIRONMENT, launcher
+from forked import ran
 
 from sptnet.strategy.connect import connect
 
@@ -24,10 +23,9 @@ def told(digits, tmp_path_factory):
         if processes == 1:
             return {family: losses_of(family, str(digits), strategy, *connect(300)) for family in families}
         out = tmp_path_factory.mktemp("told") / "told.json"
-        arguments = [str(HERE / "families_worker.py"), str(out), str(digits), strategy, str(processes), *families]
-        command = [*launcher(strategy, processes), *arguments]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=600, env=ENVIRONMENT)
-        assert ran.returncode == 0, ran.stderr[-3000:]
+        arguments = [HERE / "families_worker.py", out, digits, strategy, processes, *families]
+        world = ran(arguments, strategy, processes, timeout=600)
+        assert world.returncode == 0, world.stderr[-3000:]
         return json.loads(out.read_text())
 
     return run
