@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sptnet import GCDLoss, create_model, create_prompt
-from sptnet.config import Every
+from sptnet.config_sections import Every
 from sptnet.method.schedule import Schedule
 from sptnet.run.checkpoint import Facts
 from sptnet.run.resume import prompt_state

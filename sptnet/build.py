@@ -1,11 +1,14 @@
-"""From a configuration to the parts of a run: order, schedule, model, prompt, loss."""
+"""From a configuration to the parts of a run: order, schedule, model, prompt, loss, and what learns with them."""
 
 from itertools import zip_longest
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 
 from sptnet.config import Config, ConfigError
+from sptnet.config_sections import OptimizerConfig
 from sptnet.data.manifest import MANIFEST, Manifest
 from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store, open_store
@@ -16,7 +19,11 @@ from sptnet.method.reference import load_reference
 from sptnet.method.schedule import Schedule
 from sptnet.run.folder import RunError, is_unfinished
 from sptnet.run.model_file import has_model, how_far, load_model
-from sptnet.strategy.connect import is_first_on_disk
+from sptnet.steps import Learner
+from sptnet.strategy.base import make_momentum, parameter_groups
+from sptnet.strategy.connect import LaunchSettings, is_first_on_disk
+from sptnet.strategy.create import create_strategy
+from sptnet.strategy.recompute import checkpoint_blocks
 
 
 def build_store(config: Config) -> Store:
@@ -182,3 +189,39 @@ def _from_reference(config: Config, path: Path, manifest: Manifest) -> tuple[Pro
             f"init {path} has {prompt.kind} prompts, not prompts.kind {spec.kind} of the configured width"
         )
     return model, prompt
+
+
+def assemble(
+    config: Config,
+    accelerator: Accelerator,
+    launch: LaunchSettings,
+    model: PromptedViT,
+    prompt: Prompt | None,
+    schedule: Schedule,
+) -> Learner:
+    """Put model, prompt, their optimizers, the strategy and the loss together."""
+    checkpoint_blocks(model, config.memory.gradient_checkpointing)
+    images_per_rank = config.data.batch_size // launch.world_size
+    strategy = create_strategy(
+        accelerator, launch, model, lambda m: build_optimizer(config.optimizer, m), images_per_rank
+    )  # fmt: skip
+    prompt_optimizer = None
+    if prompt is not None:
+        prompt.to(accelerator.device)
+        prompt_optimizer = torch.optim.SGD(
+            prompt.parameters(), lr=config.prompts.lr, momentum=config.prompts.momentum, fused=True
+        )
+        make_momentum(prompt_optimizer, prompt.parameters())
+    whole, pieces = config.loss.scope == "global", config.memory.micro_batches
+    return Learner(strategy, build_loss(config), schedule, prompt, prompt_optimizer, whole, pieces)
+
+
+def build_optimizer(spec: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of blocks and head; parameters that are not trained are not in it.
+
+    Fused: one kernel for all parameters, which leaves out a step without the host's knowledge.
+    """
+    groups = parameter_groups(model, spec.weight_decay)
+    if spec.name == "sgd":
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=spec.lr, fused=True)

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sptnet.config import Config, ConfigError, ModelConfig
+from sptnet.config import Config, ConfigError
+from sptnet.config_sections import ModelConfig
 
 LARGEST_FILE = 2**20  # bytes
 MOST_VALUES = 10_000  # of a file, aliases counted as often as they are used

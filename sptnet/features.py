@@ -14,7 +14,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sptnet.config import RemoteConfig
+from sptnet.config_sections import RemoteConfig
 from sptnet.data.augment import normalise
 from sptnet.data.blocks import Block, ShardSource, blocks
 from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sptnet.build import build_data, build_schedule, build_untrained, num_new_classes
+from sptnet.build import assemble, build_data, build_schedule, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.config_file import load_config
 from sptnet.data.augment import normalise
@@ -32,7 +32,6 @@ from sptnet.errors import SptnetError
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
-from sptnet.train import assemble
 from sptnet.trunk_cache import DEFAULT, stored_type
 
 SHARES = (1.0, 0.75, 0.5)  # of the recipe's image size

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sptnet.build import build_schedule, build_untrained
+from sptnet.build import assemble, build_schedule, build_untrained
 from sptnet.config import Config
 from sptnet.plan.dataset import Counts
 from sptnet.plan.hardware import Machine, this_machine
@@ -11,7 +11,6 @@ from sptnet.plan.live import LiveBytes
 from sptnet.plan.seconds import Network, seconds_of
 from sptnet.plan.trial import Trial
 from sptnet.strategy.connect import connect
-from sptnet.train import assemble
 
 STEPS = 5
 SHARES = (1, 2, 4)  # a rank's images in units of the smallest batch: the first two calibrate, the third checks

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sptnet.build import build_schedule, build_untrained
-from sptnet.config import MANY, Config
+from sptnet.config import Config
+from sptnet.config_sections import MANY
 from sptnet.data.tokens import TokenShape
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt

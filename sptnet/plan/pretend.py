@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from sptnet.build import assemble
 from sptnet.config import Config
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
@@ -30,7 +31,6 @@ from sptnet.plan.live import LiveBytes
 from sptnet.plan.trial import Counted, Phase, Trial
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.connect import LaunchSettings
-from sptnet.train import assemble
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sptnet.config import PromptConfig
+from sptnet.config_sections import PromptConfig
 from sptnet.data.fields import Count, Digest
 from sptnet.data.files import write_whole
 from sptnet.method.families import IMAGENET, Triple

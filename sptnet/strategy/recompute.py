@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sptnet.config import Every
+from sptnet.config_sections import Every
 from sptnet.method.model import PromptedViT
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from counting import Counting
 from worker import assert_wrapped
 
-from sptnet.build import build_data, build_model, build_schedule
+from sptnet.build import assemble, build_data, build_model, build_schedule
 from sptnet.config_file import load_config
 from sptnet.data.augment import normalise
 from sptnet.data.loader import train_batches
 from sptnet.strategy.collectives import exit_process, rank, world_size
 from sptnet.strategy.connect import connect
-from sptnet.train import assemble
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 FIRST, STEPS, BATCH = 3, 8, 16  # k = 4: a prompt step, four of the model, three of the prompts

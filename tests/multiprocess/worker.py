@@ -13,7 +13,7 @@ from counting import Counting
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from sptnet.build import build_data, build_model, build_schedule
+from sptnet.build import assemble, build_data, build_model, build_schedule
 from sptnet.config_file import load_config
 from sptnet.counted import COLUMNS, count_once, rows_of
 from sptnet.data.augment import normalise
@@ -25,7 +25,6 @@ from sptnet.steps import Flags
 from sptnet.strategy.collectives import exit_process, gather_packed, rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.strategy.readback import Readback
-from sptnet.train import assemble
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 FIRST, STEPS, BATCH = 3, 40, 48  # starts in the middle of a prompt phase; k = 6: both phases three times

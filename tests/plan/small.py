@@ -51,9 +51,9 @@ def told(counted):
 
 def counted_here(config, strategy, precision):
     """What this rank's steps really hold and do, and how long they take."""
+    from sptnet.build import assemble
     from sptnet.strategy.collectives import world_size
     from sptnet.strategy.connect import connect
-    from sptnet.train import assemble
 
     model, prompt, schedule = parts(config)
     accelerator, launch = connect(600)
