@@ -18,12 +18,14 @@ from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.method.reference import load_reference
 from sptnet.method.schedule import Schedule
 from sptnet.run.folder import RunError, is_unfinished
-from sptnet.run.model_file import has_model, how_far, load_model
+from sptnet.run.model_file import has_model, has_prompt, how_far, load_model
 from sptnet.steps import Learner
 from sptnet.strategy.base import make_momentum, parameter_groups
 from sptnet.strategy.connect import LaunchSettings, is_first_on_disk
 from sptnet.strategy.create import create_strategy
 from sptnet.strategy.recompute import checkpoint_blocks
+
+OF_SPTNET = "was trained with prompts, without which its model is not whole: go on with method=sptnet"
 
 
 def build_store(config: Config) -> Store:
@@ -128,6 +130,8 @@ def build_model(config: Config, manifest: Manifest) -> tuple[PromptedViT, Prompt
                 f"init {start} was trained for other classes than {config.data.root} has: {odd[0]!r} where the dataset "
                 f"has {odd[1]!r}"
             )
+        if config.method == "simgcd" and has_prompt(start):
+            raise ConfigError(f"init {start} {OF_SPTNET}")
     return model, _new_prompt(config, model) if config.method == "sptnet" else None
 
 
@@ -169,7 +173,7 @@ def _new_prompt(config: Config, model: PromptedViT) -> Prompt:
         raise ConfigError(f"prompts: {error}") from None
 
 
-def _from_reference(config: Config, path: Path, manifest: Manifest) -> tuple[PromptedViT, Prompt]:
+def _from_reference(config: Config, path: Path, manifest: Manifest) -> tuple[PromptedViT, Prompt | None]:
     if not path.is_file():
         raise ConfigError(f"init {path} is neither a trained run's folder nor a file")
     spec = config.prompts
@@ -181,6 +185,10 @@ def _from_reference(config: Config, path: Path, manifest: Manifest) -> tuple[Pro
             f"init {path} has {classes} classes at {model.image_size} pixels, "
             f"the run {expected} at {config.model.image_size}"
         )
+    if config.method == "simgcd":
+        if prompt is not None:
+            raise ConfigError(f"init {path} {OF_SPTNET}")
+        return model, None
     if prompt is None:
         return model, _new_prompt(config, model)
     wanted = _new_prompt(config, model)

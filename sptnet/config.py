@@ -46,7 +46,7 @@ class Config(Section):
     run: PathText
     """Folder of the results."""
     init: PathText | None = None
-    """For sptnet: a SimGCD run, whose model it takes, an authors' checkpoint, or null for a bare backbone."""
+    """A SimGCD run, whose model it takes and goes on with, an authors' checkpoint, or null for a bare backbone."""
     trunk_cache: PathText = "auto"
     """Where the frozen trunk's tokens of data.views are kept: auto (where it pays), off, or a folder; changes speed."""
     trunk_cache_gb: float = Field(100.0, gt=0, le=1e9)
@@ -100,12 +100,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        if self.method == "simgcd" and self.init is not None:
-            raise ValueError("init is for method sptnet; a simgcd run takes its weights from model.weights")
-        usual = {"prompts": PromptConfig(), "init_num_heads": None}
-        strange = [key for key, value in usual.items() if getattr(self, key) != value]
-        if self.method == "simgcd" and strange:
-            raise ValueError(f"{strange[0]} is for method sptnet, and the method is simgcd: leave it out")
+        if self.method == "simgcd" and self.prompts != PromptConfig():
+            raise ValueError("prompts is for method sptnet, and the method is simgcd: leave it out")
         if self.data.views is None and self.trunk_cache not in ("auto", "off"):
             raise ValueError(
                 f"trunk_cache is {self.trunk_cache}, and data.views is null: fresh views are never seen again, so "

@@ -73,6 +73,13 @@ def has_model(folder: Path) -> bool:
         return any(key.startswith("model.") for key in opened.keys())  # noqa: SIM118  (not a dict)
 
 
+def has_prompt(folder: Path) -> bool:
+    """Whether the model of a run's folder was trained with prompts; raises RunError for one that is damaged."""
+    path = folder / MODEL
+    with _reading(path), safe_open(path, "pt") as opened:
+        return any(key.startswith("prompt.") for key in opened.keys())  # noqa: SIM118  (not a dict)
+
+
 def how_far(folder: Path) -> str:
     """A sentence on the model of an unfinished run; raises RunError."""
     step = read_facts(folder).step

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import threading
 
 import pytest
+import torch
 import yaml
 from launching import heeding_signals
+from safetensors.torch import load_file
 
 from sptnet.cli import main
 from sptnet.config_file import load_config
@@ -108,6 +111,21 @@ def test_what_it_begins_from_must_be_finished_and_of_the_same_classes(before, ag
     capsys.readouterr()
     assert main(["train", changed(again, run="third", init="fresh")]) == 1
     assert "init fresh was trained for other classes" in capsys.readouterr().err
+
+
+def test_simgcd_goes_on_from_simgcd_and_not_from_a_model_with_prompts(before, again, capsys):
+    continued = {"method": "simgcd", "prompts": {}, "run": "continued", "optimizer__lr": 0}
+    assert main(["train", changed(again, **continued)]) == 0
+    start, end = (load_file(before / run / "model.safetensors") for run in ("simgcd", "continued"))
+    assert start.keys() == end.keys()
+    assert all(torch.equal(tensor, end[name]) for name, tensor in start.items())  # at a rate of 0
+    header = (before / "continued" / "log.txt").read_text()
+    assert re.search(r"method\W+simgcd, from simgcd", header)
+    assert main(["train", changed(again, run="prompted")]) == 0
+    capsys.readouterr()
+    assert main(["train", changed(again, **(continued | {"init": "prompted", "run": "other"}))]) == 2
+    told = capsys.readouterr().err
+    assert "init prompted was trained with prompts, without which its model is not whole: go on with" in told
 
 
 def test_the_model_is_taken_from_init(before, again, capsys):
