@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import cache
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import psutil
@@ -50,6 +52,9 @@ class Forked:
         for process in self.processes:
             process.start()
         self.returncode, self._failed = None, 0
+        # a test that fails, or is interrupted, leaves nobody behind; by multiprocessing's own list, which is gone
+        # through before it waits for children
+        Finalize(self, _kill, (self.processes,), exitpriority=10)
 
     def poll(self):
         """The return code, where all have ended; ends the others where one has failed."""
@@ -92,12 +97,17 @@ class Forked:
 
     def kill(self):
         """SIGKILL to all, and to what they have started."""
-        for process in self.processes:
-            if process.exitcode is None:
-                everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-                for one in everyone:
+        _kill(self.processes)
+
+
+def _kill(processes):
+    for process in processes:
+        if process.exitcode is None:
+            with suppress(psutil.NoSuchProcess):
+                own = psutil.Process(process.pid)
+                for one in [own, *own.children(recursive=True)]:
                     one.kill()
-            process.join()
+        process.join()
 
 
 def ran(arguments, strategy="single", processes=1, precision="no", timeout=300, **environment):
