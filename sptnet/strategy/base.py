@@ -117,6 +117,14 @@ class Strategy(ABC):
     @torch.no_grad()
     def forward_evaluation(self, images: Tensor, prompt: Tensor | None) -> Outputs:
         """Outputs without a graph. Where weights are sharded, every rank must call it equally often."""
+    @torch.no_grad()
+    def forward_trunk(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Tensor:
+        """The tokens [N, T, D] that enter the first trained block, without a graph; `forward_model_phase` goes on from
+        them. Where weights are sharded, every rank must call it equally often.
+        """
+        with self.autocast():
+            return cast(Tensor, self.module(images, prompt, with_clean, only_trunk=True))
+
         with self.autocast():
             return cast(Outputs, self.module(images, prompt))
 
