@@ -111,6 +111,14 @@ def test_the_formula_is_near_real_engines(strategy, world, precision, overrides,
     compare(told(plan), found, 0.1)
 
 
+def test_ddp_holds_gradients_once():
+    """In its buckets, not in tensors of their own beside them."""
+    plan = planned("ddp", 8, 8, "no", LAST)
+    model, _, _ = parts(config_of(LAST))
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained <= plan["model"].bytes["gradients"] < 1.1 * trained
+
+
 def allocated(does):
     """The most bytes that torch's allocator held more than before, while something was done, by its own account."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
