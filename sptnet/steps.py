@@ -147,7 +147,8 @@ class Learner:
         self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said
     ) -> tuple[Share, Tensor]:
         prompt = None if self.prompt is None else self.prompt().detach()
-        if len(pieces) > 1 and self.strategy.module.train_from_block > 0 and pieces[0].ndim == IMAGES_NDIM:
+        frozen = self.strategy.module.train_from_block > 0 and pieces[0].ndim == IMAGES_NDIM
+        if len(pieces) > 1 and frozen and self.strategy.parts_trunk:
             # [2 * p, T, D] view-major -> [2, p, T, D]
             kept = [self.strategy.forward_trunk(*_looked_at(piece, prompt)) for piece in pieces]
             pieces, prompt = [tokens.unflatten(0, (HALVES, -1)) for tokens in kept], None

@@ -117,6 +117,11 @@ class Strategy(ABC):
         with self.autocast():
             return cast(Outputs, self.module(images, prompt))
 
+    @property
+    def parts_trunk(self) -> bool:
+        """Whether passes through the trunk alone, and from its tokens on, cost no more than what they compute."""
+        return True
+
     @torch.no_grad()
     def forward_trunk(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Tensor:
         """The tokens [N, T, D] that enter the first trained block, without a graph; `forward_model_phase` goes on from

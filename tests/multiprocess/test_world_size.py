@@ -171,8 +171,9 @@ def test_a_step_has_few_collectives_and_asks_the_device_nothing(told, world):
 
 @pytest.mark.parametrize("world", worlds(half=False))
 def test_a_piece_goes_through_the_frozen_block_once_in_the_model_phase(told, world):
-    overrides = WORLDS[world][4]
-    thrifty, frozen = THRIFTY[0] in overrides, LAST[0] in overrides
+    strategy, *_, overrides = WORLDS[world]
+    # DeepSpeed's stage 3 would trace the order of modules anew in every step
+    thrifty, frozen = THRIFTY[0] in overrides, LAST[0] in overrides and strategy != "zero3"
     passes = {phase: cost["passes"] for phase, cost in told(world)["costs"].items()}
     assert passes == {"prompt": 4 if thrifty else 1, "model": 1 if not thrifty else 2 if frozen else 4}
 
