@@ -87,10 +87,10 @@ class ShardReader:
 
     def read_ahead(self, places: Iterable[tuple[int, int]]) -> None:
         """Read those samples (shard, position) at once whose shards are not on this node; `read` has them until the
-        next call. What does not come is left to `read`, which fetches the shard.
+        next call. What does not come is left to `read`, which fetches the shard and says what is wrong.
 
         Raises:
-            DatasetError: an index that is missing or damaged.
+            UnreachableError: an index does not come.
         """
         self._pieces.clear()
         if not self.store.remote:
@@ -101,7 +101,12 @@ class ShardReader:
             shard = self.shards[number]
             if number in self._open or self.store.is_here(shard):
                 continue
-            entries, where = self.store.entries(shard), self.store.where(shard.file)
+            try:
+                entries, where = self.store.entries(shard), self.store.where(shard.file)
+            except DatasetError as error:
+                if error.outcome == "retry":
+                    raise  # it was tried for minutes
+                continue
             for place in of_shard:
                 uid, target, offset, size = entries[place[1]].item()
                 found[place] = Encoded(uid, target, b"", where, piece=True)

@@ -19,6 +19,7 @@ from sptnet.strategy.create import WRAPPERS
 CHECKPOINTED = ["memory.gradient_checkpointing=full"]
 MICRO = ["memory.micro_batches=2"]
 LAST = ["model.train_from_block=-1"]
+SHARDED = [*LAST, "memory.frozen_blocks=sharded"]
 WORKER = Path(__file__).parent / "small.py"
 ALONE = [
     ("no", []),
@@ -31,7 +32,8 @@ ALONE = [
 # strategy, processes, ranks that share a copy, precision, overrides
 WORLDS = [
     ("ddp", 2, 2, "no", LAST), ("ddp", 2, 2, "no", CHECKPOINTED), ("ddp", 2, 2, "no", MICRO), ("ddp", 4, 4, "no", []),
-    ("fsdp2", 2, 2, "no", []), ("fsdp2", 2, 2, "bf16", LAST), ("fsdp2", 2, 2, "no", [*CHECKPOINTED, *MICRO]),
+    ("fsdp2", 2, 2, "no", []), ("fsdp2", 2, 2, "bf16", SHARDED), ("fsdp2", 2, 2, "no", [*CHECKPOINTED, *MICRO]),
+    ("fsdp2", 2, 2, "no", [*SHARDED, *MICRO]),
     ("fsdp2", 4, 4, "no", LAST), ("hsdp", 4, 2, "no", []), ("hsdp", 4, 2, "no", CHECKPOINTED),
 ]  # fmt: skip
 ZERO = [
