@@ -211,7 +211,8 @@ def assemble(
     checkpoint_blocks(model, config.memory.gradient_checkpointing)
     images_per_rank = config.data.batch_size // launch.world_size
     strategy = create_strategy(
-        accelerator, launch, model, lambda m: build_optimizer(config.optimizer, m), images_per_rank
+        accelerator, launch, model, lambda m: build_optimizer(config.optimizer, m), images_per_rank,
+        config.memory.frozen_blocks,
     )  # fmt: skip
     prompt_optimizer = None
     if prompt is not None:

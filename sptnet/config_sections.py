@@ -10,6 +10,7 @@ from sptnet.data.augment import AugmentName
 from sptnet.method.prompts import PromptKind
 from sptnet.method.schedule import LrShape
 
+FrozenBlocks = Literal["auto", "whole", "sharded"]
 MANY = 2**31 - 1  # of steps, epochs, images: more is a slip of the keyboard
 
 
@@ -254,3 +255,5 @@ class MemoryConfig(Section):
     """Blocks whose activations are computed again: none, full (all), or {every: n} (every n-th)."""
     micro_batches: int = Field(1, gt=0, le=2**20)
     """Pieces of a rank's slice: the loss stays that of the whole batch."""
+    frozen_blocks: FrozenBlocks = "auto"
+    """Under FSDP2: whole on every rank, sharded, or auto: whole where they take below 5% of a rank's memory."""

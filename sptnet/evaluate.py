@@ -182,7 +182,9 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, d
         raise RunError(f"{config.data.root} has other classes than {folder} was trained with: give its own data.root")
     if facts.precision is not None:
         launch = launch._replace(precision=facts.precision)
-    strategy = create_strategy(accelerator, launch, model, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1)
+    strategy = create_strategy(
+        accelerator, launch, model, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1, config.memory.frozen_blocks
+    )
     if prompt is not None:
         prompt.to(accelerator.device)
     with Progress(f"evaluate {folder}", active=rank() == 0) as progress:

@@ -2,7 +2,8 @@
 
 A step's loss is that of the global batch: the outputs come first, the objective gives their gradient, and that goes
 back through the network (sptnet/objective.py). With `micro_batches` the outputs come without a graph, and every piece
-is computed again with one: the same gradient, of less memory and one more forward pass.
+is computed again with one: the same gradient, of less memory and one more forward pass. In the model phase that is one
+more of the trained blocks: the tokens that the frozen ones make of every piece are kept for both passes.
 
 The host waits for nothing. Whether a step is finite is found on the device, which leaves everything as it was where it
 is not; the host is told with `Taken.flags`, a step later.
@@ -27,6 +28,7 @@ from sptnet.strategy.collectives import summed
 Forward = Callable[[Tensor], Outputs]  # [V, b, 3, H, W] -> outputs of 2b images, view-major
 PROJECTIONS, LOGITS = 1, 2  # fields of Outputs
 HALVES = 2  # of a batch's outputs: two views, or an image and its prompted copy
+IMAGES_NDIM = 5  # of views, [V, b, 3, H, W]; tokens have one fewer
 
 
 class Flags(NamedTuple):
@@ -145,11 +147,14 @@ class Learner:
         self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said
     ) -> tuple[Share, Tensor]:
         prompt = None if self.prompt is None else self.prompt().detach()
+        frozen = self.strategy.module.train_from_block > 0 and pieces[0].ndim == IMAGES_NDIM
+        if len(pieces) > 1 and frozen and self.strategy.parts_trunk:
+            # [2 * p, T, D] view-major -> [2, p, T, D]
+            kept = [self.strategy.forward_trunk(*_looked_at(piece, prompt)) for piece in pieces]
+            pieces, prompt = [tokens.unflatten(0, (HALVES, -1)) for tokens in kept], None
 
         def forward(piece: Tensor) -> Outputs:
-            if prompt is None:
-                return self.strategy.forward_model_phase(piece.flatten(0, 1), None, with_clean=False)
-            return self.strategy.forward_model_phase(piece[0], prompt, with_clean=True)
+            return self.strategy.forward_model_phase(*_looked_at(piece, prompt))
 
         share, losses = self._losses(step, forward, pieces, targets, labelled, said)
         self.strategy.backward_model(losses)
@@ -180,6 +185,15 @@ class Learner:
         split = [g.unflatten(0, (HALVES, -1)).split(sizes, 1) for g in share.gradients]
         shares = [[part.flatten(0, 1) for part in of_piece] for of_piece in zip(*split, strict=True)]
         return share, [lambda p=p, s=s: _led_back(forward(p), s) for p, s in zip(pieces, shares, strict=True)]
+
+
+def _looked_at(piece: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
+    """What the model phase gives the model: two views of the images, or the images with a prompt that makes the second.
+
+    Args:
+        piece: [2, p, ...], or [1, p, 3, H, W] with a prompt.
+    """
+    return (piece.flatten(0, 1), None, False) if prompt is None else (piece[0], prompt, True)
 
 
 def _led_back(outputs: Outputs, gradients: Sequence[Tensor]) -> Tensor:

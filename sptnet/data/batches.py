@@ -17,11 +17,13 @@ from sptnet.data.augment import AugmentName, choose_views, eval_view, known_view
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.manifest import DatasetError, Kind, Shard
 from sptnet.data.order import BatchOrder, Place, Slot
+from sptnet.data.pieces import PieceError
 from sptnet.data.reader import Encoded, ShardReader
 from sptnet.data.store import Store
 from sptnet.data.tokens import Tokens
 
 Read = TypeVar("Read")
+AHEAD = 64  # samples that are asked for at once where their shards are still to come: as many requests
 
 
 class Batch(NamedTuple):
@@ -102,11 +104,17 @@ class _Steps(Batches):
         views = self._empty(count, self.slots[1] - self.slots[0])
         told: list[tuple[int, int, bool]] = []
         replaced: list[str] = []
-        for i, slot in enumerate(self.order.batch(number, *self.slots)):
+        slots = self.order.batch(number, *self.slots)
+        for i, slot in enumerate(slots):
+            if i % AHEAD == 0:
+                self._soon(slots[i : i + AHEAD])
             uid, target = self._fill(views[:, i], slot, number, replaced)
             told.append((uid, target, slot.labelled))
         uids, targets, labelled = (torch.tensor(column) for column in zip(*told, strict=True))
         return Batch(number, views, targets, labelled, uids, tuple(replaced))
+
+    def _soon(self, slots: Sequence[Slot]) -> None:
+        """Told of the slots that are filled next."""
 
     def _empty(self, views: int, images: int) -> Tensor:
         raise NotImplementedError
@@ -122,6 +130,8 @@ class _Steps(Batches):
             place = slot.place if distance == 0 else self.order.instead(slot, distance).place
             try:
                 return read(place)
+            except PieceError:
+                raise
             except DatasetError as error:
                 if error.outcome == "retry" or len(replaced) >= self.spec.tolerated:
                     raise  # also where nothing is wrong with the sample
@@ -143,6 +153,10 @@ class ImageSteps(_Steps):
             for labelled in (True, False)
         }
 
+    def _soon(self, slots: Sequence[Slot]) -> None:
+        for kind, reader in self.readers.items():
+            reader.read_ahead(slot.place for slot in slots if slot.labelled == kind)
+
     def _empty(self, views: int, images: int) -> Tensor:
         # channels last in memory, as the decoder writes them: a crop is then a copy of whole rows
         return _empty(views, images, size=self.spec.image_size)
@@ -151,9 +165,14 @@ class ImageSteps(_Steps):
         spec, reader = self.spec, self.readers[slot.labelled]
         size = spec.image_size
 
-        def read(place: Place) -> tuple[Encoded, Tensor]:
-            sample = reader.read(*place)
-            return sample, _decoded(sample, lambda image: prepare(spec.augment, image, size))
+        def read(place: Place, whole: bool = False) -> tuple[Encoded, Tensor]:
+            sample = reader.read(*place, whole)
+            try:
+                return sample, _decoded(sample, lambda image: prepare(spec.augment, image, size))
+            except DatasetError:
+                if sample.piece:
+                    return read(place, whole=True)
+                raise
 
         sample, image = self._sound(slot, replaced, read)
         if spec.known is None:

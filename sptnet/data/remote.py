@@ -1,4 +1,4 @@
-"""Files behind an fsspec URL, fetched whole, with retries."""
+"""Files behind an fsspec URL, fetched whole, with retries; or parts of them, at once and without."""
 
 import errno
 import logging
@@ -6,7 +6,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -20,6 +20,8 @@ from sptnet.errors import visible
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second attempt, doubled for every further one
 LONGEST_TRYING = 480.0  # seconds, all attempts together; collectives of other ranks wait 600 by default
+PROBE = 2  # bytes that are asked for of a file, to see whether a server sends parts
+LONGEST_PARTS = 30.0  # seconds; what has not come by then is read another way
 SLOWEST = 10**6  # bytes/s; files that take longer than LONGEST_TRYING must come as fast
 # what the stores call credentials that must be renewed; trying again does not mend them
 EXPIRED = re.compile(
@@ -46,6 +48,7 @@ class Remote:
     def __init__(self, url: str, attempts: int, timeout_s: float, options: dict[str, Any]):
         self.url, self.attempts = url.rstrip("/"), attempts
         self._protocol = url.partition("://")[0]
+        self._sends_parts: bool | None = None
         self._options = _timeouts(self._protocol, timeout_s) | options
 
     def where(self, file: str) -> str:
@@ -97,6 +100,33 @@ class Remote:
             check(path)
 
         self._try(file, attempt)
+
+    def sends_parts(self, file: str) -> bool:
+        """Whether a part of a file is sent where it is asked for; else all of it is. Asked once, of a small file."""
+        if self._sends_parts is None:
+            try:
+                self._sends_parts = len(self._filesystem().cat_file(self.where(file), start=0, end=PROBE)) == PROBE
+            except Exception as error:  # as in `_try`; whoever fetches the file tries again, and tells
+                log.debug("a part of %s did not come: %s", self.where(file), error)
+                return False
+        return self._sends_parts
+
+    def read_parts(self, parts: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        """Parts of files, from a byte to before another, all asked for at once; None for those that do not come."""
+        filesystem = self._filesystem()
+        within = {"timeout": LONGEST_PARTS} if isinstance(filesystem, AsyncFileSystem) else {}
+        files, begins, ends = zip(*parts, strict=True)
+        try:
+            came = filesystem.cat_ranges(
+                [self.where(file) for file in files], list(begins), list(ends), on_error="return", **within
+            )
+        except Exception as error:  # as above
+            log.debug("parts of %d files did not come: %s", len(set(files)), error)
+            return [None] * len(parts)
+        return [
+            part if isinstance(part, bytes) and len(part) == end - begin else None
+            for part, (_, begin, end) in zip(came, parts, strict=True)
+        ]
 
     def _try(self, file: str, attempt: Callable[[], T]) -> T:
         wait, start = FIRST_WAIT, time.monotonic()

@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from sptnet.data.manifest import (
     read_manifest,
 )
 from sptnet.data.paths import largest_paths, parse_paths
+from sptnet.data.pieces import Wanted, read_pieces
 from sptnet.data.remote import Remote, is_url
 from sptnet.data.shard_index import index_size, parse_index, read_index
 
@@ -63,6 +64,9 @@ class Store(Protocol):
 
     def is_here(self, shard: Shard) -> bool:
         """Whether a shard can be opened without being fetched."""
+
+    def pieces(self, wanted: Sequence[Wanted]) -> list[bytes | None]:
+        """Encoded images of shards that are not here, by their bytes; None for those that have to be opened."""
 
 
 class LocalStore:
@@ -113,6 +117,9 @@ class LocalStore:
     def is_here(self, shard: Shard) -> bool:
         return True
 
+    def pieces(self, wanted: Sequence[Wanted]) -> list[bytes | None]:
+        return [None] * len(wanted)
+
 
 def _will_need(path: Path) -> None:
     descriptor = open_regular(path)
@@ -123,7 +130,9 @@ def _will_need(path: Path) -> None:
 
 
 class RemoteStore:
-    """A dataset behind an fsspec URL; its shards are fetched whole into the node's cache and read there."""
+    """A dataset behind an fsspec URL; its shards are fetched whole into the node's cache and read there, or by piece
+    until they are.
+    """
 
     remote = asks_ahead = True
 
@@ -167,6 +176,9 @@ class RemoteStore:
 
     def is_here(self, shard: Shard) -> bool:
         return self._cache.has(shard.sha256)
+
+    def pieces(self, wanted: Sequence[Wanted]) -> list[bytes | None]:
+        return read_pieces(self._remote, wanted)
 
 
 def open_store(

@@ -130,13 +130,17 @@ class PromptedViT(nn.Module):
             for block in backbone.blocks[self.train_from_block :]:
                 block.requires_grad_(True)
 
-    def forward(self, images: Tensor, prompt: Tensor | None = None, with_clean: bool = False) -> Outputs:
+    def forward(
+        self, images: Tensor, prompt: Tensor | None = None, with_clean: bool = False, only_trunk: bool = False
+    ) -> Outputs | Tensor:
         """Compute features, projections and logits.
 
         Args:
             images: [N, 3, H, W], normalised; or [N, T, D], the tokens of clean ones as `trunk` computes them.
             prompt: [1, 3, H, W], added to every image; None for clean images.
             with_clean: with a prompt, compute 2N outputs: the clean images first, then the prompted ones.
+            only_trunk: the tokens that enter the first trained block instead, [N, T, D]; given back, they have the
+                outputs of their images. Here, since what gathers sharded weights is hooked to this function.
         """
         arguments = self.family.block_arguments(self.backbone)
         if images.ndim == IMAGES_NDIM:
@@ -145,6 +149,8 @@ class PromptedViT(nn.Module):
                 tokens = tokens.detach().to(self.round_tokens).to(tokens.dtype)
         else:
             tokens = images.float()
+        if only_trunk:
+            return tokens
         begin = self.train_from_block
         for block, beside in zip(self.backbone.blocks[begin:], arguments[begin:], strict=True):
             tokens = block(tokens, **beside)

@@ -20,6 +20,7 @@ from sptnet.plan.trial import Counted, Phase
 from sptnet.plan.zero import with_zero
 from sptnet.run.provenance import Size, size_of
 from sptnet.strategy.connect import LaunchSettings, Precision, StrategyName
+from sptnet.strategy.frozen import frozen_bytes, place_frozen
 from sptnet.trunk_cache import stored_type
 
 STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3")
@@ -203,6 +204,10 @@ class Planner:
     def _trial(self, name: StrategyName, config: Config) -> Trials:
         """Counted; `single`: on a rank that shares nothing but the loss, however many there are."""
         cluster = self.cluster
+        if config.memory.frozen_blocks == "auto" and cluster.machine.memory:  # of the machine that is planned, not here
+            whole = place_frozen("auto", frozen_bytes(self.model), cluster.machine.memory).whole
+            memory = config.memory.model_copy(update={"frozen_blocks": "whole" if whole else "sharded"})
+            config = config.model_copy(update={"memory": memory})
         shard = cluster.gpus if name == "hsdp" else cluster.ranks
         launch = LaunchSettings(name, cluster.ranks, cluster.precision, shard)
         return pretended(

@@ -30,7 +30,7 @@ from sptnet.method.schedule import Schedule
 from sptnet.plan.live import LiveBytes
 from sptnet.plan.trial import Counted, Phase, Trial
 from sptnet.strategy.base import Strategy
-from sptnet.strategy.connect import LaunchSettings
+from sptnet.strategy.connect import DDP, LaunchSettings
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -114,7 +114,7 @@ class _NothingToSend(DistributedDataParallelKwargs):  # type: ignore[misc]
     init_sync: bool = True
 
     def to_kwargs(self) -> dict[str, Any]:
-        return {"init_sync": False, "broadcast_buffers": False}
+        return {"init_sync": False, **DDP}
 
 
 class _BucketsStay:

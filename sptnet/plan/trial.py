@@ -157,7 +157,7 @@ class Trial:
     def _note_forwards(self) -> None:
         """Let the strategy's forward passes say when they are: what they leave behind is kept for the backward pass."""
         strategy: Any = self.learner.strategy
-        for name in ("forward_model_phase", "forward_prompt_phase"):
+        for name in ("forward_model_phase", "forward_prompt_phase", "forward_trunk"):
             setattr(strategy, name, self._noted(getattr(strategy, name)))
 
     def _noted(self, forward: Callable[..., Any]) -> Callable[..., Any]:

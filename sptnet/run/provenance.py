@@ -115,10 +115,12 @@ def describe(
     module = strategy.module
     num_new = module.head.num_classes - manifest.num_old
     counts = ", ".join(f"{manifest.samples(kind)} {kind}" for kind in KINDS)
+    frozen = {"frozen blocks": strategy.frozen.told} if strategy.frozen and strategy.frozen.told else {}
     return {
         "method": config.method + (f", from {config.init}" if config.init else ""),
         "start": f"continues from {checkpoint}" if checkpoint else "from the first step",
         "strategy": f"{strategy.launch.strategy} ({strategy.wrapper}), {processes} x {strategy.device.type}",
+        **frozen,
         "mixed precision": strategy.launch.precision,
         "data": f"{manifest.name}: {counts}; {manifest.num_old} old classes, {num_new} new",
         "batch": f"{batch} = {processes} x {batch // processes}, {order.steps_per_epoch} steps per epoch",

@@ -21,7 +21,8 @@ from sptnet.strategy.collectives import rank
 # sections and keys of the configuration that decide the numbers; the others decide speed, place and what is told
 DECIDING = ("method", "seed", "data.batch_size", "data.streams", "data.window", "data.augment",
             "data.views", "data.tokens",
-            "data.tolerate_bad_samples", "model", "prompts", "optimizer", "loss", "schedule")  # fmt: skip
+            "data.tolerate_bad_samples", "model", "prompts", "optimizer", "loss", "schedule",
+            "matmul_precision", "deterministic")  # fmt: skip
 IRRELEVANT = ("model.weights",)  # a moved file is the same backbone: its digest is compared
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sptnet.method.model import Outputs, PromptedViT
 from sptnet.strategy.connect import LaunchSettings
+from sptnet.strategy.frozen import Frozen
 
 FP16_SCALE = 1024.0  # torch begins at 65,536, and leaves out steps until it has come down
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,11 +25,13 @@ class Strategy(ABC):
         module: the model whose parameters are trained; what the prompt phase and the evaluation call.
         sharded: whether a rank holds a part only of what is trained, or of its optimizer's state.
         launch: strategy, world size and precision, as checked.
+        frozen: where the frozen blocks lie, and why; None where the strategy has no choice.
         _wrapped: what the model phase calls; it holds `module`, or is it.
         _optimizer: whose parameter groups hold the learning rate.
     """
 
     sharded = False
+    frozen: Frozen | None = None
     module: PromptedViT
     _wrapped: nn.Module
     _optimizer: torch.optim.Optimizer
@@ -113,6 +116,19 @@ class Strategy(ABC):
         """
         with self.autocast():
             return cast(Outputs, self.module(images, prompt))
+
+    @property
+    def parts_trunk(self) -> bool:
+        """Whether passes through the trunk alone, and from its tokens on, cost no more than what they compute."""
+        return True
+
+    @torch.no_grad()
+    def forward_trunk(self, images: Tensor, prompt: Tensor | None, with_clean: bool) -> Tensor:
+        """The tokens [N, T, D] that enter the first trained block, without a graph; `forward_model_phase` goes on from
+        them. Where weights are sharded, every rank must call it equally often.
+        """
+        with self.autocast():
+            return cast(Tensor, self.module(images, prompt, with_clean, only_trunk=True))
 
     @torch.no_grad()
     def forward_evaluation(self, images: Tensor, prompt: Tensor | None) -> Outputs:

@@ -17,6 +17,10 @@ from sptnet.errors import SptnetError
 
 Precision = Literal["no", "bf16", "fp16"]
 DEVICES = Path("/dev")
+# the only buffers are tables of positions, the same on all ranks: DDP would send them with every step. Gradients are
+# views of DDP's buckets: else it holds them twice. No static graph: it would only spare a search for unused parameters,
+# which is off, and its first step waits with every reduction until the backward pass is over
+DDP = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
 StrategyName = Literal["single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3"]
 
 
@@ -242,10 +246,7 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
         cpu=not on_gpu and not zero,
         # precision is the strategies' own affair: accelerate would turn the parameters to bf16 under DeepSpeed
         mixed_precision="no",
-        # the only buffers are tables of positions, the same on all ranks: DDP would send them with every step
-        kwargs_handlers=[group, DistributedDataParallelKwargs(broadcast_buffers=False)]
-        if "LOCAL_RANK" in os.environ or zero
-        else None,
+        kwargs_handlers=[group, DistributedDataParallelKwargs(**DDP)] if "LOCAL_RANK" in os.environ or zero else None,
     )
     _check(launch, accelerator)
     return accelerator, launch

@@ -6,6 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from sptnet.config_sections import FrozenBlocks
 from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.connect import LaunchSettings, StrategyError
@@ -24,12 +25,14 @@ def create_strategy(
     model: PromptedViT,
     optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     images_per_rank: int,
+    frozen_blocks: FrozenBlocks = "auto",
 ) -> Strategy:
     """Spread the model as asked, and check that it was.
 
     Args:
         optimizer_of: makes the optimizer of a model; FSDP2 needs it made after sharding.
         images_per_rank: of the global batch, which DeepSpeed insists on knowing.
+        frozen_blocks: where FSDP2 keeps them.
 
     Raises:
         StrategyError: what was asked for and what one got differ.
@@ -40,7 +43,7 @@ def create_strategy(
         if (got := f"zero{strategy.stage}") != launch.strategy:
             raise StrategyError(f"{launch.strategy} was asked for, DeepSpeed runs {got}")
     elif launch.strategy in ("fsdp2", "hsdp"):
-        strategy = FSDPStrategy(accelerator, launch, model, optimizer_of)
+        strategy = FSDPStrategy(accelerator, launch, model, optimizer_of, frozen_blocks)
     else:
         strategy = PlainStrategy(accelerator, launch, model, optimizer_of)
     if strategy.wrapper != WRAPPERS[launch.strategy]:

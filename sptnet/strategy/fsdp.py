@@ -1,30 +1,41 @@
-"""FSDP2: every block's weights sharded over the ranks, frozen ones too; or, hybrid, over the ranks of one node."""
+"""FSDP2: the weights that are trained sharded over the ranks, frozen blocks too where they are large; or, hybrid, over
+the ranks of one node.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from sptnet.config_sections import FrozenBlocks
 from sptnet.method.model import PromptedViT
-from sptnet.strategy.base import TorchStrategy, make_momentum
+from sptnet.strategy.base import DTYPES, TorchStrategy, make_momentum
 from sptnet.strategy.connect import LaunchSettings
+from sptnet.strategy.frozen import Frozen, frozen_bytes, least_memory, matrices, place_frozen
 
 
 class FSDPStrategy(TorchStrategy):
     """Order of wrapping: activation checkpointing is inside the model's forward already; then `fully_shard` for every
-    block, then for the rest; the optimizer comes last, over the sharded parameters.
+    block that is trained, or whose frozen weights are sharded, then for the rest; the optimizer comes last, over the
+    sharded parameters.
+
+    What is trained is gathered, and its gradients are reduced, in float32. Matrices of frozen blocks are gathered in
+    the dtype of the computation, to which autocast would round them anyway: the numbers are the same, the bytes half.
+    What else is frozen is whole on every rank: it is small, and FSDP2 would pad what has one row to one for every rank.
 
     `fully_shard` is called directly, not by accelerate's `prepare`: on machines without GPUs accelerate turns FSDP into
     DDP without a word.
     """
 
     sharded = True
+    frozen: Frozen
 
     def __init__(
         self,
@@ -32,15 +43,12 @@ class FSDPStrategy(TorchStrategy):
         launch: LaunchSettings,
         model: PromptedViT,
         optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+        frozen_blocks: FrozenBlocks = "auto",
     ):
         super().__init__(accelerator, launch)
-        mesh = _mesh(self.device.type, launch)
         model.to(self.device)
-        last = model.backbone.blocks[-1]
-        for block in model.backbone.blocks:
-            # the last block's backward pass follows its forward pass at once: its weights are gathered once
-            fully_shard(block, mesh=mesh, reshard_after_forward=block is not last)
-        fully_shard(model, mesh=mesh)
+        self.frozen = place_frozen(frozen_blocks, frozen_bytes(model), least_memory(self.device))
+        self._gathered = self._shard(model, _mesh(self.device.type, launch))
         self.module = self._wrapped = model
         self._optimizer = optimizer_of(model)
         # the optimizer sees this rank's shards as plain tensors: fused kernels know no DTensor of SGD, and of AdamW
@@ -50,6 +58,21 @@ class FSDPStrategy(TorchStrategy):
             group["params"] = [self._shards[p].requires_grad_() for p in group["params"]]
         make_momentum(self._optimizer, (self._shards[p] for _, p in super().trained()))
 
+    def _shard(self, model: PromptedViT, mesh: DeviceMesh) -> list[FSDPModule]:
+        """Shard a model in place; the frozen blocks that are gathered for every pass."""
+        blocks, begin = list(model.backbone.blocks), model.train_from_block
+        gathered = [] if self.frozen.whole else blocks[:begin]
+        whole = {p for p in model.parameters() if not p.requires_grad}
+        whole -= set().union(*(matrices(block) for block in gathered))
+        rounded = MixedPrecisionPolicy(DTYPES.get(self.launch.precision), cast_forward_inputs=False)
+        for block in gathered:
+            fully_shard(block, mesh=mesh, mp_policy=rounded, ignored_params=whole)
+        for block in blocks[begin:]:
+            # the last block's backward pass follows its forward pass at once: its weights are gathered once
+            fully_shard(block, mesh=mesh, reshard_after_forward=block is not blocks[-1])
+        fully_shard(model, mesh=mesh, ignored_params=whole)
+        return cast(list[FSDPModule], gathered)
+
     @contextmanager
     def _reducing(self, last: bool) -> Iterator[None]:
         self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -58,7 +81,12 @@ class FSDPStrategy(TorchStrategy):
     def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         for parameter in self._shards:  # the module's own parameters are whole between forward and backward
             parameter.grad = None
+        # the first trained block would gather the one before it ahead, which this phase goes not back through
+        for block in self._gathered:
+            block.set_unshard_in_backward(False)
         super().backward_model(losses)
+        for block in self._gathered:
+            block.set_unshard_in_backward(True)
         for parameter, shard in self._shards.items():
             shard.grad = None if parameter.grad is None else _local(parameter.grad)
 

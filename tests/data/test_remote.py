@@ -31,13 +31,21 @@ CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder; `faults` maps a file name to what goes wrong with its next requests."""
+    """Serves a folder.
+
+    `faults` maps a file name to what goes wrong with its next requests; `served` counts requests of whole files;
+    `parts` lists names and bytes of those of parts, which are sent where `sends_parts`, with `damaged` bytes, and whole
+    files else. Shards are held back until `released`.
+    """
 
     daemon_threads = True
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)
         self.root, self.faults, self.served = root, {}, Counter()
+        self.parts, self.sends_parts, self.damaged = [], False, range(0)
+        self.released = threading.Event()
+        self.released.set()
         self.url = f"http://127.0.0.1:{self.server_port}/digits"
 
     def handle_error(self, request, client_address):
@@ -60,8 +68,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not path.is_file() or self.path != f"/digits/{name}":
             return self.send_error(404)
         fault = None
-        if with_body:
+        if with_body and (part := self.headers.get("Range")):
+            begin, end = (int(number) for number in re.fullmatch(r"bytes=(\d+)-(\d+)", part).groups())
+            self.server.parts.append((name, end + 1 - begin))
+            if self.server.sends_parts:
+                return self.send_part(path.read_bytes(), begin, end + 1)
+        elif with_body:
             self.server.served[name] += 1
+            if name.endswith(".tar"):
+                self.server.released.wait(30)
             faults = self.server.faults.get(name, [])
             fault = faults.pop(0) if faults else None
         if fault == "fail":
@@ -82,6 +97,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return None
         return self.wfile.write(content)
+
+    def send_part(self, content, begin, end):
+        part = bytearray(content[begin:end])
+        for number in self.server.damaged:
+            if number < len(part) and len(part) > 2:
+                part[number] ^= 255
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {begin}-{begin + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(part)
 
 
 @pytest.fixture
@@ -125,6 +151,8 @@ def test_http_gives_the_same_batches_and_each_file_is_fetched_once(server, sound
     fetched = {name: times for name, times in server.served.items() if name != "manifest.json"}
     assert fetched
     assert set(fetched.values()) == {1}
+    # this server sends no parts: each process asked once, of an index
+    assert [size for _, size in server.parts] == [2] * max(workers, 1)
     served = sum(server.served.values())
     assert same(batches(*data_of(server.url, cache)), sound)
     assert sum(server.served.values()) == served + 1  # the manifest

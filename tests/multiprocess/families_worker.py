@@ -39,7 +39,8 @@ def losses_of(family: str, data: str, strategy: str, accelerator, launch) -> dic
         CONFIG,
         [f"data.root={data}", f"data.batch_size={BATCH}", "init=null", "schedule.k=4", "optimizer.name=sgd",
          "optimizer.lr=0.01", "prompts.lr=0.2", "prompts.warmup_steps=5", "model.weights=none",
-         "model.backbone_options={patch_size: 6, embed_dim: 48, depth: 2, num_heads: 3}", *FAMILIES[family]],
+         "model.backbone_options={patch_size: 6, embed_dim: 48, depth: 2, num_heads: 3}",
+         "memory.frozen_blocks=sharded", *FAMILIES[family]],
     )  # fmt: skip
     store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)

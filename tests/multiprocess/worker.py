@@ -43,7 +43,7 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
     accelerator, launch = connect(config.collective_timeout_s)
     learner = assemble(config, accelerator, launch, model, prompt, schedule)
     assert (launch.strategy, launch.world_size, world_size(), accelerator.num_processes) == (strategy, size, size, size)
-    assert_wrapped(learner.strategy, strategy)
+    assert_wrapped(learner.strategy, strategy, config.memory.frozen_blocks)
     assert launch.precision == precision
 
     batches = train_batches(
@@ -79,16 +79,24 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
     exit_process(0)
 
 
-def assert_wrapped(strategy, name) -> None:
+def assert_wrapped(strategy, name, frozen_blocks="sharded") -> None:
     """The class that really runs, and that its weights are spread as its name says."""
-    parameter = strategy.module.backbone.blocks[0].mlp.fc1.weight
+    module = strategy.module
+    first, last = module.backbone.blocks
+    parameter = first.mlp.fc1.weight
     if name in ("single", "ddp"):
         assert type(strategy.module).__name__ == "PromptedViT"
         assert strategy.wrapper == {"single": "PromptedViT", "ddp": "DistributedDataParallel"}[name]
     elif name in ("fsdp2", "hsdp"):
-        assert isinstance(strategy.module, FSDPModule)
-        assert all(isinstance(block, FSDPModule) for block in strategy.module.backbone.blocks)
-        assert isinstance(parameter, DTensor)
+        assert isinstance(module, FSDPModule)
+        assert isinstance(last, FSDPModule)
+        assert isinstance(first, FSDPModule) == (module.train_from_block == 0 or frozen_blocks == "sharded")
+        expected = {n for n, p in module.named_parameters() if p.requires_grad}
+        if frozen_blocks == "sharded":
+            matrices = (n for n, part in first.named_modules() if isinstance(part, torch.nn.Linear))
+            expected |= {f"backbone.blocks.0.{n}.weight" for n in matrices}
+        assert {n for n, p in module.named_parameters() if isinstance(p, DTensor)} == expected
+        parameter = last.mlp.fc1.weight
         assert parameter.device_mesh.ndim == (1 if name == "fsdp2" else 2)
         assert parameter.to_local().numel() < parameter.numel()
     else:
@@ -119,20 +127,24 @@ def assert_nothing_but_finite_steps(learner, batch) -> None:
 
 
 def costs_of_a_step(learner, batch) -> dict:
-    """Collectives and host reads of a step of each phase, both late enough to be like all that follow."""
-    costs = {}
+    """Collectives, host reads and passes of the frozen block of a step of each phase, both late enough to be like all
+    that follow.
+    """
+    costs, passes = {}, []
+    learner.strategy.module.backbone.blocks[0].register_forward_pre_hook(lambda *_: passes.append(1))
     for step in range(FIRST + STEPS, FIRST + STEPS + 12):
         views = (
             normalise(batch.views, learner.strategy.module.statistics)[:1]
             .expand(learner.views_at(step), *batch.views.shape[1:])
             .clone()
         )
+        passes.clear()
         with Counting() as counted:
             taken = learner.step(step, views, batch.targets, None, Said(rank() == 0, rank()))
             readback = Readback(taken.flags)
         flags = Flags(*readback.read())
         assert (flags.stop, flags.replaced) == (1, sum(range(world_size())))
-        costs[taken.phase] = {"collectives": counted.collectives, "reads": counted.reads}
+        costs[taken.phase] = {"collectives": counted.collectives, "reads": counted.reads, "passes": len(passes)}
     return costs
 
 

@@ -19,6 +19,7 @@ from sptnet.strategy.create import WRAPPERS
 CHECKPOINTED = ["memory.gradient_checkpointing=full"]
 MICRO = ["memory.micro_batches=2"]
 LAST = ["model.train_from_block=-1"]
+SHARDED = [*LAST, "memory.frozen_blocks=sharded"]
 WORKER = Path(__file__).parent / "small.py"
 ALONE = [
     ("no", []),
@@ -31,7 +32,8 @@ ALONE = [
 # strategy, processes, ranks that share a copy, precision, overrides
 WORLDS = [
     ("ddp", 2, 2, "no", LAST), ("ddp", 2, 2, "no", CHECKPOINTED), ("ddp", 2, 2, "no", MICRO), ("ddp", 4, 4, "no", []),
-    ("fsdp2", 2, 2, "no", []), ("fsdp2", 2, 2, "bf16", LAST), ("fsdp2", 2, 2, "no", [*CHECKPOINTED, *MICRO]),
+    ("fsdp2", 2, 2, "no", []), ("fsdp2", 2, 2, "bf16", SHARDED), ("fsdp2", 2, 2, "no", [*CHECKPOINTED, *MICRO]),
+    ("fsdp2", 2, 2, "no", [*SHARDED, *MICRO]),
     ("fsdp2", 4, 4, "no", LAST), ("hsdp", 4, 2, "no", []), ("hsdp", 4, 2, "no", CHECKPOINTED),
 ]  # fmt: skip
 ZERO = [
@@ -109,6 +111,14 @@ def test_the_formula_is_near_real_engines(strategy, world, precision, overrides,
     }
     found = real(tmp_path / "told.json", strategy, world, precision, overrides)
     compare(told(plan), found, 0.1)
+
+
+def test_ddp_holds_gradients_once():
+    """In its buckets, not in tensors of their own beside them."""
+    plan = planned("ddp", 8, 8, "no", LAST)
+    model, _, _ = parts(config_of(LAST))
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained <= plan["model"].bytes["gradients"] < 1.1 * trained
 
 
 def allocated(does):

@@ -81,6 +81,20 @@ def test_the_simplest_is_recommended_where_nothing_is_faster(plan):
     assert plan.recommended[0].strategy == "ddp"
 
 
+@pytest.mark.parametrize(("memory", "placed"), [(H100.memory, "whole"), (2**20, "sharded")])
+def test_frozen_blocks_lie_where_the_planned_machine_has_room_for_them(monkeypatch, memory, placed):
+    class Seen(Exception):
+        pass
+
+    def pretended(config, *_, **__):
+        raise Seen(config.memory.frozen_blocks)
+
+    monkeypatch.setattr("sptnet.plan.planning.pretended", pretended)
+    config = load_config("quickstart", [*SMALL, "model.train_from_block=-1"])
+    with pytest.raises(Seen, match=placed):
+        plan_run(config, COUNTS, cluster(memory), ["fsdp2"], largest=False)
+
+
 def test_a_step_waits_for_the_slowest():
     work = Work()
     work.kernels[Kernel(next(iter(H100.matmul)), 10**15, 0)] = 1

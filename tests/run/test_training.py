@@ -98,6 +98,16 @@ def test_other_numbers_are_refused_with_the_list_of_differences(again, capsys):
     assert read_facts(checkpoints(again.parent / "interrupted")[-1]).numbers["optimizer.lr"] == 0.001
 
 
+def test_kernels_are_part_of_a_run_and_an_older_checkpoint_had_the_usual_ones(again, capsys):
+    facts = read_facts(checkpoints(again.parent / "interrupted")[-1])
+    assert not {"matmul_precision", "deterministic"} & facts.numbers.keys()
+    assert main(["train", str(again), "deterministic=true", "matmul_precision=highest"]) == 1
+    told = "deterministic was False, is True; matmul_precision was 'high', is 'highest'. Name in resume.allow"
+    assert told in capsys.readouterr().err
+    assert main(["train", str(again), "deterministic=true", "resume.allow=[deterministic]"]) == 0
+    assert read_facts(checkpoints(again.parent / "interrupted")[-1]).numbers["deterministic"] is True
+
+
 def test_what_it_begins_from_must_be_finished_and_of_the_same_classes(before, again, capsys):
     (before / "simgcd" / "finished").unlink()
     fresh = changed(again, run="fresh")
