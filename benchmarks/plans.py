@@ -7,7 +7,8 @@ from pathlib import Path
 from sptnet.config_file import load_config
 from sptnet.plan.dataset import counts_of
 from sptnet.plan.hardware import PlanError, gpu
-from sptnet.plan.planning import Cluster, plan_run
+from sptnet.plan.planned import Cluster
+from sptnet.plan.planning import plan_run
 from sptnet.plan.seconds import Network
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -8,7 +8,10 @@
     hardware   what GPUs do, with sources
     seconds    from operations to time
     dataset    how many images there are
-    planning   all of it, and one recommendation; `telling` prints it, `calibrate` takes real steps beside it
+    largest    the largest batch
+    planned    what a plan is, and its one recommendation
+    planning   all of it; `telling` prints it, `calibrate` takes real steps beside it
+    ran        what a run was, and measured; `beside` sets its plan beside it
 
 Begin with `trial.py`.
 """

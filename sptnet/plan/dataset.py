@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sptnet.build import build_store
+from sptnet.build import build_store, num_new_classes
 from sptnet.config import Config
 from sptnet.plan.hardware import PlanError
 
+MOST_CLASSES = 10**6  # as model.num_new
 # labelled, unlabelled, test images, old and all classes: SimGCD (ICCV 2023), table 1, in thousands where it rounds;
 # test sets by their publishers
 PUBLISHED = {
@@ -38,15 +39,20 @@ def counts_of(config: Config, images: tuple[int, int, int] | None, classes: tupl
         classes: old and new ones, likewise.
 
     Raises:
-        PlanError: nobody has said it.
+        PlanError, ConfigError: nobody has said it.
         DatasetError: a manifest that is there and damaged.
     """
     if images is not None and classes is not None:
+        if 0 in images[:2] or classes[0] == 0 or sum(classes) > MOST_CLASSES:
+            raise PlanError(
+                "--images and --classes: there are labelled and unlabelled images, one old class or more, and at most "
+                f"{MOST_CLASSES:,} classes"
+            )
         return Counts(*images, classes[0], sum(classes), "as told")
     root = config.data.root
     if "://" in root or Path(root, "manifest.json").exists():
         found = build_store(config).manifest
-        classes_of = found.num_old + (config.model.num_new or found.new_classes() or 0)
+        classes_of = found.num_old + num_new_classes(config, found)
         sizes = (found.samples("labelled"), found.samples("unlabelled"), found.samples("test"))
         size = sum(shard.bytes for shard in {shard.file: shard for shard in found.shards}.values())
         return Counts(*sizes, found.num_old, classes_of, f"{root}/manifest.json", size)

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor, UntypedStorage
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sptnet.plan.work import Work
+
+DEVICE = torch.ops.prim.device.default
 BLOCK = 512  # bytes to which torch's allocator on GPUs rounds
 
 
@@ -42,6 +47,7 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         now: bytes that are held.
         peak: the most that were held since `restart`, and when.
+        work: where operations are noted too; one mode for both, since every mode makes every operation slower.
     """
 
     def __init__(self) -> None:
@@ -50,6 +56,7 @@ class LiveBytes(TorchDispatchMode):
         self._held: list[Held] = []
         self.time = self.now = 0
         self.peak = (0, 0)
+        self.work: Work | None = None
 
     def restart(self) -> None:
         """Look for a new peak from here on."""
@@ -69,15 +76,27 @@ class LiveBytes(TorchDispatchMode):
         found: Held | None = self._of.get(_local(tensor).untyped_storage())
         return found
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard against it takes as long as the count
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if function is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # four of five calls: autograd asks every fake tensor again and again
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # what it does to the tensors inside comes here again
-        out = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage())
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        if self.work is not None:
+            self.work.note(function, args, kwargs, out)
+        if isinstance(out, Tensor):
+            self._add(out.untyped_storage())
+        else:
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, Tensor):
+                    self._add(leaf.untyped_storage())
         return out
 
     def __enter__(self) -> "LiveBytes":

@@ -19,8 +19,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sptnet.build import assemble
 from sptnet.config import Config
@@ -28,18 +31,19 @@ from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
 from sptnet.plan.live import LiveBytes
-from sptnet.plan.trial import Counted, Phase, Trial
+from sptnet.plan.trial import Trial
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.connect import DDP, LaunchSettings
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def pretended(
+@contextmanager
+def pretending(
     config: Config, model: PromptedViT, prompt: Prompt | None, schedule: Schedule, launch: LaunchSettings,
     tokens: bool = False, wrapped: bool = True,
-) -> dict[Phase, Counted]:  # fmt: skip
-    """What a rank of `launch` holds and does in a step of each phase of a run.
+) -> Iterator[Trial]:  # fmt: skip
+    """A trial on a rank of `launch`, while it is entered: what it holds and does in a step of each phase of a run.
 
     Args:
         model, prompt: are left as they are; on the meta device, else their numbers would be copied.
@@ -51,7 +55,7 @@ def pretended(
     with (
         _quiet(),
         _ranks(launch, wrapped) as accelerator,
-        FakeTensorMode(allow_non_fake_inputs=True),
+        _Fakes(allow_non_fake_inputs=True),
         LiveBytes() as live,
     ):
         for module in (shadow, pixels):
@@ -59,10 +63,31 @@ def pretended(
                 _empty(module)
         shape = tuple(shadow.trunk(torch.zeros(1, 3, model.image_size, model.image_size)).shape[1:])
         launch = launch if wrapped else launch._replace(strategy="single")
-        learner = assemble(config, accelerator, launch, shadow, pixels, schedule)
-        _let_reduce(learner.strategy)
+        with _own_chunks():
+            learner = assemble(config, accelerator, launch, shadow, pixels, schedule)
+        of_ddp = _let_reduce(learner.strategy)
         views = shape if tokens else (3, model.image_size, model.image_size)
-        return Trial(learner, views, images, config.evaluate.batch_size, live, before=1).run()
+        yield Trial(learner, views, images, config.evaluate.batch_size, live, before=(2 if of_ddp else 1, 0))
+
+
+class _Fakes(FakeTensorMode):
+    """Fake tensors on a CPU, where no driver of a GPU need be asked with every operation."""
+
+    avoid_device_init = True
+
+
+class Numberless(TorchFunctionMode):
+    """While it is entered, weights take no memory and are not drawn: for a model that is only looked at."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.empty:
+            return function(*args, **kwargs | {"device": "meta"})
+        if getattr(function, "__name__", "") in ("uniform_", "normal_", "erfinv_"):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _empty(module: nn.Module) -> None:
@@ -117,8 +142,11 @@ class _NothingToSend(DistributedDataParallelKwargs):  # type: ignore[misc]
         return {"init_sync": False, **DDP}
 
 
-class _BucketsStay:
-    """DDP's reducer, which would arrange its buckets anew by numbers that are not there; as many bytes either way."""
+class _RealBuckets:
+    """DDP's reducer, which arranges its buckets anew in the second step, by numbers that it reads.
+
+    They must be real for that. The buckets are real too, in memory that nobody touches, and fake where they are used.
+    """
 
     def __init__(self, reducer: Any):
         self._reducer = reducer
@@ -127,11 +155,12 @@ class _BucketsStay:
         return getattr(self._reducer, name)
 
     def _rebuild_buckets(self) -> bool:
-        return False
+        with _disable_current_modes():
+            return bool(self._reducer._rebuild_buckets())
 
 
-def _let_reduce(strategy: Strategy) -> None:
-    """DDP's own reduction waits for a future, which the fake process group does not have."""
+def _let_reduce(strategy: Strategy) -> bool:
+    """DDP's own reduction waits for a future, which the fake process group does not have. Whether it is DDP."""
     wrapped: Any = strategy._wrapped
     if isinstance(wrapped, DistributedDataParallel):
 
@@ -145,7 +174,28 @@ def _let_reduce(strategy: Strategy) -> None:
             return done
 
         wrapped.register_comm_hook(None, reduce)
-        wrapped.reducer = _BucketsStay(wrapped.reducer)  # type: ignore[assignment]
+        wrapped.reducer = _RealBuckets(wrapped.reducer)  # type: ignore[assignment]
+        return True
+    return False
+
+
+@contextmanager
+def _own_chunks() -> Iterator[None]:
+    """Let FSDP2 cut no more of a parameter than the rank's own part, rank 0's: of 512 ranks it cuts all 512."""
+    module: Any = _fsdp_param
+    before = getattr(module, "_chunk_with_empty", None)
+
+    def first(tensor: torch.Tensor, num_chunks: int, dim: int) -> list[torch.Tensor]:
+        return [tensor.narrow(dim, 0, -(-tensor.shape[dim] // num_chunks))]
+
+    if before is None:  # of a torch that does it otherwise
+        yield
+        return
+    module._chunk_with_empty = first
+    try:
+        yield
+    finally:
+        module._chunk_with_empty = before
 
 
 @contextmanager

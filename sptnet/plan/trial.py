@@ -49,7 +49,8 @@ class Trial:
         images: of this rank's slice of the batch.
         evaluated: images of a forward pass of the evaluation.
         live: was there when everything was built.
-        before: steps of a phase before the one that is counted: torch's DDP makes its buckets anew in the second.
+        before: steps of the model and of the prompt phase before the one that is counted: torch's DDP makes its buckets
+            anew in the second.
     """
 
     learner: Learner
@@ -57,31 +58,38 @@ class Trial:
     images: int
     evaluated: int
     live: LiveBytes
-    before: int = 2
+    before: tuple[int, int] = (2, 2)
     _forwards: list[tuple[int, int]] = field(default_factory=list)
 
     def run(self) -> dict[Phase, Counted]:
         """Steps of the model phase, of the prompt phase if there is one, and a forward pass of an evaluation."""
         self._note_forwards()
-        counted: dict[Phase, Counted] = {}
-        for phase in ("model", "prompt"):
-            first = first_step(self.learner.schedule, phase)
-            if first is not None:
-                counted[phase] = self._steps(first)
+        for parameter in () if self.learner.prompt is None else self.learner.prompt.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # what a prompt step leaves is there in model steps too
+        counted = self.steps(self.images, self.before)
         counted["evaluation"] = self._count(self._evaluate, ())
         return counted
 
-    def _steps(self, first: int) -> Counted:
-        current, following = self._batch(first), self._batch(first)
-        for step in range(first, first + self.before):
-            self._step(step, *current)
-        return self._count(partial(self._step, first + self.before, *current), (*current, *following))
+    def steps(self, images: int, before: tuple[int, int] = (0, 0)) -> dict[Phase, Counted]:
+        """Steps of each phase with so many images of this rank's slice; after `run`, of other batches too."""
+        counted: dict[Phase, Counted] = {}
+        phases: tuple[Literal["model", "prompt"], ...] = ("model", "prompt")
+        for phase, many in zip(phases, before, strict=True):
+            first = first_step(self.learner.schedule, phase)
+            if first is None:
+                continue
+            current, following = (self._batch(first, images) for _ in range(2))
+            for step in range(first, first + many):
+                self._step(step, *current)
+            counted[phase] = self._count(partial(self._step, first + many, *current), (*current, *following))
+            del current, following
+        return counted
 
     def seconds(self, phase: str, steps: int) -> float:
         """The median time of steps of a phase; real tensors only."""
         first = first_step(self.learner.schedule, phase)
         assert first is not None
-        batch, took = self._batch(first), []
+        batch, took = self._batch(first, self.images), []
         for step in range(first, first + steps + 1):
             begin = time.perf_counter()
             self._step(step, *batch)
@@ -94,10 +102,9 @@ class Trial:
     def _device(self) -> torch.device:
         return next(self.learner.strategy.module.parameters()).device
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        device = self._device
-        views = torch.zeros(self.learner.views_at(step), self.images, *self.views, device=device)
-        return views, torch.zeros(self.images, dtype=torch.long, device=device)
+    def _batch(self, step: int, images: int) -> tuple[Tensor, Tensor]:
+        views = torch.zeros(self.learner.views_at(step), images, *self.views, device=self._device)
+        return views, torch.zeros(images, dtype=torch.long, device=self._device)
 
     def _step(self, step: int, views: Tensor, targets: Tensor) -> None:
         self.learner.step(step, views, targets, None)
@@ -110,10 +117,11 @@ class Trial:
 
     def _count(self, does: Callable[[], None], batches: tuple[Tensor, ...]) -> Counted:
         self._forwards.clear()
-        before = self.live.time
+        before, work = self.live.time, Work()
         self.live.restart()
-        with Work() as work:
-            does()
+        self.live.work = work
+        does()
+        self.live.work = None
         kinds: dict[Kind, int] = dict.fromkeys(KINDS, 0)
         owners = self._owners(batches)
         for held in self.live.at_peak():

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 ATEN = torch.ops.aten
-# what moves nothing: memory is taken, or an object is made
-FREE = {ATEN.empty, ATEN.new_empty, ATEN.empty_strided, ATEN.empty_like, ATEN.new_empty_strided, ATEN.is_pinned}
+# what moves nothing: memory is taken
+FREE = {ATEN.empty, ATEN.new_empty, ATEN.empty_strided, ATEN.empty_like, ATEN.new_empty_strided}
+# questions, most of them that for a fake tensor's device, and marks of the profiler
+SILENT = ("prim", "profiler")
 SENT = ("allreduce", "allgather", "reduce_scatter", "broadcast", "all_reduce", "all_gather")
 
 
@@ -34,8 +34,8 @@ class Collective(NamedTuple):
     ranks: int
 
 
-class Work(TorchDispatchMode):
-    """While it is entered, counts every operation that is dispatched; of views none.
+class Work:
+    """What was noted of a step; of views nothing.
 
     Attributes:
         kernels: how often each was launched.
@@ -43,7 +43,6 @@ class Work(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self.kernels: Counter[Kernel] = Counter()
         self.collectives: Counter[Collective] = Counter()
 
@@ -51,24 +50,18 @@ class Work(TorchDispatchMode):
     def flops(self) -> int:
         return sum(kernel.flops * count for kernel, count in self.kernels.items())
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented
-        kwargs = kwargs or {}
-        out = function(*args, **kwargs)
+    def note(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Count an operation that was dispatched, and what it gave."""
         space, _, name = str(function).partition(".")
         if space in ("c10d", "_c10d_functional", "c10d_functional"):
             if any(word in name for word in SENT):
                 self.collectives[_collective(name, args, out)] += 1
-        elif not function.is_view and function.overloadpacket not in FREE:
+        elif space not in SILENT and not function.is_view and function.overloadpacket not in FREE:
             ins, outs = _tensors((args, kwargs)), _tensors(out)
             moved = sum(tensor.numel() * tensor.element_size() for tensor in (*ins, *outs))
             floating = [tensor.dtype for tensor in (*ins, *outs) if tensor.is_floating_point()]
             dtype = floating[0] if floating else torch.float32
             self.kernels[Kernel(dtype, _flops(function, args, kwargs, out), moved)] += 1
-        return out
 
 
 def _tensors(tree: Any) -> list[Tensor]:

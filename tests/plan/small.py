@@ -43,6 +43,7 @@ def told(counted):
             "peak": found.peak,
             "bytes": {kind: found.bytes[kind] for kind in KINDS},
             "flops": found.work.flops,
+            "kernels": found.work.kernels.total(),
             "collectives": sorted([*sent, count] for sent, count in found.work.collectives.items()),
         }
         for phase, found in counted.items()

@@ -11,7 +11,7 @@ from launching import ENVIRONMENT, launcher
 from small import config_of, counted_here, parts, told
 
 from sptnet.plan.live import LiveBytes
-from sptnet.plan.pretend import pretended
+from sptnet.plan.pretend import pretending
 from sptnet.plan.zero import with_zero
 from sptnet.strategy.connect import LaunchSettings
 from sptnet.strategy.create import WRAPPERS
@@ -50,7 +50,8 @@ def planned(strategy, world, shard, precision, overrides, wrapped=True):
     model, prompt, schedule = parts(config)
     prompt = None if prompt is None else prompt.to("meta")
     launch = LaunchSettings(strategy, world, precision, shard)
-    return pretended(config, model.to("meta"), prompt, schedule, launch, wrapped=wrapped)
+    with pretending(config, model.to("meta"), prompt, schedule, launch, wrapped=wrapped) as trial:
+        return trial.run()
 
 
 def real(out, strategy, world, precision, overrides):
@@ -69,6 +70,7 @@ def compare(plan, found, share):
             phase, plan[phase]["peak"], found[phase]["peak"], f"{plan[phase]['peak'] / found[phase]['peak'] - 1:+.2%}"
         )
         print("   ", plan[phase]["bytes"], "\n   ", found[phase]["bytes"])
+        print("   ", plan[phase]["collectives"], "\n   ", found[phase]["collectives"])
     for phase in plan:
         assert plan[phase]["peak"] == pytest.approx(found[phase]["peak"], rel=share)
 
@@ -85,6 +87,7 @@ def test_planned_bytes_are_those_of_this_process(precision, overrides, monkeypat
     compare(plan, found, 0.02)
     for phase in plan:
         assert plan[phase]["flops"] == found[phase]["flops"]
+        assert plan[phase]["kernels"] == found[phase]["kernels"]  # a question to a fake tensor is none
 
 
 @pytest.mark.slow
@@ -95,6 +98,7 @@ def test_planned_bytes_are_those_of_a_real_run(strategy, world, shard, precision
     compare(plan, found, 0.02)
     for phase in plan:
         assert plan[phase]["flops"] == found[phase]["flops"]
+        assert [list(call) for call in plan[phase]["collectives"]] == found[phase]["collectives"]
 
 
 @pytest.mark.slow
