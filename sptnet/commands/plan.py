@@ -3,19 +3,29 @@
 For every strategy and both phases: bytes of a GPU by kind, the largest batch, collectives, seconds of a step and what
 bounds it, hours, energy, bytes on disk, and one recommendation. Planned, not measured: docs/plan.md says how, and how
 far it may be off. Nothing is trained and nothing written.
+
+With a run's folder in the place of the configuration: what the run measured beside what is planned for it, as it was.
 """
 
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sptnet.arguments import ArgumentsError, positive
+
+if TYPE_CHECKING:
+    from sptnet.config import Config
+    from sptnet.plan.dataset import Counts
+    from sptnet.plan.seconds import Network
 
 _few = partial(positive, most=10**6 - 1)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, help="a YAML file, or the name of one that comes with sptnet")
+    command.add_argument(
+        "config", type=Path, help="a YAML file, the name of one that comes with sptnet, or a run's folder"
+    )
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. data.batch_size=1024")
     command.add_argument("--nodes", type=_few, default=1, metavar="N", help="(default: %(default)s)")
     command.add_argument("--gpus", type=_few, default=8, metavar="G", help="of a node (default: %(default)s)")
@@ -41,28 +51,24 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sptnet.config_file import load_config
-    from sptnet.plan.dataset import counts_of
     from sptnet.plan.hardware import BETWEEN_NODES, gpu
-    from sptnet.plan.planning import STRATEGIES, Cluster, plan_run
+    from sptnet.plan.planned import Cluster
+    from sptnet.plan.planning import plan_run, possible_on
     from sptnet.plan.seconds import Network
     from sptnet.plan.telling import as_facts, one_line, tell
 
-    config = load_config(arguments.config, arguments.overrides)
-    images, classes = (_numbers(arguments, name, count) for name, count in (("images", 3), ("classes", 2)))
-    if (images is None) != (classes is None):
-        raise ArgumentsError("--images and --classes go together")
-    counts = counts_of(config, images, classes)  # type: ignore[arg-type]
-    names = STRATEGIES if arguments.strategy == "all" else (arguments.strategy,)
-    if unknown := set(names) - set(STRATEGIES):
-        raise ArgumentsError(f"--strategy {unknown.pop()}: use all, {', '.join(STRATEGIES)}")
     between = BETWEEN_NODES if arguments.network is None else arguments.network * 1e9
-    if between <= 0 or (arguments.price or 0) < 0:
-        raise ArgumentsError("--network is more than 0 GB/s, and --price is not negative")
+    if not 0 < between < float("inf") or not 0 <= (arguments.price or 0) < float("inf"):
+        raise ArgumentsError("--network is more than 0 GB/s, --price is not negative, and both are numbers")
+    network = Network(arguments.gpus, between)
+    if arguments.config.is_dir():
+        return _beside(arguments, network)
+    config = load_config(arguments.config, arguments.overrides)
+    counts = _counts(config, arguments)
     if arguments.calibrate is not None:
         return _calibrate(config, counts, arguments.calibrate)
-    cluster = Cluster(
-        arguments.nodes, arguments.gpus, gpu(arguments.gpu), arguments.precision, Network(arguments.gpus, between)
-    )
+    cluster = Cluster(arguments.nodes, arguments.gpus, gpu(arguments.gpu), arguments.precision, network)
+    names = possible_on(cluster, arguments.strategy)
     plan = plan_run(config, counts, cluster, names, largest=not arguments.line)
     if arguments.json:
         print(json.dumps(as_facts(plan, arguments.price), indent=1))
@@ -73,13 +79,51 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if plan.recommended[0] is not None else 1
 
 
-def _calibrate(config: object, counts: object, images: int) -> int:
+def _beside(arguments: argparse.Namespace, network: "Network") -> int:
+    """Print what a run measured beside what is planned for it."""
+    import json
+    import sys
+
+    import torch
+    from rich.console import Console
+
+    from sptnet.plan.beside import compare, facts, tell_beside, verdict
+    from sptnet.plan.hardware import gpu, this_machine
+    from sptnet.plan.planned import Cluster
+    from sptnet.plan.planning import plan_run
+    from sptnet.plan.ran import read_run
+
+    ran = read_run(arguments.config, arguments.overrides)
+    counts = _counts(ran.config, arguments)
+    machine = this_machine(torch.device("cpu"), ran.precision) if ran.on_cpu else gpu(arguments.gpu)
+    cluster = Cluster(ran.nodes, ran.gpus, machine, ran.precision, network._replace(gpus=ran.gpus))
+    plan = plan_run(ran.config, counts, cluster, [ran.strategy], largest=False)
+    if arguments.json:
+        rows = compare(plan, ran)
+        print(json.dumps({"rows": facts(rows), "verdict": verdict(rows)}, indent=1))
+    elif arguments.line:
+        print(verdict(compare(plan, ran)))
+    else:
+        tell_beside(plan, ran, Console(width=None if sys.stdout.isatty() else 180))
+    return 0
+
+
+def _counts(config: "Config", arguments: argparse.Namespace) -> "Counts":
+    from sptnet.plan.dataset import counts_of
+
+    images, classes = (_numbers(arguments, name, count) for name, count in (("images", 3), ("classes", 2)))
+    if (images is None) != (classes is None):
+        raise ArgumentsError("--images and --classes go together")
+    return counts_of(config, images, classes)  # type: ignore[arg-type]
+
+
+def _calibrate(config: "Config", counts: "Counts", images: int) -> int:
     from rich.console import Console
     from rich.table import Table
 
     from sptnet.plan.calibrate import calibrate
 
-    machine, taken = calibrate(config, counts, images)  # type: ignore[arg-type]
+    machine, taken = calibrate(config, counts, images)
     table = Table(title=f"Steps on this machine ({machine.name}), s", title_justify="left")
     for column in ("phase", "images", "measured", "planned", "planned, calibrated", "off"):
         table.add_column(column, justify="right")

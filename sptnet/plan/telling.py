@@ -1,19 +1,14 @@
-"""A plan as tables, as JSON, as one line, and beside what a run told of itself."""
+"""A plan as tables, as JSON, as one line."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from sptnet.plan.hardware import SPARE
-from sptnet.plan.planning import Line, Plan
+from sptnet.plan.planned import Line, Plan
 from sptnet.plan.trial import KINDS
-from sptnet.run.folder import STEPS
-from sptnet.run.provenance import read_starts
-from sptnet.run.records import lines_of
 
 PLANNED = "planned, not measured"
 
@@ -35,7 +30,6 @@ def as_facts(plan: Plan, price: float | None) -> dict[str, Any]:
         "strategies": {line.strategy: _line_facts(plan, line, price) for line in plan.lines},
         "recommended": None if best is None else best.strategy,
         "reason": why,
-        "told_by_the_run": told_by_run(plan),
     }  # fmt: skip
 
 
@@ -143,36 +137,5 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"rates: {'; '.join(cluster.machine.sources)}"
     if cluster.usable:
         yield f"{SPARE:.0%} of a GPU's memory is left to CUDA, NCCL and what is between blocks: assumed, not measured"
-    yield from told_by_run(plan).values()
     best, why = plan.recommended
     yield why if best is None else f"recommended: {best.strategy}, since {why}"
-
-
-def told_by_run(plan: Plan) -> dict[str, str]:
-    """What the run told of itself while it trained, beside what is planned for its strategy, where there is one."""
-    folder = Path(plan.config.run)
-    starts, records = read_starts(folder), _records(folder / STEPS)
-    if not starts or not records or not isinstance(settings := starts[-1].get("strategy"), dict):
-        return {}
-    strategy, ranks = settings.get("strategy"), settings.get("world_size")
-    line = next((line for line in plan.lines if line.strategy == strategy), None)
-    told = {"run": f"the run was last started under {strategy} on {ranks} processes"}
-    if line is None or ranks != plan.cluster.ranks:
-        return told | {"beside": "that is not planned here: ask for the same strategy and processes to compare"}
-    for phase in plan.steps:
-        mine = [record for record in records if record.get("phase") == phase]
-        speeds = [record["images_per_s"] for record in mine if record.get("images_per_s")]
-        if speeds:
-            took = plan.config.data.batch_size / median(speeds)
-            planned = line.seconds[phase].total
-            told[phase] = f"{phase} step: told {1e3 * took:.1f} ms, planned {1e3 * planned:.1f}"
-    memory = max((float(record.get("peak_memory_mb", 0)) for record in records), default=0.0)
-    return told | {"memory": f"memory: told {memory / 1e3:.2f} GB, planned {line.peak / 1e9:.2f} GB of tensors"}
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl tells of steps; what is damaged, or not there, is left out."""
-    try:
-        return [record for _, record in lines_of(path) if record is not None]
-    except OSError:
-        return []

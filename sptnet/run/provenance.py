@@ -11,7 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
+from accelerate.state import PartialState
 
 from sptnet.config import Config
 from sptnet.data.manifest import KINDS, Manifest
@@ -46,6 +48,7 @@ def record_start(folder: Path, step: int, launch: LaunchSettings) -> None:
         "git": git_revision(),
         "strategy": launch._asdict(),
         "nodes": {host: hosts.count(host) for host in dict.fromkeys(hosts)},
+        "device": _device(),
         **slurm,
         "python": sys.version.split()[0],
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -53,6 +56,12 @@ def record_start(folder: Path, step: int, launch: LaunchSettings) -> None:
     }
     with writing(folder / STARTS), open(folder / STARTS, "a") as starts:
         starts.write(json.dumps(facts) + "\n")
+
+
+def _device() -> str:
+    """The name of the GPU that accelerate computes on, or cpu."""
+    device = PartialState._shared_state.get("device", torch.device("cpu"))
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
 def read_starts(folder: Path) -> list[dict[str, Any]]:

@@ -54,13 +54,20 @@ def read_json(path: Path, kind: type[T]) -> T:
 def parse_json(encoded: bytes | str, kind: type[T]) -> T:
     """As `read_json`, of its content."""
     try:
-        return TypeAdapter(kind).validate_python(json.loads(encoded))
+        raw = json.loads(encoded)
+    except (ValueError, RecursionError, TypeError) as error:  # not JSON, not UTF-8, nested too deeply
+        raise DamagedError(f"it is not JSON: {' '.join(str(error).split())[:200]}") from None
+    return typed(raw, kind)
+
+
+def typed(raw: Any, kind: type[T]) -> T:
+    """What JSON said, checked against a type. Raises DamagedError."""
+    try:
+        return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DamagedError(f"{where}: {first['msg']}" if where else first["msg"]) from None
-    except (ValueError, RecursionError, TypeError) as error:  # not JSON, not UTF-8, nested too deeply
-        raise DamagedError(f"it is not JSON: {' '.join(str(error).split())[:200]}") from None
 
 
 def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
