@@ -6,7 +6,7 @@ images. Where a straight line between what was counted says the limit, the next 
 
 from collections.abc import Mapping
 
-from sptnet.config import MANY
+from sptnet.config_sections import MANY
 from sptnet.plan.planned import Cluster, Trials
 from sptnet.plan.trial import Phase, Trial
 from sptnet.strategy.connect import StrategyName

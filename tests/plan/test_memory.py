@@ -34,13 +34,14 @@ WORLDS = [
     ("ddp", 2, 2, "no", LAST), ("ddp", 2, 2, "no", CHECKPOINTED), ("ddp", 2, 2, "no", MICRO), ("ddp", 4, 4, "no", []),
     ("fsdp2", 2, 2, "no", []), ("fsdp2", 2, 2, "bf16", SHARDED), ("fsdp2", 2, 2, "no", [*CHECKPOINTED, *MICRO]),
     ("fsdp2", 2, 2, "no", [*SHARDED, *MICRO]),
-    ("fsdp2", 4, 4, "no", LAST), ("hsdp", 4, 2, "no", []), ("hsdp", 4, 2, "no", CHECKPOINTED),
+    ("fsdp2", 4, 4, "no", LAST), ("ddp", 1, 1, "no", []), ("fsdp2", 1, 1, "no", MICRO), ("hsdp", 4, 2, "no", []),
+    ("hsdp", 4, 2, "no", CHECKPOINTED),
 ]  # fmt: skip
 ZERO = [
     (f"zero{stage}", ranks, precision, overrides)
     for stage, ranks, precision, overrides in (
         (1, 2, "no", []), (2, 2, "no", LAST), (2, 2, "no", CHECKPOINTED), (2, 4, "no", []), (3, 2, "no", []),
-        (3, 2, "no", MICRO),
+        (3, 2, "no", MICRO), (1, 2, "no", CHECKPOINTED), (3, 2, "no", CHECKPOINTED),
     )
 ]  # fmt: skip
 
