@@ -9,6 +9,7 @@
     seconds    from operations to time
     dataset    how many images there are
     largest    the largest batch
+    way_out    what lets a run in that does not fit
     planned    what a plan is, and its one recommendation
     planning   all of it; `telling` prints it, `calibrate` takes real steps beside it
     ran        what a run was, and measured; `beside` sets its plan beside it

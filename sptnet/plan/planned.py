@@ -75,7 +75,11 @@ class Stored:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        way_out: one line, where the run fits under no strategy.
+    """
 
     config: Config
     counts: Counts
@@ -86,13 +90,14 @@ class Plan:
     evaluations: int
     lines: Sequence[Line]
     stored: Stored
+    way_out: str = ""
 
     @property
     def recommended(self) -> tuple[Line | None, str]:
         """The line to take, and why; None where nothing fits, with the way out."""
         fitting = [line for line in self.lines if line.fits]
         if not fitting:
-            return None, self.way_out()
+            return None, self.way_out
         best = fitting[0]  # the simplest first
         for line in fitting[1:]:
             if line.hours < SIMPLER * best.hours:
@@ -102,23 +107,6 @@ class Plan:
         if best is fitting[0]:
             return best, "it fits, and nothing more complicated is planned to be 5% faster"
         return best, f"planned {best.hours:.2f} h, {fitting[0].strategy} {fitting[0].hours:.2f} h"
-
-    def way_out(self) -> str:
-        """One line for a run that fits nowhere."""
-        room, least = self.cluster.usable, min(self.lines, key=lambda line: line.peak)
-        told = (
-            f"does not fit: {least.strategy} takes least, {least.peak / 1e9:.1f} GB of the {room / 1e9:.1f} GB that "
-            f"tensors may have of a {self.cluster.machine.name}"
-        )
-        batch, most = self.config.data.batch_size, max(line.largest_checkpointed or 0 for line in self.lines)
-        if most >= batch:
-            return f"{told}; memory.gradient_checkpointing=full lets batches up to {most} in"
-        if most:
-            factor = -(-batch // most)
-            return (
-                f"{told}; try memory.gradient_checkpointing=full memory.micro_batches={factor}, or {factor} x the GPUs"
-            )
-        return f"{told}; no batch does: take a smaller model.backbone or model.image_size"
 
 
 def steps_of(schedule: Schedule) -> dict[Phase, int]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sptnet.build import build_schedule, build_untrained
 from sptnet.config import Config
@@ -18,6 +18,7 @@ from sptnet.plan.planned import Cluster, Line, Plan, Stored, Trials, steps_of
 from sptnet.plan.pretend import Numberless, pretending
 from sptnet.plan.seconds import Seconds, seconds_of
 from sptnet.plan.trial import Phase, Trial
+from sptnet.plan.way_out import size, way_out
 from sptnet.plan.zero import with_zero
 from sptnet.run.provenance import Size, size_of
 from sptnet.strategy.connect import LaunchSettings, StrategyName
@@ -35,8 +36,7 @@ def plan_run(
     """Plan a run.
 
     Args:
-        largest: find the largest batch too, which takes a few more trials; done all the same where a strategy does
-            not fit.
+        largest: find the largest batch too, which takes a few more trials.
 
     Raises:
         PlanError: strategies, ranks and batch that do not go together; an unknown rate.
@@ -88,6 +88,11 @@ def possible_on(cluster: Cluster, asked: str) -> Sequence[StrategyName]:
     )
 
 
+def _has_trial(name: StrategyName) -> bool:
+    """Whether a strategy's own code is run; of the others a rank that shares nothing but the loss says all."""
+    return name != "single" and not name.startswith("zero")
+
+
 @dataclass
 class Planner:
     """What the parts of a plan are made from; model and prompt are on the meta device."""
@@ -104,27 +109,44 @@ class Planner:
         self.cached = stored_type(self.config, self.model) is not None and self.config.trunk_cache != "off"
 
     def plan(self, names: Sequence[StrategyName], largest: bool) -> Plan:
-        """The plan, with the largest batches where they are asked for, or something does not fit."""
+        """The plan, with the largest batches where they are asked for."""
         trials: dict[StrategyName, Trials] = {}
         for name in names:
-            if name != "single" and not name.startswith("zero"):
-                with self.trial(name) as trial:
-                    trials[name] = trial.run()
+            if _has_trial(name):
+                trials[name] = self._counted(name)
         alone, found = None, None
-        if largest or len(trials) < len(names) or not all(map(self.fits, trials.values())):
+        if largest or len(trials) < len(names):
             with self.trial("single") as trial:
                 alone = trial.run()
                 trials |= {name: self._without_trial(name, alone) for name in names if name not in trials}
-                if self.cluster.usable and (largest or not all(map(self.fits, trials.values()))):
+                if self.cluster.usable and largest:
                     found = curves(trial, alone, trials, self.cluster)
         steps, evaluations = steps_of(self.schedule), -(-self.schedule.epochs // self.config.evaluate.every)
         lines = [
             self._line(name, trials[name], self._largest(trials[name], alone, found), steps, evaluations)
             for name in names
         ]
+        out = "" if any(line.fits for line in lines) else self._way_out(min(lines, key=lambda line: line.peak))
         return Plan(
-            self.config, self.counts, self.cluster, self.schedule, self.size, steps, evaluations, lines, self._stored()
+            self.config, self.counts, self.cluster, self.schedule, self.size, steps, evaluations, lines,
+            self._stored(), out,
         )  # fmt: skip
+
+    def _way_out(self, least: Line) -> str:
+        """One line for a run that fits nowhere."""
+        cluster, name = self.cluster, least.strategy
+
+        def trial_of(config: Config) -> Trials:
+            return replace(self, config=config)._counted(name)
+
+        return (
+            f"does not fit: {name} takes least, {size(least.peak)} of the {size(cluster.usable)} that tensors may have "
+            f"of a {cluster.machine.name}; "
+        ) + way_out(self.config, cluster, least.counted, trial_of)
+
+    def _counted(self, name: StrategyName) -> Trials:
+        with self.trial(name if _has_trial(name) else "single") as trial:
+            return trial.run() if _has_trial(name) else self._without_trial(name, trial.run())
 
     @contextmanager
     def trial(self, name: StrategyName) -> Iterator[Trial]:
