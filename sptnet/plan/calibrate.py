@@ -1,6 +1,8 @@
 """A few real steps on this machine, beside what is planned for it: how far the plan is off."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import NamedTuple
 
 from sptnet.build import assemble, build_schedule, build_untrained
@@ -12,8 +14,8 @@ from sptnet.plan.seconds import Network, seconds_of
 from sptnet.plan.trial import Trial
 from sptnet.strategy.connect import connect
 
-STEPS = 5
-SHARES = (1, 2, 4)  # a rank's images in units of the smallest batch: the first two calibrate, the third checks
+ROUNDS = 5
+SHARES = (1, 4, 2)  # a rank's images in units of the smallest batch: the first two calibrate, the third checks
 
 
 class Taken(NamedTuple):
@@ -27,29 +29,37 @@ class Taken(NamedTuple):
 
 
 def calibrate(config: Config, counts: Counts, images: int) -> tuple[Machine, Sequence[Taken]]:
-    """Take steps of `images`, twice and four times as many, alone and without loading.
+    """Take steps of `images`, four times and twice as many, alone and without loading.
 
-    A line through what the first two took and were planned to take corrects the plan of the third.
+    In turn, and the median of each: a machine that is busy for a while is so for all of them. A line through what the
+    first two took and were planned to take corrects the plan of the third.
     """
     data = config.data.model_copy(update={"batch_size": images})
     config = config.model_copy(update={"data": data})
     accelerator, launch = connect(config.collective_timeout_s, config.device)
     machine = this_machine(accelerator.device, launch.precision)
-    found: dict[str, list[tuple[int, float, float]]] = {}
-    for share in SHARES:
-        model, prompt = build_untrained(config, counts.old, counts.classes - counts.old)
-        schedule = build_schedule(config, 10**6)
-        size = model.image_size
-        with LiveBytes() as live:
-            learner = assemble(config, accelerator, launch, model, prompt, schedule)
-            trial = Trial(learner, (3, size, size), share * images, 1, live)
-            counted = trial.run()
-        for phase in (phase for phase in counted if phase != "evaluation"):
-            work = counted[phase].work
+    model, prompt = build_untrained(config, counts.old, counts.classes - counts.old)
+    size = model.image_size
+    with LiveBytes() as live:
+        learner = assemble(config, accelerator, launch, model, prompt, build_schedule(config, 10**6))
+        trial = Trial(learner, (3, size, size), images, 1, live)
+        trial.run()
+        counted = {share: trial.steps(share * images) for share in SHARES}
+    took: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for _ in range(ROUNDS):
+        for share in SHARES:
+            for phase in counted[share]:
+                took[phase, share].append(trial.seconds(phase, share * images))
+    taken: list[Taken] = []
+    for phase in counted[1]:
+        points = []
+        for share in SHARES:
+            work = counted[share][phase].work
             assert work is not None
             planned = seconds_of(work, machine, Network(1), 0, 1).total
-            found.setdefault(phase, []).append((share * images, trial.seconds(phase, STEPS), planned))
-    return machine, [step for phase, points in found.items() for step in _by_line(phase, points)]
+            points.append((share * images, median(took[phase, share]), planned))
+        taken += _by_line(phase, points)
+    return machine, taken
 
 
 def _by_line(phase: str, points: Sequence[tuple[int, float, float]]) -> Iterator[Taken]:

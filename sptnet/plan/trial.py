@@ -85,18 +85,17 @@ class Trial:
             del current, following
         return counted
 
-    def seconds(self, phase: str, steps: int) -> float:
-        """The median time of steps of a phase; real tensors only."""
+    def seconds(self, phase: str, images: int) -> float:
+        """How long a step of a phase takes behind another one; real tensors only."""
         first = first_step(self.learner.schedule, phase)
         assert first is not None
-        batch, took = self._batch(first, self.images), []
-        for step in range(first, first + steps + 1):
-            begin = time.perf_counter()
-            self._step(step, *batch)
-            if self.learner.strategy.device.type == "cuda":
-                torch.cuda.synchronize()
-            took.append(time.perf_counter() - begin)
-        return sorted(took[1:])[(len(took) - 1) // 2]
+        batch = self._batch(first, images)
+        self._step(first, *batch)
+        begin = time.perf_counter()
+        self._step(first + 1, *batch)
+        if self.learner.strategy.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
 
     @property
     def _device(self) -> torch.device:
