@@ -19,7 +19,7 @@ from sptnet.plan.pretend import Numberless, pretending
 from sptnet.plan.seconds import Seconds, seconds_of
 from sptnet.plan.trial import Phase, Trial
 from sptnet.plan.way_out import size, way_out
-from sptnet.plan.zero import with_zero
+from sptnet.plan.zero import FLOAT, with_zero
 from sptnet.run.provenance import Size, size_of
 from sptnet.strategy.connect import LaunchSettings, StrategyName
 from sptnet.strategy.frozen import frozen_bytes, place_frozen
@@ -27,7 +27,6 @@ from sptnet.trunk_cache import stored_type
 
 STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3")
 MOST_RANKS = 16_384
-FLOAT = 4  # bytes of what is trained, in every precision
 
 
 def plan_run(
@@ -171,10 +170,9 @@ class Planner:
         """A strategy by what a rank has that shares nothing but the loss."""
         if name == "single":
             return alone
-        stage, trained, frozen = int(name[-1]), FLOAT * self.size.trained, FLOAT * self.size.frozen
         states = 1 if self.config.optimizer.name == "sgd" else 2
         return {
-            phase: with_zero(counted, phase, stage, self.cluster.ranks, trained, frozen, states)
+            phase: with_zero(counted, phase, int(name[-1]), self.cluster.ranks, self.model, states)
             for phase, counted in alone.items()
         }
 

@@ -31,7 +31,7 @@ from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
 from sptnet.plan.live import LiveBytes
-from sptnet.plan.trial import Trial
+from sptnet.plan.trial import Counted, Phase, Trial
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.connect import DDP, LaunchSettings
 
@@ -68,6 +68,12 @@ def pretending(
         of_ddp = _let_reduce(learner.strategy)
         views = shape if tokens else (3, model.image_size, model.image_size)
         yield Trial(learner, views, images, config.evaluate.batch_size, live, before=(2 if of_ddp else 1, 0))
+
+
+def pretended(*arguments: Any, **options: Any) -> dict[Phase, Counted]:
+    """What a trial counts; arguments as of `pretending`."""
+    with pretending(*arguments, **options) as trial:
+        return trial.run()
 
 
 class _Fakes(FakeTensorMode):

@@ -29,7 +29,8 @@ def way_out(config: Config, cluster: Cluster, counted: Trials, trial_of: Callabl
 
 def _ways(config: Config, cluster: Cluster, counted: Trials) -> Iterator[tuple[str, ...]]:
     """Settings to be tried, what costs least time first."""
-    room, always = cluster.usable, ()
+    room = cluster.usable
+    always: tuple[str, ...] = ()
     if counted["evaluation"].peak > room:
         if (images := _evaluated(config, counted, room)) == 0:
             return

@@ -12,21 +12,30 @@ Of T trained and F frozen bytes on R ranks:
                                              nothing on one rank, whose shards are whole
 """
 
+from collections import Counter
+
+from torch import nn
+
 from sptnet.plan.trial import Counted, Kind
 from sptnet.plan.work import Collective, Work
+from sptnet.strategy.base import parameter_groups
+
+FLOAT = 4  # bytes of what is trained, in every precision
 
 
 def with_zero(
-    counted: Counted, phase: str, stage: int, ranks: int, trained: int, frozen: int, states: int
+    counted: Counted, phase: str, stage: int, ranks: int, model: nn.Module, states: int
 ) -> Counted:  # fmt: skip
     """A step under ZeRO, by what it is on a rank that has everything.
 
     Args:
         counted: of a rank that is not wrapped.
-        trained, frozen: bytes.
+        model: whole.
         states: tensors that the optimizer keeps of each parameter: 1 SGD's momentum, 2 AdamW's.
     """
-    shard = trained // ranks
+    sizes = {p: FLOAT * p.numel() for p in model.parameters()}
+    trained = sum(size for p, size in sizes.items() if p.requires_grad)
+    frozen, shard = sum(sizes.values()) - trained, trained // ranks
     kinds: dict[Kind, int] = dict(counted.bytes)
     prompts = kinds["weights"] - trained - frozen
     kinds["optimizer"] += (1 + states) * shard - states * trained
@@ -42,11 +51,25 @@ def with_zero(
     assert counted.work is not None
     work.kernels.update(counted.work.kernels)
     work.collectives.update(counted.work.collectives)
-    if stage == 3:
-        work.collectives[Collective("allgather", trained + frozen, ranks)] += 1
     if phase == "model":
-        reduced = "allreduce" if stage < 3 else "reducescatter"  # stage 2 drops what is not its own afterwards
-        work.collectives[Collective(reduced, trained, ranks)] += 1
-        if stage < 3:
-            work.collectives[Collective("allgather", trained, ranks)] += 1
+        work.collectives += _sent_by_model_step(stage, ranks, model, sizes, trained)
     return Counted(kinds, work)
+
+
+def _sent_by_model_step(
+    stage: int, ranks: int, model: nn.Module, sizes: dict[nn.Parameter, int], trained: int
+) -> Counter[Collective]:  # fmt: skip
+    """Beside what the objective sends. Other phases find weights as the model step before left them, gathered."""
+    sent: Counter[Collective] = Counter()
+    sent[Collective("allreduce", FLOAT, ranks)] += 1  # whether the step is left out
+    if stage == 3:
+        for size in sizes.values():
+            sent[Collective("allgather", size, ranks)] += 1
+        sent[Collective("allreduce", 8, ranks)] += 2  # DeepSpeed's norm of the gradients
+        sent[Collective("reducescatter", trained, ranks)] += 1
+        return sent
+    sent[Collective("allreduce", trained, ranks)] += 1  # stage 2 drops what is not its own afterwards
+    for group in parameter_groups(model, 0.0):
+        if group["params"]:
+            sent[Collective("allgather", sum(sizes[p] for p in group["params"]), ranks)] += 1
+    return sent

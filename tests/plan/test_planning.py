@@ -108,10 +108,10 @@ def test_frozen_blocks_lie_where_the_planned_machine_has_room_for_them(monkeypat
     class Seen(Exception):
         pass
 
-    def pretended(config, *_, **__):
+    def pretending(config, *_, **__):
         raise Seen(config.memory.frozen_blocks)
 
-    monkeypatch.setattr("sptnet.plan.planning.pretended", pretended)
+    monkeypatch.setattr("sptnet.plan.planning.pretending", pretending)
     config = load_config("quickstart", [*SMALL, "model.train_from_block=-1"])
     with pytest.raises(Seen, match=placed):
         plan_run(config, COUNTS, cluster(memory), ["fsdp2"], largest=False)
