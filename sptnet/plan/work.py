@@ -15,7 +15,7 @@ ATEN = torch.ops.aten
 FREE = {ATEN.empty, ATEN.new_empty, ATEN.empty_strided, ATEN.empty_like, ATEN.new_empty_strided}
 # questions, most of them that for a fake tensor's device, and marks of the profiler
 SILENT = ("prim", "profiler")
-SENT = ("allreduce", "allgather", "reduce_scatter", "broadcast", "all_reduce", "all_gather")
+SENT = ("allreduce", "allgather", "reduce_scatter", "broadcast", "all_reduce", "all_gather", "alltoall")
 
 
 class Kernel(NamedTuple):

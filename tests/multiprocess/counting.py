@@ -5,6 +5,8 @@ from collections import Counter
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sptnet.plan.work import Work
+
 ASKING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "aten.equal", "unique", "lift_fresh")
 
 
@@ -17,15 +19,22 @@ class Counting(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.collectives, self.reads = Counter(), Counter()
+        self.work, self.reads = Work(), Counter()
+
+    @property
+    def collectives(self):
+        names = Counter()
+        for call, count in self.work.collectives.items():
+            names[call.name] += count
+        return names
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
-        if "c10d" in name and "wait" not in name:
-            self.collectives[name.split(".")[1].strip("_")] += 1
         if any(word in name for word in ASKING) or self._by_booleans(name, args):
             self.reads[name] += 1
-        return function(*args, **(kwargs or {}))
+        out = function(*args, **(kwargs or {}))
+        self.work.note(function, args, kwargs or {}, out)
+        return out
 
     @staticmethod
     def _by_booleans(name, args):

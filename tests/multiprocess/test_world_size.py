@@ -137,17 +137,17 @@ def test_lost_and_doubled_samples_are_caught(told, world):
 
 
 # what the objective needs of a step, the same for any number of processes
-OURS = {"allgather_base": 1, "reduce_scatter_base": 1, "allreduce": 1}
+OURS = {"allgather": 1, "reducescatter": 1, "allreduce": 1}
 # and what the strategy adds: buckets of gradients, and weights where they are sharded
 ADDED = {
     "ddp": {"prompt": {}, "model": {}},  # the one all-reduce is DDP's bucket: a fault is seen by all ranks
-    "zero1": {"prompt": {}, "model": {"allreduce": 1, "allgather_base": 2}},
-    "zero2": {"prompt": {}, "model": {"allreduce": 1, "allgather_base": 2}},
+    "zero1": {"prompt": {}, "model": {"allreduce": 1, "allgather": 2}},
+    "zero2": {"prompt": {}, "model": {"allreduce": 1, "allgather": 2}},
     # trained blocks and the head, the last block and the head once for both passes; what is frozen is whole ...
-    "fsdp2": {"prompt": {"allgather_base": 4}, "model": {"allgather_base": 4, "reduce_scatter_base": 3}},
-    "fsdp2, frozen": {"prompt": {"allgather_base": 2}, "model": {"allgather_base": 2, "reduce_scatter_base": 2}},
+    "fsdp2": {"prompt": {"allgather": 4}, "model": {"allgather": 4, "reducescatter": 3}},
+    "fsdp2, frozen": {"prompt": {"allgather": 2}, "model": {"allgather": 2, "reducescatter": 2}},
     # ... or gathered for the forward pass, and by the prompt phase for the backward pass
-    "fsdp2, sharded": {"prompt": {"allgather_base": 4}, "model": {"allgather_base": 3, "reduce_scatter_base": 2}},
+    "fsdp2, sharded": {"prompt": {"allgather": 4}, "model": {"allgather": 3, "reducescatter": 2}},
 }
 
 
