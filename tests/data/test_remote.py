@@ -39,6 +39,7 @@ class Server(http.server.ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 256  # two workers ask for 48 parts each at once; of what finds no place some wait for seconds
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -77,7 +77,7 @@ def test_the_largest_batch_fits_and_a_tenth_more_does_not(plan):
 @pytest.mark.parametrize(
     ("mb", "way"),
     [
-        (23, "it fits with memory.gradient_checkpointing=full: planned"),
+        (21.3, "it fits with memory.gradient_checkpointing=full: planned"),
         pytest.param(
             17,
             "evaluate.batch_size=128 memory.gradient_checkpointing=full memory.micro_batches=2:",
@@ -87,7 +87,7 @@ def test_the_largest_batch_fits_and_a_tenth_more_does_not(plan):
     ],
 )
 def test_what_does_not_fit_is_one_line_with_a_way_out_that_fits(plan, mb, way):
-    room = cluster(memory=mb * 10**6)
+    room = cluster(memory=int(mb * 10**6))
     best, why = plan_run(plan.config, COUNTS, room, ["ddp"], largest=False).recommended
     assert best is None
     assert why.startswith("does not fit: ddp takes least")
