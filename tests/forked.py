@@ -27,6 +27,7 @@ FORKS = multiprocessing.get_context("forkserver")
 IMPORTED = ["deepspeed", "forked", "sptnet.commands.train", "sptnet.discover.journey", "sptnet.export",
             "sptnet.predict", "sptnet.report", "sptnet.train", "tensorboard", "torch.distributed.fsdp",
             "torch.testing"]  # fmt: skip
+FORKS.set_forkserver_preload(IMPORTED)
 
 
 class Forked:
@@ -42,7 +43,6 @@ class Forked:
         # here, as in torchrun's agent: a rank that has ended does not take it along
         self._store = TCPStore("127.0.0.1", 0, processes, is_master=True, wait_for_workers=False)
         given = ENVIRONMENT | environment_of(strategy, processes, precision) | environment
-        FORKS.set_forkserver_preload(IMPORTED)
         self.processes = [
             FORKS.Process(target=_run, args=([str(a) for a in arguments], given | rank, str(cwd), names))
             for rank in _ranks(strategy, processes, self._store.port)

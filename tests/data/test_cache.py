@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 from filelock import FileLock
+from forked import FORKS
 
 from sptnet.data.cache import NodeCache
 
@@ -53,7 +54,7 @@ def bytes_in(folder):
 
 
 def test_many_fetches_at_a_time_stay_within_the_limit(tmp_path):
-    processes = [multiprocessing.get_context("spawn").Process(target=read_all, args=(tmp_path,)) for _ in range(2)]
+    processes = [FORKS.Process(target=read_all, args=(tmp_path,)) for _ in range(2)]
     for process in processes:
         process.start()
     most = 0

@@ -3,7 +3,6 @@
 import contextlib
 import http.server
 import json
-import multiprocessing
 import os
 import pickle
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import FORKS
 
 from sptnet.build import build_data
 from sptnet.config_file import load_config
@@ -258,9 +258,8 @@ def _read_all(url, cache, queue):
 
 
 def test_processes_of_a_node_fetch_each_file_once(server, tmp_path):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    running = [context.Process(target=_read_all, args=(server.url, tmp_path / "cache", queue)) for _ in range(3)]
+    queue = FORKS.Queue()
+    running = [FORKS.Process(target=_read_all, args=(server.url, tmp_path / "cache", queue)) for _ in range(3)]
     for process in running:
         process.start()
     assert [queue.get(timeout=120) for _ in running] == [8, 8, 8]
