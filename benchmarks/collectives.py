@@ -6,7 +6,6 @@ head trained; ZeRO's by a formula (sptnet/plan/zero.py). Bytes are those of the 
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 
@@ -18,7 +17,6 @@ from sptnet.method.schedule import Schedule
 from sptnet.plan.pretend import pretended
 from sptnet.plan.trial import Counted, Phase
 from sptnet.plan.zero import with_zero
-from sptnet.run.provenance import size_of
 from sptnet.strategy.connect import LaunchSettings
 
 WORLDS = (1, 8, 64, 512)
@@ -47,10 +45,9 @@ def counted(strategy: str, frozen: str, ranks: int, batch: int, precision: str) 
 def steps_of(strategy: str, frozen: str, ranks: int, batch: int, precision: str) -> dict[Phase, Counted]:
     if not strategy.startswith("zero"):
         return counted(strategy, frozen, ranks, batch, precision)
-    size = size_of(*parts(load_config("configs/cub.yaml")))
-    stage, trained, still = int(strategy[-1]), 4 * size.trained, 4 * size.frozen
+    model, _ = parts(load_config("configs/cub.yaml"))
     alone = counted("single", frozen, ranks, batch, precision)
-    return {phase: with_zero(found, phase, stage, ranks, trained, still, 1) for phase, found in alone.items()}
+    return {phase: with_zero(found, phase, int(strategy[-1]), ranks, model, 1) for phase, found in alone.items()}
 
 
 def row(strategy: str, frozen: str, batch: int, precision: str) -> Iterator[str]:
@@ -64,12 +61,8 @@ def row(strategy: str, frozen: str, batch: int, precision: str) -> Iterator[str]
         for phase in STEPS:
             work = found[phase].work
             assert work is not None
-            calls, sent = Counter[str](), 0
-            for collective, count in work.collectives.items():
-                calls[collective.name] += count
-                sent += count * collective.bytes
-            told = " + ".join(f"{calls[name]} {name}" for name in sorted(calls))
-            cell.append(f"{phase}: {told}, {sent / 1e6:,.0f} MB")
+            told = " + ".join(f"{count} {name}" for name, count in sorted(work.calls.items()))
+            cell.append(f"{phase}: {told}, {work.sent / 1e6:,.0f} MB")
         yield "; ".join(cell)
 
 

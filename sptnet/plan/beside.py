@@ -77,10 +77,9 @@ def _step(plan: Plan, phase: Any, told: Sequence[Told]) -> Iterator[Beside]:
                  None if waited is None else 1e3 * waited)  # fmt: skip
     yield Beside(f"{phase} step, share of the matmul peak", "%", 100 * work.flops / seconds.total / peak,
                  share and 100 * share)  # fmt: skip
-    sent = sum(call.bytes * count for call, count in work.collectives.items())
     untold = "a run does not count what it sends"
     yield Beside(f"{phase} step, collectives", "", work.collectives.total(), None, None, untold)
-    yield Beside(f"{phase} step, sent", "MB", sent / 1e6, None, None, untold)
+    yield Beside(f"{phase} step, sent", "MB", work.sent / 1e6, None, None, untold)
 
 
 def verdict(rows: Sequence[Beside]) -> str:

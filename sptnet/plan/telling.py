@@ -41,7 +41,7 @@ def _line_facts(plan: Plan, line: Line, price: float | None) -> dict[str, Any]:
             "peak_bytes": found.peak,
             "bytes": found.bytes,
             "collectives": found.work.collectives.total(),
-            "collective_bytes": sum(call.bytes * count for call, count in found.work.collectives.items()),
+            "collective_bytes": found.work.sent,
             "flops": found.work.flops,
             "seconds": line.seconds[phase].total,
             "bound": line.seconds[phase].bound,
@@ -95,10 +95,9 @@ def _memory(plan: Plan) -> Table:
         name = line.strategy + (" (formula)" if line.formula else "")
         for phase, found in line.counted.items():
             assert found.work is not None
-            calls = found.work.collectives
-            sent = sum(call.bytes * count for call, count in calls.items())
+            calls, sent = found.work.collectives.total(), found.work.sent
             row = [f"{found.bytes[kind] / 1e9:.2f}" for kind in KINDS]
-            table.add_row(name, phase, f"{found.peak / 1e9:.2f}", *row, f"{calls.total()}", f"{sent / 1e6:,.1f}")
+            table.add_row(name, phase, f"{found.peak / 1e9:.2f}", *row, f"{calls}", f"{sent / 1e6:,.1f}")
             name = ""
     return table
 

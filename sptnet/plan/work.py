@@ -50,6 +50,19 @@ class Work:
     def flops(self) -> int:
         return sum(kernel.flops * count for kernel, count in self.kernels.items())
 
+    @property
+    def calls(self) -> Counter[str]:
+        """How often a collective of each name was called."""
+        calls: Counter[str] = Counter()
+        for call, count in self.collectives.items():
+            calls[call.name] += count
+        return calls
+
+    @property
+    def sent(self) -> int:
+        """Bytes of all collectives."""
+        return sum(call.bytes * count for call, count in self.collectives.items())
+
     def note(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """Count an operation that was dispatched, and what it gave."""
         space, _, name = str(function).partition(".")

@@ -23,10 +23,7 @@ class Counting(TorchDispatchMode):
 
     @property
     def collectives(self):
-        names = Counter()
-        for call, count in self.work.collectives.items():
-            names[call.name] += count
-        return names
+        return self.work.calls
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)

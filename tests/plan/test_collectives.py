@@ -20,9 +20,8 @@ def counted(frozen_blocks, precision):
     found = pretended(config, model.to("meta"), prompt.to("meta"), schedule, launch)
     calls, sent = {}, {}
     for phase in ("prompt", "model"):
-        calls[phase], sent[phase] = Counter(), Counter()
+        calls[phase], sent[phase] = found[phase].work.calls, Counter()
         for collective, count in found[phase].work.collectives.items():
-            calls[phase][collective.name] += count
             sent[phase][collective.name] += count * collective.bytes
     return calls, sent
 
