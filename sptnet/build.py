@@ -199,6 +199,23 @@ def _from_reference(config: Config, path: Path, manifest: Manifest) -> tuple[Pro
     return model, prompt
 
 
+def images_of_rank(config: Config, ranks: int, where: str) -> int:
+    """A rank's part of the batch.
+
+    Args:
+        where: the ranks in words, for messages.
+
+    Raises:
+        ConfigError: the batch cannot be dealt evenly, or a part has fewer images than it is to have pieces.
+    """
+    batch, pieces = config.data.batch_size, config.memory.micro_batches
+    if batch % ranks:
+        raise ConfigError(f"data.batch_size {batch} cannot be dealt to {where}")
+    if pieces > batch // ranks:
+        raise ConfigError(f"memory.micro_batches is {pieces}, more than a rank's {batch // ranks} images")
+    return batch // ranks
+
+
 def assemble(
     config: Config,
     accelerator: Accelerator,

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sptnet.build import assemble, build_data, build_model, build_schedule
-from sptnet.config import Config, ConfigError
+from sptnet.build import assemble, build_data, build_model, build_schedule, images_of_rank
+from sptnet.config import Config
 from sptnet.data.batches import Batch
 from sptnet.data.loader import train_batches
 from sptnet.data.order import BatchOrder
@@ -108,11 +108,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     record_collectives(Path(config.run))
     accelerator, launch = connect(config.collective_timeout_s, config.device)
     choose_kernels(accelerator.device, config.matmul_precision, config.deterministic)
-    if config.data.batch_size % launch.world_size:
-        raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be dealt to {launch.world_size} processes")
-    share = config.data.batch_size // launch.world_size
-    if config.memory.micro_batches > share:
-        raise ConfigError(f"memory.micro_batches is {config.memory.micro_batches}, more than a rank's {share} images")
+    images = images_of_rank(config, launch.world_size, f"{launch.world_size} processes")
     # all this is of the whole model: a strategy may take it apart
     numbers, backbone = numbers_of(config, store.manifest, model.statistics), backbone_of(config, model)
     size = size_of(model, prompt)
@@ -127,7 +123,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
             raise StoppedError
     model.round_tokens = stored_type(config, model)
     row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
-    work = work_of_steps(model, prompt, config.data.batch_size // launch.world_size, row)
+    work = work_of_steps(model, prompt, images, row)
     peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
     learner = assemble(config, accelerator, launch, model, prompt, schedule)
     continues, lock = agree_where_to_continue(config)

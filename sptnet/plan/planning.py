@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from sptnet.build import build_schedule, build_untrained
+from sptnet.build import build_schedule, build_untrained, images_of_rank
 from sptnet.config import Config
 from sptnet.data.tokens import TokenShape
 from sptnet.method.model import PromptedViT
@@ -18,7 +18,7 @@ from sptnet.plan.planned import Cluster, Line, Plan, Stored, Trials, steps_of
 from sptnet.plan.pretend import Numberless, pretending
 from sptnet.plan.seconds import Seconds, seconds_of
 from sptnet.plan.trial import Phase, Trial
-from sptnet.plan.way_out import size, way_out
+from sptnet.plan.way_out import in_words, way_out
 from sptnet.plan.zero import FLOAT, with_zero
 from sptnet.run.provenance import Size, size_of
 from sptnet.strategy.connect import LaunchSettings, StrategyName
@@ -38,19 +38,14 @@ def plan_run(
         largest: find the largest batch too, which takes a few more trials.
 
     Raises:
-        PlanError: strategies, ranks and batch that do not go together; an unknown rate.
+        PlanError: more ranks than are planned, fewer images than a batch has, an unknown rate.
         ConfigError, BackboneError: a configuration that does not fit.
     """
     batch, ranks = config.data.batch_size, cluster.ranks
     cluster.machine.check(cluster.precision)
     if ranks > MOST_RANKS:
         raise PlanError(f"{cluster.nodes} x {cluster.gpus} = {ranks} ranks: at most {MOST_RANKS:,} are planned")
-    if batch % ranks:
-        raise PlanError(f"data.batch_size {batch} cannot be dealt to {cluster.nodes} x {cluster.gpus} = {ranks} ranks")
-    if config.memory.micro_batches > batch // ranks:
-        raise PlanError(
-            f"memory.micro_batches is {config.memory.micro_batches}, more than a rank's {batch // ranks} images"
-        )
+    images_of_rank(config, ranks, f"{cluster.nodes} x {cluster.gpus} = {ranks} ranks")
     steps_per_epoch = (counts.labelled + counts.unlabelled) // batch
     if steps_per_epoch == 0:
         raise PlanError(f"data.batch_size is {batch}, more than the {counts.labelled + counts.unlabelled} images")
@@ -106,6 +101,7 @@ class Planner:
 
     def __post_init__(self) -> None:
         self.cached = stored_type(self.config, self.model) is not None and self.config.trunk_cache != "off"
+        self.states = 1 if self.config.optimizer.name == "sgd" else 2  # that the optimizer keeps of a parameter
 
     def plan(self, names: Sequence[StrategyName], largest: bool) -> Plan:
         """The plan, with the largest batches where they are asked for."""
@@ -138,10 +134,12 @@ class Planner:
         def trial_of(config: Config) -> Trials:
             return replace(self, config=config)._counted(name)
 
+        needed, room = in_words(least.peak), in_words(cluster.usable)
+        out = way_out(self.config, cluster, least.counted, trial_of)
         return (
-            f"does not fit: {name} takes least, {size(least.peak)} of the {size(cluster.usable)} that tensors may have "
-            f"of a {cluster.machine.name}; "
-        ) + way_out(self.config, cluster, least.counted, trial_of)
+            f"does not fit: {name} takes least, {needed} of the {room} that tensors may have of a "
+            f"{cluster.machine.name}; {out}"
+        )
 
     def _counted(self, name: StrategyName) -> Trials:
         with self.trial(name if _has_trial(name) else "single") as trial:
@@ -170,9 +168,8 @@ class Planner:
         """A strategy by what a rank has that shares nothing but the loss."""
         if name == "single":
             return alone
-        states = 1 if self.config.optimizer.name == "sgd" else 2
         return {
-            phase: with_zero(counted, phase, int(name[-1]), self.cluster.ranks, self.model, states)
+            phase: with_zero(counted, phase, int(name[-1]), self.cluster.ranks, self.model, self.states)
             for phase, counted in alone.items()
         }
 
@@ -209,8 +206,7 @@ class Planner:
 
     def _stored(self) -> Stored:
         """Bytes on disk: a checkpoint has what is trained, the prompt, and what their optimizers keep of each."""
-        states = 1 if self.config.optimizer.name == "sgd" else 2
-        checkpoint = FLOAT * ((1 + states) * self.size.trained + 2 * self.size.prompt)
+        checkpoint = FLOAT * ((1 + self.states) * self.size.trained + 2 * self.size.prompt)
         if self.config.checkpoint.full:
             checkpoint += FLOAT * self.size.frozen
         kept, cache = self.config.checkpoint.keep, None

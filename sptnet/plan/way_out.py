@@ -20,7 +20,7 @@ def way_out(config: Config, cluster: Cluster, counted: Trials, trial_of: Callabl
         changed = _with(config, settings)
         peak = max(found.peak for found in trial_of(changed).values())
         if peak <= cluster.usable:
-            return f"it fits with {' '.join(settings)}: planned {size(peak)}"
+            return f"it fits with {' '.join(settings)}: planned {in_words(peak)}"
         tried = " ".join(settings)
     if not tried:
         return "take a smaller model.backbone or model.image_size"
@@ -64,6 +64,6 @@ def _with(config: Config, settings: tuple[str, ...]) -> Config:
     return config
 
 
-def size(count: int) -> str:
-    """Bytes in words."""
+def in_words(count: int) -> str:
+    """Bytes, for a message."""
     return f"{count / 1e9:.1f} GB" if count > 1e8 else f"{count / 1e6:.1f} MB"
