@@ -49,7 +49,7 @@ def train(config: Config) -> bool:
             first = rank() == 0
             if first:
                 open_run(config, run.start)
-            record_start(Path(config.run), run.start, run.learner.strategy.launch)
+            record_start(Path(config.run), run.start, run.learner.strategy)
             told = Trackers(config, trackers if first else (), run.start)
             with MetricsLog(config, run.schedule.total_steps, run.start, run.figures, told, active=first) as log:
                 log.summary(f"sptnet train: {config.run}", header)

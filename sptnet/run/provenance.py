@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from accelerate.state import PartialState
 
 from sptnet.config import Config
 from sptnet.data.manifest import KINDS, Manifest
@@ -23,8 +22,8 @@ from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
 from sptnet.run.folder import writing
 from sptnet.steps import Learner
+from sptnet.strategy.base import Strategy
 from sptnet.strategy.collectives import rank, world_size
-from sptnet.strategy.connect import LaunchSettings
 
 STARTS = "starts.jsonl"
 MOST_COVERED = 0.6  # of an image by the frame
@@ -32,7 +31,7 @@ PACKAGES = ("sptnet", "torch", "torchvision", "timm", "accelerate", "deepspeed",
 ROOT = Path(__file__).parents[2]
 
 
-def record_start(folder: Path, step: int, launch: LaunchSettings) -> None:
+def record_start(folder: Path, step: int, strategy: Strategy) -> None:
     """Append what this start runs on; all ranks call it, rank 0 writes. Raises RunError."""
     hosts = [os.uname().nodename]
     if dist.is_initialized():
@@ -46,9 +45,9 @@ def record_start(folder: Path, step: int, launch: LaunchSettings) -> None:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,
         "git": git_revision(),
-        "strategy": launch._asdict(),
+        "strategy": strategy.launch._asdict(),
         "nodes": {host: hosts.count(host) for host in dict.fromkeys(hosts)},
-        "device": _device(),
+        "device": _name_of(strategy.device),
         **slurm,
         "python": sys.version.split()[0],
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -58,9 +57,8 @@ def record_start(folder: Path, step: int, launch: LaunchSettings) -> None:
         starts.write(json.dumps(facts) + "\n")
 
 
-def _device() -> str:
-    """The name of the GPU that accelerate computes on, or cpu."""
-    device = PartialState._shared_state.get("device", torch.device("cpu"))
+def _name_of(device: torch.device) -> str:
+    """Of a GPU its own, else the kind of device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
 
 
