@@ -66,18 +66,19 @@ def read_facts(folder: Path) -> ModelFacts:
 
 def has_model(folder: Path) -> bool:
     """Whether a folder holds a run's model; raises RunError for one that is damaged."""
-    path = folder / MODEL
-    if not path.is_file():
-        return False
-    with _reading(path), safe_open(path, "pt") as opened:
-        return any(key.startswith("model.") for key in opened.keys())  # noqa: SIM118  (not a dict)
+    return (folder / MODEL).is_file() and _holds(folder, "model.")
 
 
 def has_prompt(folder: Path) -> bool:
     """Whether the model of a run's folder was trained with prompts; raises RunError for one that is damaged."""
+    return _holds(folder, "prompt.")
+
+
+def _holds(folder: Path, start: str) -> bool:
+    """Whether the name of a tensor begins so."""
     path = folder / MODEL
     with _reading(path), safe_open(path, "pt") as opened:
-        return any(key.startswith("prompt.") for key in opened.keys())  # noqa: SIM118  (not a dict)
+        return any(key.startswith(start) for key in opened.keys())  # noqa: SIM118  (not a dict)
 
 
 def how_far(folder: Path) -> str:
