@@ -16,10 +16,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from grocery import ROOT, SPTNET, call, console, figures
+from grocery import ROOT, SPTNET, accuracies, call, console, figures, frame_of, model_of
 from rich.table import Table
 
-PARTS = ("all", "old", "new")
 LONGER = "longer"  # one schedule over the whole length, from kept tokens
 # what photographs_sptnet.yaml says of the model's optimizer and losses, for SimGCD; fresh views, through the trunk
 RESTART = ["data.views=null", "optimizer.lr=0.05", "optimizer.weight_decay=5.0e-4", "optimizer.final_factor=0.1",
@@ -72,7 +71,7 @@ def settings_of(given: argparse.Namespace, arm: str, seed: int, epochs: int) -> 
     shared = [f"init={start_of(given, seed)}", f"schedule.epochs={epochs}"]
     if arm.startswith("continued"):
         return "photographs_simgcd", [*shared, *ARMS[arm]]
-    frame, warmup = round(30 * given.image_size / 224), round(given.warmup * given.steps)  # the paper's share
+    frame, warmup = frame_of(given.image_size), round(given.warmup * given.steps)
     return "photographs_sptnet", [*shared, f"prompts.frame={frame}", f"prompts.warmup_steps={warmup}", *ARMS[arm]]
 
 
@@ -92,8 +91,7 @@ def call_train(given: argparse.Namespace, config: str, run: Path, seed: int, set
         return
     seconds = call(
         *SPTNET, "train", f"{ROOT}/configs/{config}.yaml", f"run={run}", f"seed={seed}",
-        f"data.root={given.out / 'shards'}", f"model.backbone={given.backbone}", f"model.weights={given.weights}",
-        f"model.image_size={given.image_size}", "evaluate.every=1000", *settings,
+        f"data.root={given.out / 'shards'}", *model_of(given), "evaluate.every=1000", *settings,
     )  # fmt: skip
     (run / "evidence.json").write_text(json.dumps({"seconds": seconds}))
 
@@ -144,7 +142,7 @@ def paired(given: argparse.Namespace, arm: str) -> str:
     if not others:
         return ""
     own, best = accuracy(given, arm), np.max([accuracy(given, name) for name in others], axis=0)
-    differences = 100 * (own - best)
+    differences = own - best
     spread = differences.std(0, ddof=1) if len(given.seeds) > 1 else None
     return " / ".join(
         f"{differences.mean(0)[i]:+.1f}" + ("" if spread is None else f" ± {spread[i]:.1f}") for i in (0, 2)
@@ -152,10 +150,10 @@ def paired(given: argparse.Namespace, arm: str) -> str:
 
 
 def accuracy(given: argparse.Namespace, arm: str) -> np.ndarray:
-    """[seeds, 3], of the unlabelled images."""
-    runs = [folder_of(given, arm, seed) for seed in given.seeds]
-    found = [json.loads((run / "metrics.json").read_text())["unlabelled"] for run in runs]
-    return np.array([[metrics[part] for part in PARTS] for metrics in found])
+    """[seeds, 3], in per cent of the unlabelled images."""
+    found = accuracies([folder_of(given, arm, seed) for seed in given.seeds], "unlabelled")
+    assert found is not None
+    return found
 
 
 if __name__ == "__main__":

@@ -48,11 +48,6 @@ def main() -> None:
     if not (shards / "manifest.json").exists():
         tool = [sys.executable, f"{ROOT}/shards/make_shards.py", "imagefolder"]
         call(*tool, str(given.photos), str(shards), "--old", given.old)
-    model = [
-        f"model.backbone={given.backbone}",
-        f"model.weights={given.weights}",
-        f"model.image_size={given.image_size}",
-    ]
     rows: dict[str, list[Path]] = {name: [] for name in ("k-means, whitened", *given.stages)}
     call(
         *SPTNET, "features", str(shards), "--out", str(features), "--backbone", given.backbone, "--weights",
@@ -68,12 +63,11 @@ def main() -> None:
             rows[stage].append(run)
             if (run / "finished").exists():
                 continue
-            settings = [f"run={run}", f"data.root={shards}", f"seed={seed}", *model]
+            settings = [f"run={run}", f"data.root={shards}", f"seed={seed}", *model_of(given)]
             if stage == "simgcd":
                 settings += [f"trunk_cache={given.out / 'tokens'}", *given.settings]
             else:
-                frame = round(30 * given.image_size / 224)  # the paper's share of the image
-                settings += [f"init={given.out / f'simgcd-{seed}'}", f"prompts.frame={frame}"]
+                settings += [f"init={given.out / f'simgcd-{seed}'}", f"prompts.frame={frame_of(given.image_size)}"]
             seconds = call(*SPTNET, "train", f"{ROOT}/configs/photographs_{stage}.yaml", *settings)
             console.print(f"{stage}, seed {seed}: {seconds / 60:.1f} min")
     table = Table(title=f"{given.photos.name}, {given.backbone}, {given.image_size} px: All/Old/New")
@@ -84,12 +78,33 @@ def main() -> None:
     console.print(table)
 
 
-def figures(runs: list[Path], protocol: str) -> str:
-    """Mean and deviation over runs of All, Old and New, in per cent."""
+def model_of(given: argparse.Namespace) -> list[str]:
+    """The settings that name the model."""
+    return [
+        f"model.backbone={given.backbone}",
+        f"model.weights={given.weights}",
+        f"model.image_size={given.image_size}",
+    ]
+
+
+def frame_of(image_size: int) -> int:
+    """Width in pixels of the prompts' frame: the paper's share of the image."""
+    return round(30 * image_size / 224)
+
+
+def accuracies(runs: list[Path], protocol: str) -> np.ndarray | None:
+    """[runs, 3]: All, Old and New of each, in per cent; None where a run has none."""
     found = [json.loads((run / "metrics.json").read_text()).get(protocol) for run in runs]
     if not all(found):
+        return None
+    return 100 * np.array([[metrics[part] for part in ("all", "old", "new")] for metrics in found])
+
+
+def figures(runs: list[Path], protocol: str) -> str:
+    """Mean and deviation over runs of All, Old and New, in per cent."""
+    values = accuracies(runs, protocol)
+    if values is None:
         return ""
-    values = 100 * np.array([[metrics[part] for part in ("all", "old", "new")] for metrics in found])
     deviations = values.std(0, ddof=1) if len(values) > 1 else [None] * 3
     return " / ".join(
         f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from grocery import ROOT, SPTNET, call, console, figures
+from grocery import ROOT, SPTNET, call, console, figures, model_of
 from rich.table import Table
 
 RECIPE = "4 views, 100 epochs"
@@ -48,8 +48,7 @@ def main() -> None:
                 seconds = call(
                     *SPTNET, "train", f"{ROOT}/configs/photographs_simgcd.yaml", f"run={run}", f"seed={seed}",
                     f"data.root={given.out / 'shards'}", f"trunk_cache={given.out / 'tokens'}", "evaluate.every=25",
-                    f"model.backbone={given.backbone}", f"model.weights={given.weights}",
-                    f"model.image_size={given.image_size}", *ARMS[arm],
+                    *model_of(given), *ARMS[arm],
                 )  # fmt: skip
                 (run / "study.json").write_text(json.dumps({"seconds": seconds}))
         used = [json.loads((run / "metrics.json").read_text())["unlabelled"]["classes_used"] for run in runs]
