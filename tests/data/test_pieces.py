@@ -4,7 +4,7 @@ import os
 import threading
 
 import pytest
-from test_remote import Server, batches, data_of, same
+from serving import Server, batches, data_of, same
 
 from sptnet.data import remote
 from sptnet.data.pieces import PieceError, Wanted, read_pieces

@@ -1,13 +1,12 @@
 """What is planned with fake tensors on pretended ranks is what real runs hold, counted the same way."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from launching import ENVIRONMENT, launcher
+from forked import ran
 from small import config_of, counted_here, parts, told
 
 from sptnet.plan.live import LiveBytes
@@ -55,9 +54,8 @@ def planned(strategy, world, shard, precision, overrides, wrapped=True):
 
 
 def real(out, strategy, world, precision, overrides):
-    command = [*launcher(strategy, world, precision), str(WORKER), str(out), strategy, precision, *overrides]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
-    assert ran.returncode == 0, ran.stderr
+    done = ran([WORKER, out, strategy, precision, *overrides], strategy, world, precision)
+    assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert (found.pop("world"), found.pop("wrapper")) == (world, WRAPPERS[strategy])
     return found
