@@ -58,6 +58,7 @@ def train(config: Config) -> bool:
                 finished = run_steps(run, log, stop)
             run.learner.strategy.accelerator.wait_for_everyone()
         finally:
+            run.saver.finish()
             if run.lock is not None:
                 run.lock.release()
     return finished

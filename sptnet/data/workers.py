@@ -1,8 +1,12 @@
 """Loader processes: how they are started, what they hand over, and what is told where one is lost."""
 
+import multiprocessing
 import os
+import signal
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -30,8 +34,8 @@ def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[
     Raises:
         DatasetError: that the dataset raised.
         SharedMemoryError: /dev/shm is full.
-        RuntimeError: "DataLoader worker ...", one was killed. torch raises it at any moment, wherever the main thread
-            is then; `sptnet.run.outcome` has the sentence.
+        RuntimeError: "DataLoader worker ...", one was killed, where its item is asked for; `sptnet.run.outcome` has the
+            sentence.
     """
     with warnings.catch_warnings():
         # where there are more workers than cores, on every start and rank; a run says it once in its own words
@@ -46,22 +50,52 @@ def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[
             prefetch_factor=PREFETCHED if workers else None,
             worker_init_fn=_apart,
         )
-        return _received(iter(loader), workers)
+        others = set(multiprocessing.active_children())
+        with _no_handler():
+            handed = iter(loader)
+        return _received(handed, set(multiprocessing.active_children()) - others)
 
 
-def _received(handed: Iterator[Any], workers: int) -> Iterator[Any]:
+@contextmanager
+def _no_handler() -> Iterator[None]:
+    """Keep torch's handler of SIGCHLD out: where a worker dies it raises wherever the main thread is at that moment, in
+    a callback of C++ too, which aborts the process, or in an exit, which is printed. torch looks at its workers in
+    every 5 s of waiting for one besides.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _received(handed: Iterator[Any], processes: Collection[BaseProcess]) -> Iterator[Any]:
     while True:
         try:
             item = next(handed)
         except StopIteration:
             return
-        except (ConnectionError, EOFError, FileNotFoundError) as error:  # of the socket that tensors are handed over by
-            if workers == 0:
+        # the last three are of the socket that tensors are handed over by
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            if not processes:
                 raise
-            raise RuntimeError(f"DataLoader worker is gone: {type(error).__name__}") from None
+            raise _lost(error, processes) from None
         if isinstance(item, SptnetError):
             raise item
         yield item
+
+
+def _lost(error: Exception, processes: Collection[BaseProcess]) -> Exception:
+    """What is raised where no item came: the error itself, if no worker is gone."""
+    for process in processes:
+        process.join(0.1)  # a socket may be closed a moment before its process has ended
+    codes = [process.exitcode for process in processes if process.exitcode]
+    if codes and codes[0] < 0:
+        return RuntimeError(f"DataLoader worker was killed, signal: {signal.strsignal(-codes[0])}")
+    if isinstance(error, RuntimeError) and not codes:
+        return error
+    return RuntimeError(f"DataLoader worker is gone: {type(error).__name__}")
 
 
 class _Handing(Dataset[Any]):

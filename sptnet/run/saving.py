@@ -29,6 +29,7 @@ from sptnet.strategy.connect import launcher_store
 MOST_WRITERS = 8
 OTHERS_WAIT = 60  # seconds that rank 0 waits for the parts of the others; a preempted job has 110 in all
 TOLD_AFTER = 10  # seconds; then it says for whom it waits
+ENDING_WAIT = 20  # seconds that a run which fails waits for its own last one; a launcher kills the others after 30
 log = logging.getLogger(__name__)
 
 
@@ -104,6 +105,13 @@ class Saver:
         if self._writer is not None:
             self._writer.wait()
 
+    def finish(self) -> None:
+        """Wait for what is being written however the run ends: a thread that the process takes along would lose it, and
+        can abort the process where it is in C++ at that moment. Does nothing after `wait`, and raises nothing.
+        """
+        if self._writer is not None:
+            self._writer.finish()
+
 
 def writers_of(sharded: bool, world_size: int) -> list[int]:
     """The ranks that write a checkpoint: all its files are opened again when a run continues.
@@ -153,6 +161,11 @@ class Writer:
             self._thread.join()
             self._thread = None
         self.poll()
+
+    def finish(self) -> None:
+        """Wait for what is being written, but not for ever; for a run that ends by another error than of a write."""
+        if self._thread is not None:
+            self._thread.join(ENDING_WAIT)
 
     def _write(self, facts: Facts, tensors: dict[str, Tensor]) -> None:
         final = self.folder / f"step-{facts.step:09d}"

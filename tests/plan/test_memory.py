@@ -40,7 +40,7 @@ ZERO = [
     (f"zero{stage}", ranks, precision, overrides)
     for stage, ranks, precision, overrides in (
         (1, 2, "no", []), (2, 2, "no", LAST), (2, 2, "no", CHECKPOINTED), (2, 4, "no", []), (3, 2, "no", []),
-        (3, 2, "no", MICRO), (1, 2, "no", CHECKPOINTED), (3, 2, "no", CHECKPOINTED),
+        (3, 2, "no", LAST), (3, 2, "no", MICRO), (1, 2, "no", CHECKPOINTED), (3, 2, "no", CHECKPOINTED),
     )
 ]  # fmt: skip
 

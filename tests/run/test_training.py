@@ -6,6 +6,7 @@ import re
 import signal
 import stat
 import threading
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import yaml
 from launching import heeding_signals
 from safetensors.torch import load_file
 
+import sptnet.run.saving
 from sptnet.cli import main
 from sptnet.config_file import load_config
 from sptnet.data.manifest import DatasetError
@@ -49,6 +51,25 @@ def test_shards_that_vanish_before_the_last_evaluation_lose_nothing(again, monke
     assert (run / "finished").exists()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "total" in line] == list(range(total))
+
+
+def test_a_run_that_fails_keeps_the_checkpoint_that_is_being_written(again, monkeypatch, capsys):
+    written = sptnet.run.saving.write_through
+
+    def slowly(path, content):
+        time.sleep(0.5)
+        written(path, content)
+
+    def lost(*_):
+        raise RuntimeError("DataLoader worker was killed, signal: Killed")
+
+    monkeypatch.setattr("sptnet.run.saving.write_through", slowly)
+    monkeypatch.setattr("sptnet.run.saving.Saver.poll", lost)  # called right after a checkpoint was begun
+    assert main(["train", str(again), "checkpoint.every=1"]) == 1
+    assert "a loader worker was killed" in capsys.readouterr().err
+    run = again.parent / "interrupted"
+    assert not list((run / "checkpoints").glob("*.tmp"))
+    assert read_facts(checkpoints(run)[-1]).step == 6  # it stood at 5
 
 
 def test_asked_to_stop_during_an_evaluation_it_stops_and_goes_on(again, monkeypatch):
