@@ -35,6 +35,11 @@ from sptnet.plan.trial import Counted, Phase, Trial
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.connect import DDP, LaunchSettings
 
+FUSED = {
+    overload
+    for operation in (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adamw_)
+    for overload in (operation.default, operation.tensor_lr)
+}
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -55,7 +60,7 @@ def pretending(
     with (
         _quiet(),
         _ranks(launch, wrapped) as accelerator,
-        _Fakes(allow_non_fake_inputs=True),
+        _Fakes(),
         LiveBytes() as live,
     ):
         for module in (shadow, pixels):
@@ -77,9 +82,20 @@ def pretended(*arguments: Any, **options: Any) -> dict[Phase, Counted]:
 
 
 class _Fakes(FakeTensorMode):
-    """Fake tensors on a CPU, where no driver of a GPU need be asked with every operation."""
+    """Fake tensors on a CPU, where no driver of a GPU need be asked with every operation.
+
+    What torch has no shapes for it would compute with real zeros as large as the weights: fused optimizers.
+    """
 
     avoid_device_init = True
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True, allow_fallback_kernels=False)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in FUSED:
+            return None  # in place, and nothing new
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
 class Numberless(TorchFunctionMode):

@@ -26,6 +26,7 @@ ALONE = [
     ("bf16", LAST),
     ("no", CHECKPOINTED),
     ("no", [*MICRO, *LAST]),
+    ("no", ["optimizer.name=sgd"]),
     pytest.param("fp16", MICRO, marks=pytest.mark.slow),
 ]
 # strategy, processes, ranks that share a copy, precision, overrides
