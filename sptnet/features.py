@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sptnet.config_sections import RemoteConfig
 from sptnet.data.augment import normalise
-from sptnet.data.blocks import Block, ShardSource, blocks
+from sptnet.data.blocks import Block, Sample, ShardSource, blocks
 from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path
 from sptnet.data.manifest import KINDS, DatasetError
 from sptnet.data.store import Store, open_store
@@ -26,6 +26,7 @@ from sptnet.strategy.base import Strategy, parameter_groups
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import StrategyError, connect
 from sptnet.strategy.create import create_strategy
+from sptnet.strategy.kernels import choose_kernels, kernels_told
 from sptnet.trained import Encoder
 
 FeatureType = Literal["float16", "float32"]
@@ -50,6 +51,7 @@ def forward_on_ranks(encoder: Encoder) -> tuple[Forward, Strategy]:
     strategy = create_strategy(
         accelerator, launch, encoder.module, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1
     )
+    choose_kernels(strategy.device, *encoder.kernels)
     strategy.module.eval()
     prompt = None if encoder.prompt is None else encoder.prompt.to(strategy.device)
 
@@ -83,14 +85,14 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
     forward, strategy = forward_on_ranks(encoder)
     fingerprint = {
         "schema": SCHEMA, "name": store.manifest.name, "dataset": store.manifest.digest(), **encoder.fingerprint(),
-        "precision": strategy.launch.precision, "dtype": dtype,
+        "precision": strategy.launch.precision, "dtype": dtype, **kernels_told(strategy.device, *encoder.kernels),
     }  # fmt: skip
     if rank() == 0:
         begin_parts(out / FINGERPRINT, fingerprint)
     barrier()
     paths = [part_path(out, *source.place(part)) for part in range(len(source))]
     mine = range(rank(), len(source), world_size())
-    here: list[Block] = []
+    here: list[Sample] = []
     with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
         progress.console.print(
             f"{strategy.wrapper} on {world_size()} process{'es' * (world_size() > 1)}", highlight=False
@@ -101,7 +103,7 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
             augment=encoder.augment, image_size=encoder.image_size, workers=workers,
         ):  # fmt: skip
             _check(block, store.where(source.shard(block.part).file))
-            here.append(block._replace(images=block.images[:0]))
+            here += block.samples
             if len(block.samples):
                 tokens.append(forward(block.images).features.float().cpu().numpy())
             progress.add(len(block.samples))
@@ -113,9 +115,8 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
     return fingerprint
 
 
-def _encoded(here: list[Block], features: NDArray[Any], fingerprint: dict[str, Any]) -> bytes:
-    """The file of a part: features [n, D] of the samples of its blocks."""
-    samples = [sample for block in here for sample in block.samples]
+def _encoded(samples: list[Sample], features: NDArray[Any], fingerprint: dict[str, Any]) -> bytes:
+    """The file of a part: features [n, D] of its samples."""
     uids, targets = (np.array([getattr(s, name) for s in samples], np.int64) for name in ("uid", "target"))
     return encode_part(features, uids, targets, fingerprint)
 

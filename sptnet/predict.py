@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.blocks import Block, Sample, ShardSource, Source, blocks
+from sptnet.data.blocks import Sample, ShardSource, Source, blocks
 from sptnet.data.files import write_whole
 from sptnet.data.listing import STARTS, ListedSource, ListingError, images_below, images_named_by, write_listing
 from sptnet.data.manifest import MANIFEST, Kind
@@ -28,6 +28,7 @@ from sptnet.data.table import Table, TableFormat, check_format, encode_csv, enco
 from sptnet.features import Forward, barrier, forward_on_ranks, open_dataset
 from sptnet.run.parts import ImageProgress, begin_parts, write_part, writing_parts
 from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.kernels import kernels_told
 from sptnet.trained import TrainedRun, prediction_columns
 
 ABOUT, ERRORS = "predict.json", "errors.csv"
@@ -71,7 +72,8 @@ def predict_images(run_folder: Path, images: str, out: Path, what: What, workers
     run = TrainedRun(run_folder)
     forward, strategy = forward_on_ranks(run.encoder)
     if rank() == 0:
-        _begin(run, images, out, what, strategy.launch.precision)
+        told = kernels_told(strategy.device, *run.encoder.kernels)
+        _begin(run, images, out, what, {"precision": strategy.launch.precision, **told})
     barrier()
     source = open_images(images, out, what.kinds)
     mine = range(rank(), len(source), world_size())
@@ -99,10 +101,10 @@ def open_images(images: str, out: Path, kinds: tuple[Kind, ...]) -> Source:
     return ListedSource(out, path.parent if path.is_file() else path)
 
 
-def _begin(run: TrainedRun, images: str, out: Path, what: What, precision: str) -> None:
+def _begin(run: TrainedRun, images: str, out: Path, what: What, computed: dict[str, Any]) -> None:
     """Write what `out` is of and list the images, or check that it is the same."""
     about: dict[str, Any] = {
-        "images": images, **what._asdict(), "precision": precision, "temperature": run.temperature,
+        "images": images, **what._asdict(), **computed, "temperature": run.temperature,
         "classes": run.classes.names, "num_old": run.classes.num_old, **run.encoder.fingerprint(), "note": CALIBRATION,
     }  # fmt: skip
     if is_shards(images):
@@ -174,21 +176,20 @@ def _computed(
 ) -> Iterator[Computed]:
     """Part, samples [n], class tokens [n, D] and logits [n, K] of every part that is missing."""
     encoder, width, classes = run.encoder, run.encoder.module.backbone.num_features, len(run.classes.names)
-    here: list[Block] = []
+    here: list[Sample] = []
     tokens, logits = [np.zeros((0, width), np.float32)], [np.zeros((0, classes), np.float32)]
     for block in blocks(
         source, mine, parts.is_missing, block_size=encoder.batch_size, augment=encoder.augment,
         image_size=encoder.image_size, workers=workers,
     ):  # fmt: skip
-        here.append(block._replace(images=block.images[:0]))
+        here += block.samples
         if len(block.samples):
             outputs = forward(block.images)
             tokens.append(outputs.features.float().cpu().numpy())
             logits.append(outputs.logits.cpu().numpy())
         progress.add(len(block.samples))
         if block.begin + len(block.samples) == source.size(block.part):
-            samples = [sample for one in here for sample in one.samples]
-            yield block.part, samples, np.concatenate(tokens), np.concatenate(logits)
+            yield block.part, here, np.concatenate(tokens), np.concatenate(logits)
             here, tokens, logits = [], tokens[:1], logits[:1]
 
 

@@ -30,6 +30,7 @@ from sptnet.method.model import Outputs, PromptedViT, create_model
 from sptnet.method.prompts import Prompt
 from sptnet.run.folder import read_config
 from sptnet.run.model_file import load_model, read_facts
+from sptnet.strategy.kernels import MatmulPrecision
 
 ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 BACKBONE_BATCH = 64  # images of a forward pass where no run says how many
@@ -47,6 +48,7 @@ class Encoder:
         module, prompt: on the CPU, in evaluation mode; the prompt as an image [1, 3, S, S], or None.
         batch_size: images of a forward pass; another one may round differently.
         source: who it is, for people.
+        kernels: precision of float32 products and whether sums have a fixed order, on a GPU.
     """
 
     module: PromptedViT
@@ -55,6 +57,7 @@ class Encoder:
     image_size: int
     batch_size: int
     source: str
+    kernels: tuple[MatmulPrecision, bool] = ("highest", False)
 
     def fingerprint(self) -> dict[str, Any]:
         """All that decides the class token of an image, as plain values."""
@@ -148,6 +151,7 @@ class TrainedRun:
         self.encoder = Encoder(
             module, _image_of(prompt, self.device), self.config.data.augment, self.config.model.image_size,
             self.config.evaluate.batch_size, str(self.folder),
+            (self.config.matmul_precision, self.config.deterministic),
         )  # fmt: skip
 
     @torch.no_grad()

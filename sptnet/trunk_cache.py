@@ -30,6 +30,7 @@ from sptnet.run.parts import ImageProgress, PartsError, begin_parts, writing_par
 from sptnet.strategy.base import DTYPES
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import launcher_store
+from sptnet.strategy.kernels import kernels_told
 
 DEFAULT = Path("~/.cache/sptnet/tokens")
 CODE = 1  # raise it where the tokens of the same views become others
@@ -120,7 +121,7 @@ def _look(
         "backbone": config.model.backbone, "options": config.model.backbone_options, "block": model.train_from_block,
         "image_size": model.image_size, "augment": config.data.augment, "crop": CROP_RATIO, "mean": list(mean),
         "std": list(std), "views": shape.views, "dtype": shape.dtype, "precision": precision, "device": device.type,
-        "images": BLOCK,
+        "images": BLOCK, **kernels_told(device, config.matmul_precision, config.deterministic),
     }  # fmt: skip
     root = DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache)
     folder = folder_of(root, fingerprint)

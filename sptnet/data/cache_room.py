@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 
 class InUse:
     """Keeps a folder from being removed while this process, or one that it forked, lives; its time tells of the use."""
@@ -21,7 +23,15 @@ class InUse:
 
 
 def make_room(folder: Path, needed: int, limit: int) -> str:
-    """Remove folders beside `folder` until `needed` more bytes are within `limit`; why it cannot be, or nothing."""
+    """Remove folders beside `folder` until `needed` more bytes are within `limit`; why it cannot be, or nothing.
+
+    One process at a time: others would count what this one removes.
+    """
+    with FileLock(folder.parent / "room.lock"):
+        return _make_room(folder, needed, limit)
+
+
+def _make_room(folder: Path, needed: int, limit: int) -> str:
     there = sorted(_others(folder))
     used = size_of_folder(folder) + sum(size for _, size, _ in there)
     if size_of_folder(folder) + needed > limit:

@@ -132,5 +132,12 @@ def _unchanged(item: object) -> object:
 
 
 def _apart(worker: int) -> None:
-    """Leave the rank's process group: torchrun sends signals to all of it, and torch's workers die of SIGTERM."""
+    """Leave signals to the rank, whose workers end when it does.
+
+    It leaves the rank's process group: torchrun sends signals to all of it, and torch's workers die of SIGTERM. And it
+    forgets the rank's handlers, which would write to the rank's own pipe that it was asked to stop once more.
+    """
     os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -14,6 +14,7 @@ import secrets
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,18 +54,25 @@ class RunLock:
                 self._take_lease()
             else:
                 self._descriptor = descriptor
+                _let_go_in_children(self)
 
     def release(self) -> None:
         """Let others train there."""
         if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self.forget()
         elif self._beating is not None:
             self._stop.set()
             self._beating.join()
             self._beating = None
             with suppress(OSError):
                 self._lease.unlink()
+
+    def forget(self) -> None:
+        """Close the file without letting others train there, where another process still holds it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def __del__(self) -> None:
         self.release()
@@ -123,3 +131,14 @@ class RunLock:
                     print(f"error: {self.folder} was taken over by {held.get('host')}", file=sys.stderr, flush=True)
                     os._exit(1)  # nothing more may be written there
                 self._write(beat)
+
+
+def _let_go_in_children(lock: RunLock) -> None:
+    """Forked processes do not keep the lock: loader workers outlive a killed run by seconds, and it begins again."""
+    held = weakref.ref(lock)
+
+    def forget() -> None:
+        if (mine := held()) is not None:
+            mine.forget()
+
+    os.register_at_fork(after_in_child=forget)

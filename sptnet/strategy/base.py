@@ -220,8 +220,10 @@ class TorchStrategy(Strategy):
 @torch.no_grad()
 def not_finite(tensors: Sequence[Tensor]) -> Tensor:
     """1 where one of the tensors holds a value that is not finite, else 0; a float scalar."""
-    norms = torch._foreach_norm([tensor for tensor in tensors if tensor.numel()], torch.inf)
-    return (~torch.isfinite(torch.stack(norms)).all()).float() if norms else tensors[0].new_zeros(())
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    if not filled:  # of more ranks than a weight has rows, the last have no part of it
+        return tensors[0].new_zeros(())
+    return (~torch.isfinite(torch.stack(torch._foreach_norm(filled, torch.inf))).all()).float()
 
 
 @contextmanager

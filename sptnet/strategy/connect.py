@@ -190,18 +190,22 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
     By counters in the launcher's store: a rank that takes part with the other backend would hang them all.
 
     Raises:
-        StrategyError: on every rank, where one has no GPU and should, or where some have one and others not.
+        StrategyError: on every rank, where one has no GPU and should, where some have one and others not, or where two
+            have the same: NCCL would say so in words for programmers.
     """
     found = not on_cpu and torch.cuda.is_available()
     said = None if on_cpu or found else gpus_said()
     where = f"{os.uname().nodename} ({said})" if said else os.uname().nodename
-    with_gpu, without, missing = int(found), "" if found else where, where if said else ""
+    with_gpu, without, missing, shared = int(found), "" if found else where, where if said else "", ""
     size = 1
     if (store := launcher_store("devices", timeout_s)) is not None:
         size = int(os.environ["WORLD_SIZE"])
         if not found:
             store.set("missing" if said else "without", where)
             store.add("missing-count" if said else "without-count", 1)
+        elif store.add(f"gpu {_gpu_here()}", 1) > 1:
+            store.set("shared", where)
+            store.add("shared-count", 1)
         store.add("with-gpu", with_gpu)
         if store.add("arrived", 1) == size:
             store.set("all", "here")
@@ -209,6 +213,7 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
         with_gpu = store.add("with-gpu", 0)
         missing = store.get("missing").decode() if store.add("missing-count", 0) else ""
         without = store.get("without").decode() if store.add("without-count", 0) else ""
+        shared = store.get("shared").decode() if store.add("shared-count", 0) else ""
     if missing:
         raise StrategyError(
             f"there should be a GPU on {missing}, and torch finds none: look at nvidia-smi there, or set device=cpu to "
@@ -218,7 +223,18 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
         raise StrategyError(
             f"{with_gpu} of {size} processes have a GPU, and {without} has none: all must have one, or device=cpu"
         )
+    if shared:
+        raise StrategyError(
+            f"two processes of {shared} have the same GPU: start as many as it has (--num_processes), and look at "
+            "CUDA_VISIBLE_DEVICES"
+        )
     return found
+
+
+def _gpu_here() -> str:
+    """The card that accelerate gives to this process, whatever number it has here."""
+    number = int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()
+    return f"{os.uname().nodename} {torch.cuda.get_device_properties(number).uuid}"
 
 
 def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[Accelerator, LaunchSettings]:
@@ -238,9 +254,8 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
     zero = launch.strategy.startswith("zero")
     if zero and not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
-    if not on_gpu:
-        # accelerate knows hybrid sharding on GPUs only; FSDPStrategy makes its own mesh
-        os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", None)
+    # FSDPStrategy makes its own mesh; accelerate would make another, and on GPUs only
+    os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", None)
     group = InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
     accelerator = Accelerator(
         cpu=not on_gpu and not zero,

@@ -1,12 +1,17 @@
 """Which kernels of a GPU compute: how exact float32 matrix products are, and whether sums have a fixed order."""
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.utils.deterministic
 
 MatmulPrecision = Literal["highest", "high", "medium"]
+
+
+def kernels_told(device: torch.device, matmul_precision: MatmulPrecision, deterministic: bool) -> dict[str, Any]:
+    """What of these decides the numbers of a device, for a fingerprint: nothing on the CPU."""
+    return {"matmul_precision": matmul_precision, "deterministic": deterministic} if device.type == "cuda" else {}
 
 
 def choose_kernels(device: torch.device, matmul_precision: MatmulPrecision, deterministic: bool) -> None:

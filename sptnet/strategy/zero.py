@@ -82,7 +82,8 @@ class ZeroStrategy(Strategy):
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         if self.scaler is not None:
             # DeepSpeed lets every rank's loss scaler look at its own shard: what one has met, all are to meet
-            torch._foreach_add_(gradients, torch.where(found > 0, torch.inf, 0.0).to(gradients[0].dtype))
+            for gradient in gradients:
+                gradient.add_(torch.where(found > 0, torch.inf, 0.0).to(gradient.dtype))
             self._engine.step()
             return found
         with left_out_where(found, self._torch_optimizer):
@@ -129,7 +130,7 @@ class ZeroStrategy(Strategy):
                 safe_set_full_optimizer_state(parameter, value.to(self.device), key)
                 continue
             for shard in self._torch_optimizer.state.values():
-                shard[key] = value.clone()
+                shard[key] = value.to(self.device, copy=True)  # the fused kernels want it beside the weights
 
     def trained_state(self, keep: Callable[[int], bool]) -> dict[str, Tensor]:
         self._link_optimizer_state()

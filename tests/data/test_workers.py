@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,17 +14,25 @@ from launching import ENVIRONMENT, ROOT
 
 
 def test_a_worker_that_is_killed_is_one_line(digits, tmp_path):
-    """Not of the rank's process group, so that a signal to all of that is not for it."""
+    """Not of the rank's process group, so that a signal to all of that is not for it, and what comes stops nobody."""
     train = ["train", "configs/quickstart_simgcd.yaml", f"run={tmp_path / 'r'}", f"data.root={digits}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "sptnet", *train, "data.workers=1", "checkpoint.every=1"],
         cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not list((tmp_path / "r").glob("checkpoints/step-*")):
-        assert process.poll() is None, process.stderr.read()[-2000:]
-        time.sleep(0.05)
+
+    def wait_for_a_checkpoint_but(seen):
+        while (there := set((tmp_path / "r").glob("checkpoints/step-*[0-9]"))) <= seen:
+            assert process.poll() is None, process.stderr.read()[-2000:]
+            time.sleep(0.05)
+        return there
+
+    there = wait_for_a_checkpoint_but(set())
     (worker,) = psutil.Process(process.pid).children()
     assert os.getpgid(worker.pid) == worker.pid
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR1):  # as `pkill -f sptnet` sends it
+        worker.send_signal(number)
+    wait_for_a_checkpoint_but(there)
     worker.kill()
     _, told = process.communicate(timeout=60)
     assert process.returncode == 1

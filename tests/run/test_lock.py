@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import multiprocessing
 import time
 
 import pytest
@@ -18,6 +19,25 @@ def test_a_second_lock_is_refused_until_the_first_is_released(tmp_path):
         RunLock(tmp_path / "run")
     first.release()
     RunLock(tmp_path / "run").release()
+
+
+def test_what_was_forked_meanwhile_keeps_nothing(tmp_path):
+    """Loader workers outlive their rank by seconds; neither do they let others in while it lives."""
+    first = RunLock(tmp_path / "run")
+    forks = multiprocessing.get_context("fork")
+    child = forks.Process(target=first.release)
+    child.start()
+    child.join()
+    with pytest.raises(OccupiedError):
+        RunLock(tmp_path / "run")
+    begun = forks.Barrier(2)
+    other = forks.Process(target=lambda: (begun.wait(), time.sleep(60)))
+    other.start()
+    begun.wait(60)
+    first.forget()  # as a process that is killed does
+    RunLock(tmp_path / "run").release()
+    other.kill()
+    other.join()
 
 
 @pytest.fixture

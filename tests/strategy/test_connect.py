@@ -1,6 +1,9 @@
 """What a launcher's environment asks for, and what it cannot mean."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+from torch.distributed import HashStore
 
 from sptnet.strategy import connect
 from sptnet.strategy.connect import StrategyError, gpus_said, launch_settings
@@ -67,3 +70,17 @@ def test_a_gpu_that_cannot_be_used_is_an_error_unless_the_cpu_was_asked_for(envi
     with pytest.raises(StrategyError, match=r"there should be a GPU on .*SLURM_GPUS_ON_NODE=2"):
         connect.connect(60)
     connect.connect(60, "cpu")
+
+
+@pytest.mark.parametrize(("cards", "refused"), [(["a 1", "a 1", "b 1"], 3), (["a 1", "a 2", "b 1"], 0)])
+def test_two_processes_on_one_gpu_are_refused_on_every_rank(environment, monkeypatch, cards, refused):
+    environment({"WORLD_SIZE": str(len(cards))})
+    store, left = HashStore(), list(cards)
+    monkeypatch.setattr(connect, "launcher_store", lambda purpose, timeout_s: store)
+    monkeypatch.setattr(connect.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(connect, "_gpu_here", lambda: left.pop())
+    with ThreadPoolExecutor(len(cards)) as ranks:
+        errors = [ranks.submit(connect._agree_on_device, False, 60).exception for _ in cards]
+        told = [str(error()) for error in errors]
+    assert sum("have the same GPU: start as many as it has" in one for one in told) == refused
+    assert told.count("None") == len(cards) - refused

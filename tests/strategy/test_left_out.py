@@ -50,3 +50,8 @@ def test_an_optimizer_that_would_not_look_is_not_taken():
     parameter = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(AssertionError, match="fused"), left_out_where(torch.ones(()), torch.optim.SGD([parameter])):
         pass
+
+
+def test_a_rank_that_has_no_part_of_any_weight_has_nothing_that_is_not_finite():
+    assert not not_finite([torch.empty(0, 3), torch.empty(0)])
+    assert not_finite([torch.empty(0, 3), torch.tensor([float("nan")])])
