@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sptnet.trained import Encoder
 
 BACKBONE, IMAGE_SIZE = "vit_base_patch16_224.dino", 224
+MOST_WORKERS, MOST_PIXELS = 1024, 4096
 
 
 class ArgumentsError(SptnetError, ValueError):
@@ -22,8 +23,25 @@ class ArgumentsError(SptnetError, ValueError):
 def positive(text: str, most: int = 10**7 - 1) -> int:
     """An argument that is a whole number above 0, and at most so large."""
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 0 < int(text) <= most):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
     return int(text)
+
+
+def whole(text: str) -> int:
+    """An argument that is a whole number, 0 or above."""
+    return 0 if text == "0" else positive(text)
+
+
+def workers(text: str) -> int:
+    """How many processes: 0 to 1024."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= MOST_WORKERS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {MOST_WORKERS}")
+    return int(text)
+
+
+def pixels(text: str) -> int:
+    """The edge of an image, 1 to 4096."""
+    return positive(text, MOST_PIXELS)
 
 
 def add_encoder(command: argparse.ArgumentParser) -> None:
@@ -31,9 +49,9 @@ def add_encoder(command: argparse.ArgumentParser) -> None:
     command.add_argument("--run", dest="run_folder", metavar="RUN", type=Path, help="of a trained run, with its prompt")
     command.add_argument("--backbone", default=BACKBONE, help="of a timm ViT (default: %(default)s)")
     command.add_argument("--weights", default="timm", help="timm, none, or a file (default: %(default)s)")
-    command.add_argument("--image-size", type=int, help=f"pixels (default: the run's, or {IMAGE_SIZE})")
+    command.add_argument("--image-size", type=pixels, help=f"pixels (default: the run's, or {IMAGE_SIZE})")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="(default: %(default)s)")
-    command.add_argument("--workers", type=int, default=0, help="loader processes per rank (default: %(default)s)")
+    command.add_argument("--workers", type=workers, default=0, help="loader processes per rank (default: %(default)s)")
 
 
 def encoder_of(arguments: argparse.Namespace) -> "Encoder":

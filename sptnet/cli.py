@@ -60,9 +60,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; overrides may stand before, between and behind options, which argparse does not know."""
+    top = parser()
+    arguments, left = top.parse_known_args(argv)
+    if left and (not hasattr(arguments, "overrides") or any(one.startswith("-") or "=" not in one for one in left)):
+        top.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides = [*arguments.overrides, *left]
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; mistakes of the user are one line each on stderr, told by rank 0 where all ranks see them."""
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()

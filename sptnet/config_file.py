@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,19 +12,47 @@ from sptnet.config import Config, ConfigError
 from sptnet.config_sections import ModelConfig
 
 LARGEST_FILE = 2**20  # bytes
+DEEPEST_KEY = 8  # dots in a dotted key
 MOST_VALUES = 10_000  # of a file, aliases counted as often as they are used
 # what a model must share with the run that it begins from
 OF_INIT = ("backbone", "backbone_options", "image_size", "num_new", "head_hidden", "head_bottleneck")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain types, without a key that is there twice: of the two one would be lost in silence."""
+    """YAML's plain types, without a key that is there twice: of the two one would be lost in silence.
+
+    And without what YAML 1.1 has beside JSON's types: dates and numbers like 1:30 are text, merges are refused (a few
+    hundred bytes of them make billions of keys).
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:timestamp"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "<< is not read here, `base:` inherits", key.start_mark
+                )  # fmt: skip
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        if ":" in node.value:
+            return str(node.value)
+        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
+
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        **yaml.SafeLoader.yaml_constructors,
+        "tag:yaml.org,2002:int": construct_number,
+        "tag:yaml.org,2002:float": construct_number,
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             name = str(key.value)
-            if name in seen and name != "<<":
+            if name in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{name} is there twice", key.start_mark
                 )  # fmt: skip
@@ -39,7 +67,8 @@ def parse_yaml(text: str, where: str) -> Any:
         _bounded(value)
     except RecursionError:
         raise ConfigError(f"{where}: is nested too deeply") from None
-    except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:  # numbers and dates raise their own
+    # what is no number behind !!int, and the like, raises whatever it comes to
+    except (yaml.YAMLError, ValueError, OverflowError, TypeError, LookupError, AttributeError) as error:
         raise ConfigError(f"{where}: is not valid YAML ({' '.join(str(error).split())[:300]})") from None
     return value
 
@@ -50,8 +79,12 @@ def _bounded(value: Any) -> None:
         item = stack.pop()
         if isinstance(item, dict | list):
             stack.extend(item.values() if isinstance(item, dict) else item)
-            if isinstance(item, dict) and (odd := next((key for key in item if not isinstance(key, str)), None)):
-                raise ValueError(f"the key {odd!r} is no word")
+            if isinstance(item, dict) and (odd := [key for key in item if not isinstance(key, str)]):
+                raise ValueError(f"the key {odd[0]!r} is no word")
+        elif isinstance(item, str):
+            item.encode()  # a half of a pair of surrogates, by its number, raises UnicodeEncodeError
+        elif item is not None and not isinstance(item, bool | int | float):
+            raise ValueError(f"{type(item).__name__} is no type of a value here")
         left -= 1
         if left < 0:
             raise ValueError(f"more than {MOST_VALUES} values")
@@ -87,14 +120,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: one line per mistake.
     """
-    path = Path(path).expanduser()
+    path = _expanded(path)
     if path.parent == Path() and not path.exists():
         path = published("configs", path.name)
     own, whole = _read_yaml(path)
     given: dict[str, str] = {}
     for override in overrides:
-        key, value = _override(override)
+        key, value = read_override(override)
         given[key] = override
+        for part in reversed(key.split(".")):
+            value = {part: value}
         own, whole = (_merged(raw, _long_form(value)) for raw in (own, whole))
     try:
         config = Config.model_validate(_with_model_of_init(whole, own, path))
@@ -143,10 +178,17 @@ def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict[str, Any],
         return raw, raw
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base is {base!r}, it should be the path of a YAML file")
-    below = path.parent / Path(base).expanduser()
+    below = path.parent / _expanded(base)
     if not below.exists() and Path(base).parts[:1] == ("configs",):  # outside of a checkout too
         below = published("configs", Path(base).name)
     return raw, _merged(_read_yaml(below, (*seen, path.resolve()))[1], raw)
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{str(path)[:200]}: {error}") from None
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -167,15 +209,15 @@ def _long_form(raw: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _override(override: str) -> tuple[str, dict[str, Any]]:
+def read_override(override: str) -> tuple[str, Any]:
+    """Dotted key and value of `section.key=value`. Raises ConfigError."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ConfigError(f"override {override!r}: must read section.key=value")
-    value: Any = parse_yaml(text, f"override {override[:80]!r}") if text.strip() else ""
-    for part in reversed(key.split(".")):
-        value = {part: value}
-    return key, value
+        raise ConfigError(f"override {override[:80]!r}: must read section.key=value")
+    if key.count(".") > DEEPEST_KEY:
+        raise ConfigError(f"override {override[:80]!r}: no key has so many parts")
+    return key, parse_yaml(text, f"override {override[:80]!r}") if text.strip() else ""
 
 
 def _with_model_of_init(whole: dict[str, Any], own: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -185,9 +227,8 @@ def _with_model_of_init(whole: dict[str, Any], own: dict[str, Any], path: Path) 
         ConfigError: the file itself, or an override, says another model.
     """
     init = whole.get("init")
-    if not isinstance(init, str) or "\0" in init or not (Path(init).expanduser() / "config.yaml").is_file():
+    if not isinstance(init, str) or "\0" in init or not (file := _expanded(init) / "config.yaml").is_file():
         return whole
-    file = Path(init).expanduser() / "config.yaml"
     try:
         theirs = ModelConfig.model_validate(_read_yaml(file)[1].get("model", {}))
         told: dict[str, Any] = own["model"] if isinstance(own.get("model"), dict) else {}

@@ -17,7 +17,10 @@ MANY = 2**31 - 1  # of steps, epochs, images: more is a slip of the keyboard
 def _path(text: str) -> str:
     if not text or "\0" in text:
         raise PydanticCustomError("path", "Input should be a path, which is not empty and has no NUL in it")
-    return str(Path(text).expanduser()) if text.startswith("~") else text
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise PydanticCustomError("path", "Input should be a path below a home that there is") from None
 
 
 PathText = Annotated[str, AfterValidator(_path)]

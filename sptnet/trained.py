@@ -21,6 +21,7 @@ from torch import Tensor
 from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.data.augment import AugmentName, eval_view, normalise
+from sptnet.data.files import LARGEST_IMAGE, read_regular
 from sptnet.data.image import DecodeError, decode, from_pillow
 from sptnet.data.manifest import MANIFEST, DatasetError, Manifest, parse_manifest
 from sptnet.data.remote import is_url
@@ -225,7 +226,7 @@ def _pixels(image: ImageLike, number: int) -> Tensor:
                     f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [H, W, 3] or [H, W]"
                 )
             return from_pillow(Image.fromarray(image).convert("RGB"))
-        return decode(Path(image).read_bytes())
+        return decode(read_regular(Path(image), LARGEST_IMAGE))
     except (OSError, DecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError(f"image {number}, {image}, cannot be read: {reason}") from None

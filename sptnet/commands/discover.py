@@ -9,9 +9,10 @@ and what looks wrong. On several GPUs, or with --processes on the CPU, it launch
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from sptnet.arguments import BACKBONE, positive
+from sptnet.arguments import BACKBONE, MOST_WORKERS, positive
 
 HOURS = 8.0  # a night
 
@@ -44,8 +45,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--hours", type=hours, default=HOURS, metavar="H", help="that it may take at most (default: %(default)g)"
     )
     command.add_argument(
-        "--processes", type=positive, metavar="P", help="that share the work (default: one per GPU, or one)"
-    )
+        "--processes", type=partial(positive, most=MOST_WORKERS), metavar="P",
+        help="that share the work (default: one per GPU, or one)",
+    )  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,9 +55,16 @@ def run(arguments: argparse.Namespace) -> int:
     from sptnet.discover.journey import discover
     from sptnet.discover.request import Request
 
+    labelled, unlabelled, out = (_no_option(p) for p in (arguments.labelled, arguments.unlabelled, arguments.out))
+    test = None if arguments.test is None else _no_option(arguments.test)
     request = Request(
-        arguments.labelled, arguments.unlabelled, arguments.out, arguments.new, arguments.test, arguments.backbone,
-        arguments.weights, tuple(arguments.overrides),
+        labelled, unlabelled, out, arguments.new, test, arguments.backbone, arguments.weights,
+        tuple(arguments.overrides),
     )  # fmt: skip
     discover(request, arguments.hours, arguments.processes)
     return 0
+
+
+def _no_option(path: Path) -> Path:
+    """A path that other commands do not take for an option: `./-x` is `-x` to pathlib."""
+    return path.absolute() if str(path).startswith("-") else path

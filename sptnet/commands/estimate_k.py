@@ -7,7 +7,7 @@ OUT/features. Prints a median and an interval, and the line for the configuratio
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import add_encoder, encoder_of
+from sptnet.arguments import add_encoder, encoder_of, positive, whole
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -15,11 +15,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--features", type=Path, metavar="FOLDER", help="made by sptnet features")
     add_encoder(command)
     command.add_argument("--method", choices=["tree", "brent"], default="tree", help="(default: %(default)s)")
-    command.add_argument("--max-classes", type=int, metavar="N", help="tried (default: 4 an old class, 1000 at least)")
+    command.add_argument(
+        "--max-classes", type=positive, metavar="N", help="tried (default: 4 an old class, 1000 at least)"
+    )
     command.add_argument(
         "--out", type=Path, default=Path("estimate_k"), metavar="FOLDER", help="(default: %(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+    command.add_argument("--seed", type=whole, default=0, help="of what is drawn (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

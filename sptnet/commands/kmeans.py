@@ -8,15 +8,19 @@ import argparse
 import sys
 from pathlib import Path
 
+from sptnet.arguments import pixels, positive
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", metavar="DATA", help="a folder of shards")
     command.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the results")
-    command.add_argument("--image-size", type=int, default=24, help="pixels of pixels (default: %(default)s)")
+    command.add_argument("--image-size", type=pixels, default=24, help="pixels of pixels (default: %(default)s)")
     command.add_argument("--features", type=Path, metavar="FOLDER", help="made by sptnet features")
-    command.add_argument("--pca", type=int, metavar="N", help="features: to so many dimensions first, e.g. 128")
+    command.add_argument("--pca", type=positive, metavar="N", help="features: to so many dimensions first, e.g. 128")
     command.add_argument("--whiten", action="store_true", help="features: with --pca, scale each to variance 1")
-    command.add_argument("--num-classes", type=int, metavar="K", help="old and new (default: as many as there are)")
+    command.add_argument(
+        "--num-classes", type=positive, metavar="K", help="old and new (default: as many as there are)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,8 +36,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.whiten and arguments.pca is None:
         raise ArgumentsError("--whiten needs --pca N, e.g. 128")
-    if arguments.pca is not None and arguments.pca < 1:
-        raise ArgumentsError(f"--pca {arguments.pca}: at least 1 dimension is needed")
 
     def told(number: int, inertia: float) -> None:
         print(f"pass {number + 1}: sum of squared distances {inertia:.6g}", file=sys.stderr, flush=True)

@@ -9,6 +9,8 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet pred
 import argparse
 from pathlib import Path
 
+from sptnet.arguments import positive, workers
+
 SPLITS = ("labelled", "unlabelled", "test")
 
 
@@ -17,21 +19,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("images", metavar="IMAGES", help="a folder, a .csv file, or shards")
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the table")
     command.add_argument("--format", choices=["csv", "parquet"], default="csv", help="(default: %(default)s)")
-    command.add_argument("--top", type=int, default=5, help="classes told of every image (default: %(default)s)")
+    command.add_argument("--top", type=positive, default=5, help="classes told of every image (default: %(default)s)")
     command.add_argument("--embeddings", action="store_true", help="class tokens too")
     command.add_argument(
         "--splits", nargs="+", choices=SPLITS, default=SPLITS[1:], help="of shards (default: the last two)"
     )
-    command.add_argument("--workers", type=int, default=0, help="loader processes per rank (default: %(default)s)")
+    command.add_argument("--workers", type=workers, default=0, help="loader processes per rank (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict what is missing."""
-    from sptnet.arguments import ArgumentsError
     from sptnet.predict import ABOUT, ERRORS, What, predict_images
 
-    if arguments.top < 1:
-        raise ArgumentsError(f"--top {arguments.top}: at least 1 class is told")
     what = What(arguments.format, arguments.top, arguments.embeddings, tuple(arguments.splits))
     done = predict_images(arguments.run_folder, arguments.images, arguments.out, what, arguments.workers)
     if done is not None:

@@ -9,6 +9,7 @@ memory does not grow with their number.
 
 import csv
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from sptnet.data.blocks import UNKNOWN, Sample
-from sptnet.data.files import replacing
+from sptnet.data.files import LARGEST_IMAGE, read_regular, replacing
 from sptnet.errors import SptnetError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 PATHS, STARTS = "listing.bin", "listing.npy"
 COLUMN = "image"
 SMALLEST, LARGEST = 256, 4096  # images of a part
+LARGEST_STARTS = 2**28  # bytes of listing.npy: of 10^9 images it has 31 MB
 
 
 class ListingError(SptnetError, ValueError):
@@ -92,6 +94,20 @@ def write_listing(folder: Path, names: Iterator[bytes]) -> None:
         np.save(file, np.array([count, *starts], np.int64))
 
 
+def _counts(encoded: bytes) -> list[int]:
+    """How many images, and where every so many paths begin; ValueError for anything else."""
+    try:
+        found = np.load(io.BytesIO(encoded), allow_pickle=False)
+    except (EOFError, MemoryError) as error:
+        raise ValueError(f"{type(error).__name__}: it is cut off") from None
+    if not isinstance(found, np.ndarray) or found.dtype != np.int64 or found.ndim != 1 or len(found) < 2:
+        raise ValueError("it is no list of numbers")
+    count, starts = int(found[0]), found[1:]
+    if starts[0] != 0 or (np.diff(starts) < 0).any() or len(starts) != -(-count // SMALLEST) + 1:
+        raise ValueError("its numbers are of no list of paths")
+    return [int(number) for number in found]
+
+
 def part_size(count: int) -> int:
     """Images of a part: about 64 parts of few images, so that several processes share them, and at most 4,096 each."""
     return min(LARGEST, max(SMALLEST, -(-count // 64 // SMALLEST) * SMALLEST))
@@ -107,7 +123,7 @@ class ListedSource:
     def __init__(self, folder: Path, root: Path):
         self.folder, self.root = folder, root
         try:
-            count, *starts = np.load(folder / STARTS, allow_pickle=False).tolist()
+            count, *starts = _counts(read_regular(folder / STARTS, LARGEST_STARTS))
             listed = (folder / PATHS).stat().st_size
         except (OSError, ValueError) as error:
             raise ListingError(f"the listing in {folder} cannot be read ({error}): remove the folder") from None
@@ -143,7 +159,7 @@ class ListedSource:
 
     def _read(self, uid: int, name: bytes) -> Sample:
         try:
-            encoded, error = (self.root / os.fsdecode(name)).read_bytes(), ""
+            encoded, error = read_regular(self.root / os.fsdecode(name), LARGEST_IMAGE), ""
         except OSError as reason:
             encoded, error = b"", reason.strerror or str(reason)
         return Sample(os.fsdecode(name), uid, UNKNOWN, encoded, error)

@@ -6,7 +6,7 @@ takes it as it is.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -43,11 +43,25 @@ def encode_table(table: Mapping[str, Any], table_format: TableFormat) -> bytes:
 
 def encode_csv(table: Mapping[str, Any]) -> bytes:
     """A header and a row each, quoted where need be; a text may hold commas, quotes and newlines."""
+    rows = [list(table), *zip(*(_as_text(column) for column in table.values()), strict=True)]
+    return encode_rows(rows)
+
+
+def encode_rows(rows: Iterable[Sequence[object]]) -> bytes:
+    """CSV whose rows end with a newline, quoted where need be."""
     written = io.StringIO(newline="")
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(table)
-    writer.writerows(zip(*(_as_text(column) for column in table.values()), strict=True))
+    csv.writer(_NewlineEnds(written)).writerows(rows)
     return written.getvalue().encode(errors="surrogateescape")
+
+
+class _NewlineEnds:
+    """Python quotes the characters that end its rows, before 3.13 no others: they end with both, here with one."""
+
+    def __init__(self, out: io.StringIO):
+        self._out = out
+
+    def write(self, row: str) -> int:
+        return self._out.write(f"{row.removesuffix(chr(13) + chr(10))}\n")
 
 
 def _as_text(column: Sequence[str] | NDArray[Any]) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from sptnet.data.files import write_whole
 from sptnet.data.listing import images_below
-from sptnet.discover.children import StageError
+from sptnet.discover.kept import Choices, read_kept
 from sptnet.discover.request import Request
 from sptnet.discover.stages import Machine
 from sptnet.run.parts import writing_parts
@@ -37,15 +38,8 @@ def look_at_machine(request: Request, processes: int | None, precision: str) -> 
 def choices_of(request: Request) -> dict[str, Any]:
     """What is chosen once for a journey: precision, and whether stored images are made smaller."""
     path = request.out / CHOICES
-    try:
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict) and {"precision", "resize"} <= found.keys():
-            return found
-        raise StageError(f"{path} is damaged: remove it, and it is planned anew")
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        raise StageError(f"{path} cannot be read ({error}): remove it, and it is planned anew") from None
+    with suppress(FileNotFoundError):
+        return read_kept(path, Choices).model_dump(exclude_unset=True)
     choices = {"precision": _precision(), "resize": _resize(request)}
     keep(request.out, choices)
     return choices

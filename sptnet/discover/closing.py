@@ -1,7 +1,5 @@
 """What is said when the journey is over: sizes, both stages beside each other, what looks wrong, where the page is."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from rich.table import Table
 from sptnet.data.features import FeatureFolder
 from sptnet.data.files import write_whole
 from sptnet.data.manifest import Manifest
+from sptnet.data.table import encode_rows
 from sptnet.discover.request import Request
 from sptnet.discover.verdict import (
     Agreement,
@@ -111,12 +110,10 @@ def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> 
 
 
 def _write_sizes(out: Path, groups: Sequence[Group]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["class_name", "is_new", "images", "mean_confidence", "nearest_old_class"])
-    writer.writerows([g.name, g.is_new, g.size, f"{g.confidence:.4f}", g.nearest] for g in groups)
+    head = ["class_name", "is_new", "images", "mean_confidence", "nearest_old_class"]
+    rows = [[g.name, g.is_new, g.size, f"{g.confidence:.4f}", g.nearest] for g in groups]
     with writing_parts(out / SIZES):
-        write_whole(out / SIZES, text.getvalue().encode("utf-8", "surrogateescape"))
+        write_whole(out / SIZES, encode_rows([head, *rows]))
 
 
 def _sizes(groups: Sequence[Group]) -> Table:

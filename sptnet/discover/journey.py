@@ -1,6 +1,5 @@
 """The way from two folders to a page: every command in its order, each skipped where its result is there and whole."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from sptnet.discover import stages
 from sptnet.discover.children import Children
 from sptnet.discover.choices import choices_of, keep, look_at_machine
 from sptnet.discover.closing import TITLES, say_goodbye, told_apart
+from sptnet.discover.kept import Estimated, read_kept
 from sptnet.discover.planning import planned
 from sptnet.discover.recipe import write_stage
 from sptnet.discover.request import Request, check
@@ -77,8 +77,8 @@ def _number_of_new(journey: Journey) -> tuple[int, tuple[int, int] | None]:
     if journey.request.new is not None:
         return journey.request.new, None
     journey.take(stages.estimate(journey.request))
-    found = json.loads((journey.out / "estimate_k" / "estimate_k.json").read_bytes())
-    print(f"   {found['median']} classes, between {found['low']} and {found['high']}; {found['num_old']} have a name")
-    if found["num_new"] < 1:
+    found = read_kept(journey.out / "estimate_k" / "estimate_k.json", Estimated)
+    print(f"   {found.median} classes, between {found.low} and {found.high}; {found.num_old} have a name")
+    if found.num_new < 1:
         journey.warn("the estimate found no class beyond the named ones; one new category is looked for all the same")
-    return max(1, found["num_new"]), (found["low"], found["high"])
+    return max(1, found.num_new), (found.low, found.high)

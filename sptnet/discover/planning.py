@@ -1,6 +1,5 @@
 """What each stage will do, from a few steps that are measured before it trains."""
 
-import json
 import os
 import time
 from typing import Any
@@ -9,7 +8,8 @@ from sptnet.data.manifest import KINDS, Manifest
 from sptnet.discover import stages
 from sptnet.discover.choices import keep
 from sptnet.discover.closing import TITLES
-from sptnet.discover.plan import Cost, Length, Plan, Work, clock, make_plan, plan_of
+from sptnet.discover.kept import Measured, read_kept
+from sptnet.discover.plan import Length, Plan, Work, clock, make_plan, plan_of
 from sptnet.discover.recipe import STAGES, Batches, write_stage
 from sptnet.discover.way import Journey
 
@@ -41,18 +41,18 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
     for name in STAGES:
         write_stage(name, request, num_new, machine.workers, dealt)
     journey.take(measuring)
-    measured = json.loads((journey.out / "measured.json").read_bytes())
+    measured = read_kept(journey.out / "measured.json", Measured)
     recipe = Length(*(draft.schedule.epochs for draft in drafts))
     counts = [manifest.samples(kind) for kind in KINDS]
     made = make_plan(
-        {int(size): Cost(**cost) for size, cost in measured["costs"].items()}, recipe,
+        measured.costs, recipe,
         Work(dealt.steps_per_epoch, evaluated=counts[1] + counts[2], predicted=2 * counts[0] + counts[1]),
-        3600 * journey.hours - (time.monotonic() - journey.begun), measured["available"],
+        3600 * journey.hours - (time.monotonic() - journey.begun), measured.available,
         dealt.size // machine.processes, "schedule.epochs" in request.chosen(),
     )  # fmt: skip
     for name in STAGES:
         write_stage(name, request, num_new, machine.workers, dealt, made)
-    device = f"{machine.processes} x {measured['device']}, precision {measured['precision']}"
+    device = f"{machine.processes} x {measured.device}, precision {measured.precision}"
     return {
         "hours": journey.hours, "plan": made._asdict(), "recipe": recipe, "batch": dealt.size, "device": device,
     }  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sptnet.config_file import parse_yaml
+from sptnet.config_file import keys_of, load_config, published, read_override
 from sptnet.data.manifest import DatasetError
 from sptnet.errors import SptnetError
 
@@ -47,18 +47,23 @@ class Request:
         }  # fmt: skip
 
     def chosen(self) -> dict[str, Any]:
-        """The overrides by dotted key."""
-        return {
-            key.strip(): parse_yaml(text, f"override {key}")
-            for key, _, text in (override.partition("=") for override in self.overrides)
-        }
+        """The overrides by dotted key, those of a whole section key by key. Raises ConfigError."""
+        known, chosen = {key for key, _ in keys_of()}, {}
+        left = [read_override(override) for override in reversed(self.overrides)]
+        while left:
+            key, value = left.pop()
+            if isinstance(value, dict) and key not in known:
+                left += [(f"{key}.{name}", inner) for name, inner in reversed(value.items())]
+            else:
+                chosen[key] = value
+        return chosen
 
 
 def check(request: Request) -> list[str]:
     """What cannot work is an error before the first second is spent; returns sentences on what hardly will.
 
     Raises:
-        RequestError: the message says what to do.
+        RequestError, ConfigError: the message says what to do.
     """
     folders = [request.labelled, request.unlabelled, *([] if request.test is None else [request.test])]
     for folder in folders:
@@ -68,10 +73,12 @@ def check(request: Request) -> list[str]:
             raise RequestError(f"{request.out} lies among the images of {folder}: choose a folder outside of it")
     for override in request.overrides:
         key, equals, _ = override.partition("=")
-        if not equals or not key:
+        if not equals or not key.strip():
             raise RequestError(f"override {override!r}: must read section.key=value")
+    for key in request.chosen():
         if key.startswith(OURS):
-            raise RequestError(f"override {override!r}: follows from the arguments of discover")
+            raise RequestError(f"override of {key}: follows from the arguments of discover")
+    load_config(published("configs", "photographs_sptnet"), ["run=x", "data.root=x", *request.overrides])
     if request.weights not in ("timm", "none") and not Path(request.weights).is_file():
         raise RequestError(f"--weights {request.weights}: there is no such file; timm fetches them, none has none")
     try:

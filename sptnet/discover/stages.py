@@ -1,6 +1,5 @@
 """The commands of the journey: what each is for, the line that runs it, and whether its result is there and whole."""
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -12,8 +11,10 @@ from sptnet.config_file import published
 from sptnet.data.features import FeatureFolder, FeaturesError
 from sptnet.data.listing import ListedSource, ListingError
 from sptnet.data.manifest import MANIFEST, read_manifest
+from sptnet.discover.kept import Estimated, is_kept
 from sptnet.discover.request import Request
 from sptnet.run.folder import FINISHED, METRICS, MODEL, PREDICTIONS
+from sptnet.run.records import Metrics
 
 LABELLED = ("--splits", "labelled")
 
@@ -118,7 +119,7 @@ def estimate(request: Request) -> Stage:
         "how many classes there are",
         command,
         environment,
-        lambda: _json(out / "estimate_k" / "estimate_k.json"),
+        lambda: is_kept(out / "estimate_k" / "estimate_k.json", Estimated),
         advice,
     )
 
@@ -138,7 +139,7 @@ def train(request: Request, name: str, title: str, machine: Machine) -> Stage:
     command, environment = on_all(machine, "train", str(request.out / f"{name}.yaml"))
     files = [run / file for file in (FINISHED, MODEL, PREDICTIONS)]
     return Stage(
-        title, command, environment, lambda: all(file.is_file() for file in files) and _json(run / METRICS),
+        title, command, environment, lambda: all(file.is_file() for file in files) and is_kept(run / METRICS, Metrics),
         "a checkpoint is kept, and the same command continues from it",
     )  # fmt: skip
 
@@ -187,11 +188,3 @@ def page(request: Request) -> Stage:
         return path.is_file() and path.stat().st_mtime_ns >= newest
 
     return Stage("the page", command, environment, is_done)
-
-
-def _json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return True

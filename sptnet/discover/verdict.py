@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.features import Split
+from sptnet.discover.children import StageError
 
 QUERIES, AMONG = 2000, 20_000  # images whose nearest neighbour is looked for, and among how many
 NO_BETTER = 1.5  # times as often as by chance, below which nothing is told apart
@@ -60,11 +61,33 @@ class StageFacts(NamedTuple):
     test: dict[str, Any] | None
 
 
-def rows_of(folder: Path) -> Iterator[dict[str, str]]:
-    """The table that `sptnet predict` wrote, a row after the other."""
+class Row(NamedTuple):
+    """What is used of a row of the table that `sptnet predict` wrote."""
+
+    path: str
+    class_name: str
+    is_new: bool
+    confidence: float
+    nearest_old_class: str
+
+
+def rows_of(folder: Path) -> Iterator[Row]:
+    """That table, a row after the other. Raises StageError: a part of it is damaged."""
     for path in sorted((folder / "predictions").glob("part-*.csv")):
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            yield from csv.DictReader(file)
+        try:
+            with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+                rows = csv.reader(file)
+                columns = next(rows)
+                places = [columns.index(name) for name in Row._fields]
+                for row in rows:
+                    if len(row) != len(columns):
+                        raise ValueError(f"line {rows.line_num} has {len(row)} cells")
+                    image, name, is_new, confidence, nearest = (row[place] for place in places)
+                    yield Row(image, name, is_new == "True", float(confidence), nearest)
+        except (ValueError, StopIteration, csv.Error) as error:
+            raise StageError(
+                f"{path} is damaged ({error or 'it is empty'}): remove it, and the same command makes it again"
+            ) from None
 
 
 def groups_of(folder: Path) -> list[Group]:
@@ -74,11 +97,11 @@ def groups_of(folder: Path) -> list[Group]:
     nearest: dict[str, Counter[str]] = {}
     new: dict[str, bool] = {}
     for row in rows_of(folder):
-        name = row["class_name"]
+        name = row.class_name
         sizes[name] += 1
-        confidence[name] += float(row["confidence"])  # type: ignore[assignment]
-        nearest.setdefault(name, Counter())[row["nearest_old_class"]] += 1
-        new[name] = row["is_new"] == "True"
+        confidence[name] += row.confidence  # type: ignore[assignment]
+        nearest.setdefault(name, Counter())[row.nearest_old_class] += 1
+        new[name] = row.is_new
     return [
         Group(name, new[name], size, confidence[name] / size, nearest[name].most_common(1)[0][0])
         for name, size in sizes.most_common()
@@ -89,7 +112,7 @@ def own_class_share(folder: Path) -> float:
     """Of labelled images, predicted as a split of shards: the share in their own class, by `labelled/CLASS/...`."""
     right = total = 0
     for row in rows_of(folder):
-        right += row["path"].split("/")[1] == row["class_name"]
+        right += row.path.split("/")[1:2] == [row.class_name]
         total += 1
     return right / max(total, 1)
 

@@ -182,7 +182,7 @@ def _row(
     if not values:
         return Row(title, [None] * len(runs))
     low, high = span or (min(values), max(values))
-    high = high if high > low else low + 1
+    high = high if high > low else low + max(1.0, abs(low))
     panels: list[Panel | None] = []
     for steps, run in zip(runs, curves, strict=True):
         if steps is None or not run:

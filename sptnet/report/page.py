@@ -118,9 +118,11 @@ def _check_place(path: Path) -> None:
     if path.is_dir():
         raise RunError(f"{path} is a folder: name a file for the page")
     if path.exists():
-        with writing(path), open(path, "rb") as there:
-            if path.is_file() and there.read(len(START)).lower() in (START, b""):
-                return
+        with writing(path):
+            if path.is_file():
+                with open(path, "rb") as there:
+                    if there.read(len(START)).lower() in (START, b""):
+                        return
         raise RunError(f"{path} is there and no page: it is not replaced, choose another file")
 
 

@@ -120,6 +120,8 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
         if not override.startswith(FREE):
             raise ConfigError(f"override {override[:80]!r}: is of the run itself; what may differ: {', '.join(FREE)}")
     try:
+        if (folder / CONFIG).exists() and not (folder / CONFIG).is_file():
+            raise ConfigError(f"{folder / CONFIG} is no regular file")
         return load_config(folder / CONFIG, overrides)
     except ConfigError as error:
         first, *others = str(error).splitlines()

@@ -126,7 +126,10 @@ def load_prompt(folder: Path, spec: PromptConfig, image_size: int) -> Prompt | N
         state = {key[7:]: opened.get_tensor(key) for key in opened.keys() if key.startswith("prompt.")}  # noqa: SIM118
         if not state:
             return None
-        patch = int(opened.get_slice("model.backbone.patch_embed.proj.weight").get_shape()[-1])
+        shape = opened.get_slice("model.backbone.patch_embed.proj.weight").get_shape()
+        patch = int(shape[-1]) if shape else 0
+        if patch < 1:
+            raise RunError(f"{path} is damaged: its patches have {patch} pixels")
     try:
         prompt = create_prompt(spec.kind, image_size, patch, spec.border, spec.frame)
     except ValueError as error:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sptnet.data.files import write_whole
 from sptnet.errors import SptnetError
 from sptnet.run.outcome import STAYING
+from sptnet.run.records import DamagedError, read_json
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal
 
@@ -62,9 +63,9 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
             write_whole(path, (json.dumps(says, indent=1) + "\n").encode())
             return
         try:
-            found = json.loads(path.read_bytes())
-        except ValueError:
-            raise PartsError(f"{path} is damaged: remove {path.parent}") from None
+            found = read_json(path, dict[str, Any])
+        except DamagedError as error:
+            raise PartsError(f"{path} is damaged ({error}): remove {path.parent}") from None
     if found != json.loads(json.dumps(says)):
         odd = [key for key in sorted({*found, *says}) if found.get(key) != says.get(key)]
         shown = ", ".join(f"{key}: {found.get(key)!s:.40} there, {says.get(key)!s:.40} here" for key in odd[:3])

@@ -11,10 +11,12 @@ that it does not say are of an evaluation that was not finished, or of the one b
 import hashlib
 import io
 import json
+import os
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -22,7 +24,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from sptnet.data.files import write_whole
+from sptnet.data.files import open_regular, write_whole
 from sptnet.data.manifest import KINDS, Kind
 from sptnet.run.folder import PREDICTIONS, RunError, writing
 from sptnet.run.parts import writing_parts
@@ -119,7 +121,7 @@ def load_predictions(folder: Path) -> dict[Kind, tuple[Ids, Ids, Ids]]:
     path = folder / PREDICTIONS
     found: dict[Kind, tuple[Ids, Ids, Ids]] = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with _arrays(path) as arrays:
             for kind in KINDS:
                 if f"{kind}_uid" in arrays:
                     found[kind] = _checked([arrays[f"{kind}_{name}"] for name in NAMES])
@@ -130,7 +132,7 @@ def load_predictions(folder: Path) -> dict[Kind, tuple[Ids, Ids, Ids]]:
                     parts = []
                     for part in range(number):
                         path = _path(folder, kind, part, name)
-                        with np.load(path, allow_pickle=False) as columns:
+                        with _arrays(path) as columns:
                             parts.append(_checked([columns[column] for column in NAMES]))
                     uid, target, prediction = (np.concatenate(column) for column in zip(*parts, strict=True))
                     found[kind] = uid, target, prediction
@@ -144,6 +146,12 @@ def load_predictions(folder: Path) -> dict[Kind, tuple[Ids, Ids, Ids]]:
     if not any(len(columns[0]) for columns in found.values()):
         raise RunError(f"{path} has no prediction: `sptnet eval {folder}` writes it again")
     return {kind: columns for kind, columns in found.items() if len(columns[0])}
+
+
+@contextmanager
+def _arrays(path: Path) -> Iterator[Any]:
+    with os.fdopen(open_regular(path), "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        yield arrays
 
 
 def _checked(columns: Sequence[NDArray[Any]]) -> tuple[Ids, Ids, Ids]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sptnet.data.fields import Count
-from sptnet.data.files import read_regular
+from sptnet.data.files import open_regular, read_regular
 
 LARGEST = 2**26  # bytes of a JSON file that a run writes as a whole
 T = TypeVar("T")
@@ -29,6 +30,8 @@ class Result(BaseModel):
     new: float | None
     samples: Count
     classes_used: Count
+    classes: Count | None = None
+    effective_classes: float | None = None
 
 
 class Metrics(BaseModel):
@@ -72,7 +75,7 @@ def typed(raw: Any, kind: type[T]) -> T:
 
 def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """The lines of metrics.jsonl with what each says; None for one that is damaged, or cut off by a kill."""
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with os.fdopen(open_regular(path), encoding="utf-8", errors="replace") as file:
         for line in file:
             yield line, _record(line)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sptnet.errors import visible
 from sptnet.run.folder import METRICS, RunError, is_unfinished
 from sptnet.run.records import DamagedError, Metrics, known, read_json
 
@@ -35,13 +36,13 @@ def table_of_results(evaluated: Sequence[tuple[Path, dict[str, Any]]]) -> Table:
         notes = ["unfinished: "] if is_unfinished(folder) else []
         if any(collapse(metrics[protocol]) for protocol in PROTOCOL_TITLES if metrics.get(protocol)):
             notes.append("COLLAPSED: ")
-        table.add_row(metrics["method"], Text(f"{''.join(notes)}{folder}"), *cells)
+        table.add_row(Text(visible(metrics["method"])), Text(visible(f"{''.join(notes)}{folder}")), *cells)
     return table
 
 
 def collapse(result: dict[str, Any]) -> str | None:
     """A sentence where a model puts the images of a split into far fewer classes than there are, else None."""
-    if "effective_classes" not in result:
+    if result.get("effective_classes") is None or result.get("classes") is None:
         return None  # of an earlier version
     classes = min(result["classes"], result["samples"])
     if result["classes_used"] >= classes / 2 and result["effective_classes"] >= classes / 4:
@@ -69,7 +70,7 @@ def table_over_seeds(folders: Sequence[Path]) -> Table:
         for protocol in PROTOCOL_TITLES:
             results = [metrics[protocol] for metrics in runs if metrics.get(protocol)]
             cells.append(_cell(results) if results else "-")
-        table.add_row(method, str(len(runs)), *cells)
+        table.add_row(Text(visible(method)), str(len(runs)), *cells)
     return table
 
 
@@ -92,7 +93,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json of a run; raises RunError."""
     path = folder / METRICS
     try:
-        return read_json(path, Metrics).model_dump()
+        return read_json(path, Metrics).model_dump(exclude_unset=True)
     except FileNotFoundError:
         raise RunError(f"{folder} has no evaluation: train it to its end, or use `sptnet eval {folder}`") from None
     except OSError as error:

@@ -98,7 +98,7 @@ def finished(root, out, *more):
         (["named", "pile", "out", "run=x"], "follows from the arguments"),
         (["named", "pile", "out", "--weights", "gone.pth"], "there is no such file"),
         (["named", "pile", "out", "--hours", "0"], "is not a number of hours"),
-        (["named", "pile", "out", "--new", "0"], "is not a whole number above 0"),
+        (["named", "pile", "out", "--new", "0"], "is not a whole number from 1"),
         (["named", "pile", "full/out"], "cannot be written: Not a directory"),
         (["named", "pile", "other", "--new", "3"], "holds results of something else (new: 2 there, 3 here"),
         (["named", "pile", "strange"], "is not empty and lacks discover.json"),

@@ -1,0 +1,70 @@
+"""The JSON files of a journey, typed where they are read: what a disk or a hand damaged is named, never used."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from sptnet.data.fields import Count
+from sptnet.discover.children import StageError
+from sptnet.discover.plan import Cost, Plan
+from sptnet.run.records import DamagedError, read_json
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Estimated(BaseModel):
+    """What is used of estimate_k.json."""
+
+    median: Count
+    low: Count
+    high: Count
+    num_old: Count
+    num_new: Count
+
+
+class Measured(BaseModel):
+    """measured.json: the costs by image size in pixels; bytes that are available to a rank."""
+
+    costs: dict[Annotated[int, BeforeValidator(int), Field(gt=0)], Cost]
+    available: float
+    device: str
+    precision: str
+
+
+def _plan(told: dict[str, Any]) -> dict[str, Any]:
+    TypeAdapter(Plan).validate_python(told)
+    return told
+
+
+class Choices(BaseModel):
+    """plan.json: what is chosen at the first start, and, once it is planned, the plan."""
+
+    model_config = ConfigDict(extra="allow")
+
+    precision: Literal["no", "bf16", "fp16"]
+    resize: Annotated[int, Field(gt=0)] | None
+    hours: float | None = None
+    plan: Annotated[dict[str, Any], AfterValidator(_plan)] | None = None
+
+
+def read_kept(path: Path, kind: type[T]) -> T:
+    """Raises StageError, with the way out; FileNotFoundError."""
+    try:
+        return read_json(path, kind)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except DamagedError as error:
+        reason = str(error)
+    raise StageError(f"{path} cannot be used ({reason}): remove it, and the same command makes it anew") from None
+
+
+def is_kept(path: Path, kind: type[Any]) -> bool:
+    """Whether it is there and whole."""
+    try:
+        read_json(path, kind)
+    except (OSError, DamagedError):
+        return False
+    return True
