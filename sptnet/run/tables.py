@@ -93,7 +93,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """metrics.json of a run; raises RunError."""
     path = folder / METRICS
     try:
-        return read_json(path, Metrics).model_dump(exclude_unset=True)
+        return read_json(path, Metrics).model_dump()
     except FileNotFoundError:
         raise RunError(f"{folder} has no evaluation: train it to its end, or use `sptnet eval {folder}`") from None
     except OSError as error:
@@ -104,7 +104,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def _cell(results: Sequence[dict[str, Any]]) -> str:
     if len(results) == 1 and results[0]["all"] is None:
-        return f"{results[0]['classes_used']} of {results[0].get('classes', '?')} classes used"
+        return f"{results[0]['classes_used']} of {results[0].get('classes') or '?'} classes used"
     cells = []
     for name in NAMES:
         values = [100 * result[name] for result in results if known(result[name])]
