@@ -22,26 +22,28 @@ class ArgumentsError(SptnetError, ValueError):
 
 def positive(text: str, most: int = 10**7 - 1) -> int:
     """An argument that is a whole number above 0, and at most so large."""
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 0 < int(text) <= most):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
-    return int(text)
+    return _within(text, 1, most)
 
 
-def whole(text: str) -> int:
-    """An argument that is a whole number, 0 or above."""
-    return 0 if text == "0" else positive(text)
+def seed(text: str) -> int:
+    """An argument that is a whole number, 0 to 2^32 - 1."""
+    return _within(text, 0, 2**32 - 1)
 
 
 def workers(text: str) -> int:
     """How many processes: 0 to 1024."""
-    if not (text.isascii() and text.isdigit() and len(text) <= 4 and int(text) <= MOST_WORKERS):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {MOST_WORKERS}")
-    return int(text)
+    return _within(text, 0, MOST_WORKERS)
 
 
 def pixels(text: str) -> int:
     """The edge of an image, 1 to 4096."""
     return positive(text, MOST_PIXELS)
+
+
+def _within(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a whole number from {least} to {most}")
+    return int(text)
 
 
 def add_encoder(command: argparse.ArgumentParser) -> None:

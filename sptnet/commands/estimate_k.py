@@ -7,7 +7,7 @@ OUT/features. Prints a median and an interval, and the line for the configuratio
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import add_encoder, encoder_of, positive, whole
+from sptnet.arguments import add_encoder, encoder_of, positive, seed
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--out", type=Path, default=Path("estimate_k"), metavar="FOLDER", help="(default: %(default)s)"
     )
-    command.add_argument("--seed", type=whole, default=0, help="of what is drawn (default: %(default)s)")
+    command.add_argument("--seed", type=seed, default=0, help="of what is drawn (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -27,7 +27,10 @@ def make_room(folder: Path, needed: int, limit: int) -> str:
 
     One process at a time: others would count what this one removes.
     """
-    with FileLock(folder.parent / "room.lock"):
+    lock = FileLock(folder.parent / "room.lock", mode=0o666)
+    with ExitStack() as held:
+        with suppress(OSError, NotImplementedError):  # somebody else's folder, or a disk without locks
+            held.enter_context(lock)
         return _make_room(folder, needed, limit)
 
 

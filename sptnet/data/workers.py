@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -51,29 +52,18 @@ def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[
             worker_init_fn=_apart,
         )
         others = set(multiprocessing.active_children())
-        with _no_handler():
-            handed = iter(loader)
-        return _received(handed, set(multiprocessing.active_children()) - others)
-
-
-@contextmanager
-def _no_handler() -> Iterator[None]:
-    """Keep torch's handler of SIGCHLD out: where a worker dies it raises wherever the main thread is at that moment, in
-    a callback of C++ too, which aborts the process, or in an exit, which is printed. torch looks at its workers in
-    every 5 s of waiting for one besides.
-    """
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
+        before = signal.getsignal(signal.SIGCHLD)
+        handed = iter(loader)
         if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
-            signal.signal(signal.SIGCHLD, before)
+            signal.signal(signal.SIGCHLD, before)  # torch's handler raises wherever the main thread is; see _watching
+        return _received(handed, set(multiprocessing.active_children()) - others)
 
 
 def _received(handed: Iterator[Any], processes: Collection[BaseProcess]) -> Iterator[Any]:
     while True:
         try:
-            item = next(handed)
+            with _watching(processes):
+                item = next(handed)
         except StopIteration:
             return
         # the last three are of the socket that tensors are handed over by
@@ -86,16 +76,44 @@ def _received(handed: Iterator[Any], processes: Collection[BaseProcess]) -> Iter
         yield item
 
 
+@contextmanager
+def _watching(processes: Collection[BaseProcess]) -> Iterator[None]:
+    """Raise RuntimeError where one of the processes is killed, but only in here, where an item is waited for.
+
+    In the main thread: elsewhere torch looks every 5 s. That alone is not enough: of one that is killed while it writes
+    into its pipe, the rest would be waited for for ever. And raised anywhere, as torch does, it is lost in an exit, or
+    aborts the process from a callback of C++.
+    """
+    if not processes or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def look(*_: object) -> None:
+        if killed := _killed(processes):
+            raise killed
+
+    before = signal.signal(signal.SIGCHLD, look)
+    try:
+        look()
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+
+
+def _killed(processes: Collection[BaseProcess]) -> RuntimeError | None:
+    codes = [process.exitcode for process in processes if process.exitcode]
+    if codes and codes[0] < 0:
+        return RuntimeError(f"DataLoader worker was killed, signal: {signal.strsignal(-codes[0])}")
+    return RuntimeError("DataLoader worker is gone") if codes else None
+
+
 def _lost(error: Exception, processes: Collection[BaseProcess]) -> Exception:
     """What is raised where no item came: the error itself, if no worker is gone."""
     for process in processes:
         process.join(0.1)  # a socket may be closed a moment before its process has ended
-    codes = [process.exitcode for process in processes if process.exitcode]
-    if codes and codes[0] < 0:
-        return RuntimeError(f"DataLoader worker was killed, signal: {signal.strsignal(-codes[0])}")
-    if isinstance(error, RuntimeError) and not codes:
-        return error
-    return RuntimeError(f"DataLoader worker is gone: {type(error).__name__}")
+    if (killed := _killed(processes)) is not None:
+        return killed
+    return error if isinstance(error, RuntimeError) else RuntimeError("DataLoader worker is gone")
 
 
 class _Handing(Dataset[Any]):

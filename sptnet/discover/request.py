@@ -78,7 +78,7 @@ def check(request: Request) -> list[str]:
     for key in request.chosen():
         if key.startswith(OURS):
             raise RequestError(f"override of {key}: follows from the arguments of discover")
-    load_config(published("configs", "photographs_sptnet"), ["run=x", "data.root=x", *request.overrides])
+    load_config(published("configs", "photographs_sptnet"), [*request.overrides, "run=x", "data.root=x"])
     if request.weights not in ("timm", "none") and not Path(request.weights).is_file():
         raise RequestError(f"--weights {request.weights}: there is no such file; timm fetches them, none has none")
     try:

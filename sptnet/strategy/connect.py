@@ -203,7 +203,7 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
         if not found:
             store.set("missing" if said else "without", where)
             store.add("missing-count" if said else "without-count", 1)
-        elif store.add(f"gpu {_gpu_here()}", 1) > 1:
+        elif store.compare_set(f"gpu {_gpu_here()}", "", os.environ["RANK"]).decode() != os.environ["RANK"]:
             store.set("shared", where)
             store.add("shared-count", 1)
         store.add("with-gpu", with_gpu)

@@ -1,6 +1,7 @@
 """Loader processes that are killed, and shared memory that is full: one line, and never a wait without end."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import ENVIRONMENT, ROOT
+from torch.utils.data import Dataset
+
+from sptnet.data.workers import load
 
 
 def test_a_worker_that_is_killed_is_one_line(digits, tmp_path):
@@ -41,6 +45,30 @@ def test_a_worker_that_is_killed_is_one_line(digits, tmp_path):
     assert "Traceback" not in told
 
 
+class Large(Dataset):
+    """Items that do not fit into a pipe: a worker that is ahead waits in the middle of one."""
+
+    def __getitem__(self, number):
+        return (bytes(300_000),)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_one_that_is_killed_in_the_middle_of_an_item_is_not_waited_for(workers):
+    handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+    items = load(Large(), range(1000), workers)
+    for _ in range(3):
+        next(items)
+    time.sleep(0.5)
+    ours = set(multiprocessing.active_children()) - others
+    assert len(ours) == workers
+    ours.pop().kill()
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match="DataLoader worker was killed, signal: Killed"):
+        list(items)
+    assert time.monotonic() - begin < 60
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
 FULL = """
 import json, sys
 from pathlib import Path
@@ -49,7 +77,7 @@ codes = [main(command) for command in json.loads(sys.argv[1])]
 Path(sys.argv[2]).write_text(json.dumps(codes))
 """
 IN_LITTLE = ["unshare", "--map-root-user", "--mount", "bash", "-c",
-             'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"', "bash"]  # fmt: skip
+             'mount -t tmpfs -o size=80k tmpfs /dev/shm && exec "$@"', "bash"]  # fmt: skip
 CAN_MOUNT = sys.platform == "linux" and subprocess.run([*IN_LITTLE, "true"], capture_output=True).returncode == 0
 
 
