@@ -86,7 +86,7 @@ def rows_of(folder: Path) -> Iterator[Row]:
                     yield Row(image, name, is_new == "True", float(confidence), nearest)
         except (ValueError, StopIteration, csv.Error) as error:
             raise StageError(
-                f"{path} is damaged ({error or 'it is empty'}): remove it, and the same command makes it again"
+                f"{path} is damaged ({str(error) or 'it is empty'}): remove it, and the same command makes it again"
             ) from None
 
 
