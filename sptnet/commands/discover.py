@@ -28,17 +28,23 @@ def hours(text: str) -> float:
     return value
 
 
+def folder(text: str) -> Path:
+    """A path that other commands do not take for an option: `./-x` is `-x` to pathlib."""
+    path = Path(text)
+    return path.absolute() if str(path).startswith("-") else path
+
+
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "labelled", type=Path, metavar="LABELLED", help="a folder of images for each class that you know"
+        "labelled", type=folder, metavar="LABELLED", help="a folder of images for each class that you know"
     )
-    command.add_argument("unlabelled", type=Path, metavar="UNLABELLED", help="the images to be sorted, at any depth")
-    command.add_argument("out", type=Path, metavar="OUT", help="folder of all results")
+    command.add_argument("unlabelled", type=folder, metavar="UNLABELLED", help="the images to be sorted, at any depth")
+    command.add_argument("out", type=folder, metavar="OUT", help="folder of all results")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="of both trainings, e.g. seed=1")
     command.add_argument(
         "--new", type=positive, metavar="N", help="how many new classes there are (default: estimated)"
     )
-    command.add_argument("--test", type=Path, metavar="FOLDER", help="class folders to measure on, if you have some")
+    command.add_argument("--test", type=folder, metavar="FOLDER", help="class folders to measure on, if you have some")
     command.add_argument("--backbone", default=BACKBONE, metavar="NAME", help="of a timm ViT (default: %(default)s)")
     command.add_argument("--weights", default="timm", help="of it: timm, none, or a file (default: %(default)s)")
     command.add_argument(
@@ -55,16 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     from sptnet.discover.journey import discover
     from sptnet.discover.request import Request
 
-    labelled, unlabelled, out = (_no_option(p) for p in (arguments.labelled, arguments.unlabelled, arguments.out))
-    test = None if arguments.test is None else _no_option(arguments.test)
     request = Request(
-        labelled, unlabelled, out, arguments.new, test, arguments.backbone, arguments.weights,
-        tuple(arguments.overrides),
+        arguments.labelled, arguments.unlabelled, arguments.out, arguments.new, arguments.test, arguments.backbone,
+        arguments.weights, tuple(arguments.overrides),
     )  # fmt: skip
     discover(request, arguments.hours, arguments.processes)
     return 0
-
-
-def _no_option(path: Path) -> Path:
-    """A path that other commands do not take for an option: `./-x` is `-x` to pathlib."""
-    return path.absolute() if str(path).startswith("-") else path

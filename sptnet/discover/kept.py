@@ -32,8 +32,13 @@ class Measured(BaseModel):
     precision: str
 
 
-def _plan(told: dict[str, Any]) -> dict[str, Any]:
-    TypeAdapter(Plan).validate_python(told)
+def plan_of(told: dict[str, Any]) -> Plan:
+    """A plan from `_asdict` of it, also where that went through JSON; raises ValidationError."""
+    return TypeAdapter(Plan).validate_python(told)
+
+
+def _checked(told: dict[str, Any]) -> dict[str, Any]:
+    plan_of(told)
     return told
 
 
@@ -45,7 +50,7 @@ class Choices(BaseModel):
     precision: Literal["no", "bf16", "fp16"]
     resize: Annotated[int, Field(gt=0)] | None
     hours: float | None = None
-    plan: Annotated[dict[str, Any], AfterValidator(_plan)] | None = None
+    plan: Annotated[dict[str, Any], AfterValidator(_checked)] | None = None
 
 
 def read_kept(path: Path, kind: type[T]) -> T:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 SIMGCD_SHARE = 2 / 3  # of the time for training, where it does not suffice: length is what SimGCD gains most by
 SHORTEST = 0.5  # of SimGCD's recipe, below which a smaller image size is taken if there is one
@@ -164,10 +164,3 @@ def clock(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes / 60 / 24:.1f} days"
-
-
-def plan_of(told: Mapping[str, Any]) -> Plan:
-    """A plan as `_asdict` of it went through JSON."""
-    pairs = {key: Length(*told[key]) for key in ("length", "checkpoint_every")}
-    memories = {key: Memory(*told[key]) for key in ("simgcd_memory", "sptnet_memory")}
-    return Plan(**{**told, **pairs, **memories, "seconds": tuple(told["seconds"])})

@@ -8,8 +8,8 @@ from sptnet.data.manifest import KINDS, Manifest
 from sptnet.discover import stages
 from sptnet.discover.choices import keep
 from sptnet.discover.closing import TITLES
-from sptnet.discover.kept import Measured, read_kept
-from sptnet.discover.plan import Length, Plan, Work, clock, make_plan, plan_of
+from sptnet.discover.kept import Measured, plan_of, read_kept
+from sptnet.discover.plan import Length, Plan, Work, clock, make_plan
 from sptnet.discover.recipe import STAGES, Batches, write_stage
 from sptnet.discover.way import Journey
 

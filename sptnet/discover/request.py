@@ -71,10 +71,6 @@ def check(request: Request) -> list[str]:
             raise RequestError(f"{folder} is missing or not a folder")
         if request.out.resolve().is_relative_to(folder.resolve()):
             raise RequestError(f"{request.out} lies among the images of {folder}: choose a folder outside of it")
-    for override in request.overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.strip():
-            raise RequestError(f"override {override!r}: must read section.key=value")
     for key in request.chosen():
         if key.startswith(OURS):
             raise RequestError(f"override of {key}: follows from the arguments of discover")

@@ -117,12 +117,11 @@ def _check_place(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise RunError(f"{path} is a folder: name a file for the page")
+    if path.is_file():
+        with writing(path), open(path, "rb") as there:
+            if there.read(len(START)).lower() in (START, b""):
+                return
     if path.exists():
-        with writing(path):
-            if path.is_file():
-                with open(path, "rb") as there:
-                    if there.read(len(START)).lower() in (START, b""):
-                        return
         raise RunError(f"{path} is there and no page: it is not replaced, choose another file")
 
 

@@ -82,8 +82,8 @@ class ZeroStrategy(Strategy):
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         if self.scaler is not None:
             # DeepSpeed lets every rank's loss scaler look at its own shard: what one has met, all are to meet
-            for gradient in gradients:
-                gradient.add_(torch.where(found > 0, torch.inf, 0.0).to(gradient.dtype))
+            if gradients:
+                torch._foreach_add_(gradients, torch.where(found > 0, torch.inf, 0.0).to(gradients[0].dtype))
             self._engine.step()
             return found
         with left_out_where(found, self._torch_optimizer):

@@ -7,7 +7,8 @@ import pytest
 
 from sptnet.config_file import load_config
 from sptnet.data.manifest import read_manifest
-from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for, plan_of
+from sptnet.discover.kept import plan_of
+from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for
 from sptnet.discover.recipe import STAGES, Batches, write_stage
 from sptnet.discover.request import Request
 
