@@ -21,6 +21,7 @@ from sptnet.run.folder import RunError, is_unfinished
 from sptnet.run.model_file import has_model, has_prompt, how_far, load_model
 from sptnet.steps import Learner
 from sptnet.strategy.base import make_momentum, parameter_groups
+from sptnet.strategy.compiled import compile_blocks
 from sptnet.strategy.connect import LaunchSettings, is_first_on_disk
 from sptnet.strategy.create import create_strategy
 from sptnet.strategy.recompute import checkpoint_blocks
@@ -225,12 +226,15 @@ def assemble(
     schedule: Schedule,
 ) -> Learner:
     """Put model, prompt, their optimizers, the strategy and the loss together."""
+    if config.compile:
+        compile_blocks(model)
     checkpoint_blocks(model, config.memory.gradient_checkpointing)
     images_per_rank = config.data.batch_size // launch.world_size
     strategy = create_strategy(
         accelerator, launch, model, lambda m: build_optimizer(config.optimizer, m), images_per_rank,
         config.memory.frozen_blocks,
     )  # fmt: skip
+    strategy.compiled = config.compile
     prompt_optimizer = None
     if prompt is not None:
         prompt.to(accelerator.device)

@@ -61,6 +61,8 @@ class Config(Section):
     """Of float32 products on GPUs: highest, high (TF32) or medium (bfloat16); the CPU computes the highest."""
     deterministic: bool = False
     """Kernels of GPUs whose sums have a fixed order: the same bits again on the same card, slower."""
+    compile: bool = False
+    """Blocks compiled by torch.compile in training steps: the first ones take minutes, rounding differs."""
     log_every: int = Field(10, gt=0, le=MANY)
     """Steps between two writes of metrics.jsonl."""
     trackers: tuple[TrackerName, ...] | None = None

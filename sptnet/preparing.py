@@ -28,7 +28,8 @@ from sptnet.strategy.base import DTYPES
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect, record_collectives
 from sptnet.strategy.kernels import choose_kernels
-from sptnet.trunk_cache import TrunkCache, choose, make, stored_type
+from sptnet.trunk_cache import TrunkCache, choose, stored_type
+from sptnet.trunk_making import make
 
 
 class StoppedError(Exception):

@@ -14,6 +14,18 @@ import torch
 from sptnet_shards.make_shards import main as make_shards
 
 REFERENCE = Path(__file__).parent / "reference"
+# minutes each: begun first, so that what is left at the end is short and no core waits for another
+LONGEST = ("test_world_size.py", "test_resume.py", "test_trunk_cache.py", "test_remote.py", "test_convert.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, since tests also wait: for limits of time, and for processes that start."""
+    return 1 + (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")

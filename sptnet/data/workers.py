@@ -18,6 +18,7 @@ from sptnet.data.manifest import DatasetError
 from sptnet.errors import SptnetError
 
 PREFETCHED = 4  # items that every worker keeps ready
+OUTLIVED = 60  # seconds that a worker goes on for after SIGTERM, in which its rank ends a step
 
 
 class SharedMemoryError(SptnetError, RuntimeError):
@@ -152,10 +153,17 @@ def _unchanged(item: object) -> object:
 def _apart(worker: int) -> None:
     """Leave signals to the rank, whose workers end when it does.
 
-    It leaves the rank's process group: torchrun sends signals to all of it, and torch's workers die of SIGTERM. And it
-    forgets the rank's handlers, which would write to the rank's own pipe that it was asked to stop once more.
+    It leaves the rank's process group: torchrun sends signals to all of it. And it forgets the rank's handlers, which
+    would write to the rank's own pipe that it was asked to stop once more. By SIGTERM, of which torch's workers die,
+    torch ends one that hangs; Slurm and `pkill -f` send it to every process of a run, which still has a step to end.
     """
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    signal.alarm(OUTLIVED)  # nobody heeds SIGALRM, which ends a process

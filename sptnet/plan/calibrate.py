@@ -35,7 +35,7 @@ def calibrate(config: Config, counts: Counts, images: int) -> tuple[Machine, Seq
     first two took and were planned to take corrects the plan of the third.
     """
     data = config.data.model_copy(update={"batch_size": images})
-    config = config.model_copy(update={"data": data})
+    config = config.model_copy(update={"data": data, "compile": False})  # as it is planned
     accelerator, launch = connect(config.collective_timeout_s, config.device)
     machine = this_machine(accelerator.device, launch.precision)
     model, prompt = build_untrained(config, counts.old, counts.classes - counts.old)

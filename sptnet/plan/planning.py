@@ -41,6 +41,7 @@ def plan_run(
         PlanError: more ranks than are planned, fewer images than a batch has, an unknown rate.
         ConfigError, BackboneError: a configuration that does not fit.
     """
+    config = config.model_copy(update={"compile": False})  # what it will keep and save is not known before it compiles
     batch, ranks = config.data.batch_size, cluster.ranks
     cluster.machine.check(cluster.precision)
     if ranks > MOST_RANKS:

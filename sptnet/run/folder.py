@@ -40,6 +40,7 @@ FREE = (
     "device",
     "matmul_precision",
     "deterministic",
+    "compile",
     "collective_timeout_s",
 )
 

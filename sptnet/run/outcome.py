@@ -43,6 +43,8 @@ KNOWN: tuple[tuple[tuple[str, ...], str, Outcome], ...] = (
     (("DistBackendError", "DistNetworkError", "DistStoreError", "Connection closed by peer", "Connection reset by peer",
       "gloo/transport", "Timed out waiting", "NCCL error", "Broken pipe", "wait timeout"),
      "another rank is gone or hangs (the launcher's summary names the first that ended)", "retry"),
+    (("InductorError", "BackendCompilerFailed", "torch._dynamo", "torch._inductor"),
+     "torch.compile failed: set compile=false, or give it the compiler that it asks for", "final"),
     (("AcceleratorError", "CUDA error", "cuDNN error", "CUDA driver"), "the GPU failed", "retry"),
     (("EADDRINUSE", "address already in use", "Address already in use"),
      "the port of the process group is in use: choose another by --main_process_port", "retry"),

@@ -22,7 +22,7 @@ from sptnet.strategy.collectives import rank
 DECIDING = ("method", "seed", "data.batch_size", "data.streams", "data.window", "data.augment",
             "data.views", "data.tokens",
             "data.tolerate_bad_samples", "model", "prompts", "optimizer", "loss", "schedule",
-            "matmul_precision", "deterministic")  # fmt: skip
+            "matmul_precision", "deterministic", "compile")  # fmt: skip
 IRRELEVANT = ("model.weights",)  # a moved file is the same backbone: its digest is compared
 
 

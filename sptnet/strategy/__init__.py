@@ -4,7 +4,7 @@
     create        the strategy that was asked for
     base          what the training loop needs of one; `plain` (single, DDP), `fsdp` and `zero` are the three kinds
     collectives   the gathers of objective and evaluation
-    recompute     gradient checkpointing
+    recompute     gradient checkpointing; `compiled`: blocks by torch.compile
 
 May import `config`, `method` and `errors`. The prompts stay outside: they are the same on every
 rank. Begin with `base.py`.

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -25,12 +25,14 @@ class Strategy(ABC):
         module: the model whose parameters are trained; what the prompt phase and the evaluation call.
         sharded: whether a rank holds a part only of what is trained, or of its optimizer's state.
         launch: strategy, world size and precision, as checked.
+        compiled: whether blocks were given to torch.compile.
         frozen: where the frozen blocks lie, and why; None where the strategy has no choice.
         _wrapped: what the model phase calls; it holds `module`, or is it.
         _optimizer: whose parameter groups hold the learning rate.
     """
 
     sharded = False
+    compiled = False
     frozen: Frozen | None = None
     module: PromptedViT
     _wrapped: nn.Module
@@ -132,8 +134,12 @@ class Strategy(ABC):
 
     @torch.no_grad()
     def forward_evaluation(self, images: Tensor, prompt: Tensor | None) -> Outputs:
-        """Outputs without a graph. Where weights are sharded, every rank must call it equally often."""
-        with self.autocast():
+        """Outputs without a graph. Where weights are sharded, every rank must call it equally often.
+
+        Never by compiled blocks: `sptnet eval` has the same numbers, and for an odd last batch nothing is compiled.
+        """
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with self.autocast(), eager:
             return cast(Outputs, self.module(images, prompt))
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:

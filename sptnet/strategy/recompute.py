@@ -1,10 +1,11 @@
 """Gradient checkpointing: blocks that keep their input only and compute the rest again in the backward pass."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sptnet.config_sections import Every
@@ -24,11 +25,11 @@ def checkpoint_blocks(model: PromptedViT, spec: str | Every) -> None:
         return
     every = spec.every if isinstance(spec, Every) else 1
     for block in list(model.backbone.blocks)[::-1][::every]:
-        block.forward = partial(_forward, type(block), block)
+        block.forward = partial(_forward, block.forward)
 
 
-def _forward(kind: type[nn.Module], block: nn.Module, tokens: Tensor, **beside: Any) -> Tensor:
-    forward = partial(kind.forward, block, **beside)
+def _forward(forward: Callable[..., Tensor], tokens: Tensor, **beside: Any) -> Tensor:
+    forward = partial(forward, **beside)
     if not torch.is_grad_enabled():
         return forward(tokens)
     # blocks draw no random numbers, so there is no generator state to keep

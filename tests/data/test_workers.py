@@ -34,7 +34,13 @@ def test_a_worker_that_is_killed_is_one_line(digits, tmp_path):
     there = wait_for_a_checkpoint_but(set())
     (worker,) = psutil.Process(process.pid).children()
     assert os.getpgid(worker.pid) == worker.pid
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR1):  # as `pkill -f sptnet` sends it
+    for number in (
+        signal.SIGINT,
+        signal.SIGUSR1,
+        signal.SIGHUP,
+        signal.SIGTERM,
+        signal.SIGTERM,
+    ):  # as by `pkill -f sptnet`
         worker.send_signal(number)
     wait_for_a_checkpoint_but(there)
     worker.kill()
@@ -43,6 +49,27 @@ def test_a_worker_that_is_killed_is_one_line(digits, tmp_path):
     (line,) = [line for line in told.splitlines() if line.startswith("error")]
     assert "a loader worker was killed, perhaps for want of memory: have fewer of them" in line
     assert "Traceback" not in told
+
+
+class Hanging(Dataset):
+    """An item that never comes, after one that does."""
+
+    def __getitem__(self, number):
+        time.sleep(1000 * number)
+        return (b"",)
+
+
+def test_one_that_hangs_is_ended_a_while_after_it_was_asked(monkeypatch):
+    monkeypatch.setattr("sptnet.data.workers.OUTLIVED", 2)
+    others = set(multiprocessing.active_children())
+    items = load(Hanging(), range(3), 1)
+    next(items)
+    (worker,) = set(multiprocessing.active_children()) - others
+    worker.terminate()
+    worker.join(1)
+    assert worker.is_alive()
+    with pytest.raises(RuntimeError, match="DataLoader worker was killed, signal: Alarm clock"):
+        next(items)
 
 
 class Large(Dataset):

@@ -24,6 +24,7 @@ THRIFTY = ["memory.gradient_checkpointing=full", "memory.micro_batches=2"]
 # the other block is frozen; at the others' rates its loss would grow, and with it what was rounded
 LAST = ["model.train_from_block=-1", "optimizer.lr=0.002", "prompts.lr=0.02"]
 SHARDED = [*LAST, "memory.frozen_blocks=sharded"]
+COMPILED = ["compile=true"]
 # strategy, processes, loader workers, precision, overrides
 WORLDS = {
     "one": ("single", 1, 0, "no", []), "one, thrifty": ("single", 1, 2, "no", THRIFTY),
@@ -48,6 +49,9 @@ WORLDS = {
     "zero3 2, frozen, thrifty": ("zero3", 2, 0, "no", [*LAST, *THRIFTY]),
     "fsdp2 2, sharded, bf16": ("fsdp2", 2, 0, "bf16", SHARDED),
     "fsdp2 2, sharded, fp16": ("fsdp2", 2, 0, "fp16", SHARDED),
+    "one, compiled, thrifty": ("single", 1, 0, "no", [*COMPILED, *THRIFTY]),
+    "ddp 2, compiled": ("ddp", 2, 0, "no", COMPILED), "fsdp2 2, compiled": ("fsdp2", 2, 0, "no", COMPILED),
+    "zero2 2, compiled": ("zero2", 2, 0, "no", COMPILED), "zero3 2, compiled": ("zero3", 2, 0, "no", COMPILED),
 }  # fmt: skip
 
 
