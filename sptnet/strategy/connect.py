@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from sptnet.errors import SptnetError
+from sptnet.strategy.freed import keep_freed_memory
 
 Precision = Literal["no", "bf16", "fp16"]
 DEVICES = Path("/dev")
@@ -252,6 +253,8 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
     on_cpu = device == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
     on_gpu = _agree_on_device(on_cpu, timeout_s)
     zero = launch.strategy.startswith("zero")
+    if not on_gpu:
+        keep_freed_memory()
     if zero and not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
     # FSDPStrategy makes its own mesh; accelerate would make another, and on GPUs only
