@@ -6,9 +6,9 @@ OUT is a folder of benchmarks/grocery.py: its shards, tokens and SimGCD runs are
 trained), and each arm is a folder `evidence/STEPS/ARM-SEED` in it. What is there is not trained again.
 
 All arms but the first begin from the finished SimGCD model of their seed, with the same restart: `--steps` steps of
-the optimizer, learning rates and batches of configs/photographs_sptnet.yaml. One factor differs from `SPTNet` in each
-arm behind it. A step is 2 x 128 images through the network in every arm. The differences are paired: of each seed, an
-arm against the best of the controls.
+the optimizer, learning rates and batches that configs/photographs_continued.yaml and photographs_sptnet.yaml share. One
+factor differs from `SPTNet` in each arm behind it. A step is 2 x 128 images through the network in every arm. The
+differences are paired: of each seed, an arm against the best of the controls.
 """
 
 import argparse
@@ -20,13 +20,10 @@ from grocery import ROOT, SPTNET, accuracies, call, console, figures, frame_of, 
 from rich.table import Table
 
 LONGER = "longer"  # one schedule over the whole length, from kept tokens
-# what photographs_sptnet.yaml says of the model's optimizer and losses, for SimGCD; fresh views, through the trunk
-RESTART = ["data.views=null", "optimizer.lr=0.05", "optimizer.weight_decay=5.0e-4", "optimizer.final_factor=0.1",
-           "loss.teacher_warmup_epochs=0"]  # fmt: skip
 CONTROLS: dict[str, list[str]] = {
     LONGER: [],
-    "continued": RESTART,
-    "continued 0.01": [*RESTART, "optimizer.lr=0.01"],
+    "continued": [],  # through the trunk, on fresh views
+    "continued 0.01": ["optimizer.lr=0.01"],
     "held": ["prompts.lr=0"],  # prompts that stay at zero: pairs of an image and itself
 }
 ARMS: dict[str, list[str]] = CONTROLS | {
@@ -70,7 +67,7 @@ def settings_of(given: argparse.Namespace, arm: str, seed: int, epochs: int) -> 
         return "photographs_simgcd", [f"schedule.epochs={whole}", f"trunk_cache={given.out / 'tokens'}"]
     shared = [f"init={start_of(given, seed)}", f"schedule.epochs={epochs}"]
     if arm.startswith("continued"):
-        return "photographs_simgcd", [*shared, *ARMS[arm]]
+        return "photographs_continued", [*shared, *ARMS[arm]]
     frame, warmup = frame_of(given.image_size), round(given.warmup * given.steps)
     return "photographs_sptnet", [*shared, f"prompts.frame={frame}", f"prompts.warmup_steps={warmup}", *ARMS[arm]]
 

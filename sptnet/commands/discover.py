@@ -2,10 +2,10 @@
 
 LABELLED has a folder of images for each class that you know, UNLABELLED all other images, in folders of any depth. Runs
 what stands alone too, one after the other, and prints the line that runs it: sptnet-shards discover, sptnet features,
-estimate-k (unless --new says it), train (SimGCD, then SPTNet), predict, report --html. What is there is skipped: killed
-at any point, the same command goes on, and Ctrl-C leaves a checkpoint. Before it trains it says what it will do and
-about how long that takes here; --hours says how long it may. At the end it names the page, the sizes of the categories,
-and what looks wrong. On several GPUs, or with --processes on the CPU, it launches itself through accelerate.
+estimate-k (unless --new says it), train (SimGCD, then what --then says), predict, report --html. What is there is
+skipped: killed at any point, the same command goes on, and Ctrl-C leaves a checkpoint. Before it trains it says what it
+will do and about how long that takes here; --hours says how long it may. At the end it names the page, the sizes of the
+categories, and what looks wrong. On several GPUs, or with --processes on a CPU, it launches itself through accelerate.
 """
 
 import argparse
@@ -48,6 +48,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backbone", default=BACKBONE, metavar="NAME", help="of a timm ViT (default: %(default)s)")
     command.add_argument("--weights", default="timm", help="of it: timm, none, or a file (default: %(default)s)")
     command.add_argument(
+        "--then", choices=("continued", "sptnet"), default="continued",
+        help="what trains behind SimGCD: sptnet, or continued, SimGCD on fresh views (default: %(default)s, which had "
+        "more right in docs/results.md)",
+    )  # fmt: skip
+    command.add_argument(
         "--hours", type=hours, default=HOURS, metavar="H", help="that it may take at most (default: %(default)g)"
     )
     command.add_argument(
@@ -63,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     request = Request(
         arguments.labelled, arguments.unlabelled, arguments.out, arguments.new, arguments.test, arguments.backbone,
-        arguments.weights, tuple(arguments.overrides),
+        arguments.weights, tuple(arguments.overrides), arguments.then,
     )  # fmt: skip
     discover(request, arguments.hours, arguments.processes)
     return 0

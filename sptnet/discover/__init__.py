@@ -6,8 +6,9 @@ OUT/shards/           sptnet-shards discover
 OUT/features/         sptnet features: class tokens of the backbone as it comes
 OUT/estimate_k/       sptnet estimate-k, unless the number of classes was said
 OUT/measured.json     seconds of a few steps on this machine
-OUT/simgcd.yaml, sptnet.yaml    what differs from configs/photographs_*.yaml; `sptnet train` reads them
-OUT/simgcd/, sptnet/  the two runs
+OUT/simgcd.yaml       what differs from configs/photographs_simgcd.yaml, for `sptnet train`
+OUT/continued.yaml    the same of the second stage, or sptnet.yaml
+OUT/simgcd/, continued/ or sptnet/    the two runs
 OUT/checks/           sptnet predict of both on the labelled images, for the comparison
 OUT/sorted/           sptnet predict: a row for every image of UNLABELLED
 OUT/page.html         sptnet report --html

@@ -11,7 +11,7 @@ from sptnet.data.features import FeatureFolder
 from sptnet.data.files import write_whole
 from sptnet.data.manifest import Manifest
 from sptnet.data.table import encode_rows
-from sptnet.discover.request import Request
+from sptnet.discover.request import TITLES, Request, StageName
 from sptnet.discover.verdict import (
     Agreement,
     Group,
@@ -31,7 +31,6 @@ from sptnet.run.tables import collapse, print_table, read_metrics
 
 SHOWN = 30  # categories of the table; all of them are in the file
 SIZES = "sizes.csv"
-TITLES = {"simgcd": "SimGCD", "sptnet": "SPTNet"}
 
 
 def told_apart(out: Path, manifest: Manifest) -> Agreement:
@@ -40,7 +39,7 @@ def told_apart(out: Path, manifest: Manifest) -> Agreement:
     return agreement(labelled, labelled.targets)
 
 
-def facts_of(out: Path, name: str, manifest: Manifest) -> StageFacts:
+def facts_of(out: Path, name: StageName, manifest: Manifest) -> StageFacts:
     """What is seen of one of the two runs. Raises RunError, FeaturesError."""
     unlabelled = FeatureFolder(out / "features", manifest).split("unlabelled")
     found, metrics = read_predictions(out / name)["unlabelled"], read_metrics(out / name)
@@ -58,7 +57,7 @@ def say_goodbye(request: Request, manifest: Manifest, interval: tuple[int, int] 
         remarks: what was noticed on the way.
     """
     out = request.out
-    stages = [facts_of(out, name, manifest) for name in TITLES]
+    stages = [facts_of(out, name, manifest) for name in request.stages]
     groups = groups_of(out / "sorted")
     num_new = stages[-1].result["classes"] - manifest.num_old
     _write_sizes(out, groups)
@@ -102,9 +101,9 @@ def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> 
         )
     if reasons := worse(first, last):
         told.append(
-            f"SPTNet, whose categories these are, is worse than SimGCD before it by what can be seen: "
-            f"{'; '.join(reasons)}. SimGCD's are to be had by `sptnet predict {out / 'simgcd'} {request.unlabelled} "
-            f"--out {out / 'sorted_simgcd'}`; more --hours give SPTNet more epochs"
+            f"{last.name}, whose categories these are, is worse than {first.name} before it by what can be seen: "
+            f"{'; '.join(reasons)}. The others are to be had by `sptnet predict {out / 'simgcd'} {request.unlabelled} "
+            f"--out {out / 'sorted_simgcd'}`; more --hours give it more epochs"
         )
     return told
 

@@ -7,11 +7,11 @@ from sptnet.data.manifest import Manifest, read_manifest
 from sptnet.discover import stages
 from sptnet.discover.children import Children
 from sptnet.discover.choices import choices_of, keep, look_at_machine
-from sptnet.discover.closing import TITLES, say_goodbye, told_apart
+from sptnet.discover.closing import say_goodbye, told_apart
 from sptnet.discover.kept import Estimated, read_kept
 from sptnet.discover.planning import planned
 from sptnet.discover.recipe import write_stage
-from sptnet.discover.request import Request, check
+from sptnet.discover.request import TITLES, Request, check
 from sptnet.discover.verdict import few_images
 from sptnet.discover.way import Journey
 from sptnet.run.parts import begin_parts
@@ -42,9 +42,10 @@ def discover(request: Request, hours: float, processes: int | None) -> None:
         journey.warn(_about_backbone(request.out, manifest))
         num_new, interval = _number_of_new(journey)
         plan = planned(journey, choices, manifest, num_new)
-        for name, title, epochs in zip(TITLES, TITLES.values(), plan.length, strict=True):
-            journey.take(stages.train(request, name, f"{title}, {epochs} epochs at {plan.image_size} pixels", machine))
-        for name in TITLES:
+        for name, epochs in zip(request.stages, plan.length, strict=True):
+            title = f"{TITLES[name]}, {epochs} epochs at {plan.image_size} pixels"
+            journey.take(stages.train(request, name, title, machine))
+        for name in request.stages:
             journey.take(stages.checked(request, name, machine))
         journey.take(stages.predict(request, machine))
         journey.take(stages.page(request))

@@ -1,6 +1,6 @@
 """Seconds of a few steps of both stages on this machine, at several image sizes.
 
-`[accelerate launch ...] -m sptnet.discover.measure SIMGCD.yaml SPTNET.yaml OUT.json ONE_SIZE`, on as many processes as
+`[accelerate launch ...] -m sptnet.discover.measure FIRST.yaml SECOND.yaml OUT.json ONE_SIZE`, on as many processes as
 will train.
 A step is taken on fewer images than a batch has where it is slow, and what it took is scaled.
 """
@@ -48,25 +48,25 @@ def image_sizes(largest: int, patch: int) -> list[int]:
     return sorted({max(1, round(share * largest / patch)) * patch for share in SHARES}, reverse=True)
 
 
-def measure(simgcd: Config, sptnet: Config, one_size: bool) -> dict[str, Any]:
+def measure(first: Config, second: Config, one_size: bool) -> dict[str, Any]:
     """Costs by image size, and how many bytes a rank may take; all ranks call it, and get the same but for bytes."""
-    accelerator, launch = connect(simgcd.collective_timeout_s, simgcd.device)
-    store, order = build_data(simgcd)
-    bench = Bench(simgcd, sptnet, store, accelerator.device, time.monotonic() + PATIENCE)
-    classes = store.manifest.num_old, num_new_classes(simgcd, store.manifest)
-    patch = build_untrained(simgcd, *classes)[0].patch_size
+    accelerator, launch = connect(first.collective_timeout_s, first.device)
+    store, order = build_data(first)
+    bench = Bench(first, second, store, accelerator.device, time.monotonic() + PATIENCE)
+    classes = store.manifest.num_old, num_new_classes(first, store.manifest)
+    patch = build_untrained(first, *classes)[0].patch_size
     found: dict[int, Cost] = {}
-    for size in [simgcd.model.image_size] if one_size else image_sizes(simgcd.model.image_size, patch):
+    for size in [first.model.image_size] if one_size else image_sizes(first.model.image_size, patch):
         if found and bench.is_late():
             found[size] = _by_pixels(found[min(found)], (size / min(found)) ** 2)
             continue
         learners = []
-        for config in (simgcd, sptnet):
+        for config in (first, second) if second.method == "sptnet" else (first,):
             config = _at_size(config, size)
             built, prompt = build_untrained(config, *classes)
             schedule = build_schedule(config, order.steps_per_epoch)
             learners.append(assemble(config, accelerator, launch, built, prompt, schedule))
-        cost = bench.cost(learners[0], learners[1], size)
+        cost = bench.cost(learners[0], learners[-1], size)
         found[size] = cost if not found else _at_most(cost, found[min(found)])
     return {
         "costs": {size: cost._asdict() for size, cost in found.items()},
@@ -101,8 +101,8 @@ class Bench:
         until: by time.monotonic; once it is past, nothing is repeated and no larger count is tried.
     """
 
-    simgcd: Config
-    sptnet: Config
+    first: Config
+    second: Config
     store: Store
     device: torch.device
     until: float
@@ -112,44 +112,44 @@ class Bench:
         return _slowest(float(time.monotonic() > self.until)) > 0
 
     def cost(self, first: Learner, second: Learner, size: int) -> Cost:
-        """What learners of SimGCD and of SPTNet take at an image size."""
-        batch, ranks = self.simgcd.data.batch_size, world_size()
+        """What the learners of both stages take at an image size; `second` is `first` where SimGCD goes on."""
+        batch, ranks = self.first.data.batch_size, world_size()
         share, images = batch // ranks, 2 * batch // ranks
-        simgcd, prompt, model = (
-            self._step(first, 0, share, size), self._step(second, 0, share, size),
-            self._step(second, self.sptnet.schedule.k, share, size),
-        )  # fmt: skip
+        fresh = self._step(first, 0, share, size)
+        loaded, kept_bytes = self._with_loading(fresh[0], 1.0), fresh[1]
 
         def forward(n: int) -> None:
             views = torch.zeros(n, 3, size, size, device=self.device)
             first.strategy.forward_evaluation(views, None).logits.sum().item()
 
+        behind, behind_bytes = loaded, kept_bytes  # of SimGCD again, through the trunk
+        if second.prompt is not None:
+            prompt, model = (self._step(second, step, share, size) for step in (0, self.second.schedule.k))
+            behind = (self._with_loading(prompt[0], 1.0) + self._with_loading(model[0], 0.5)) / 2
+            behind_bytes = max(prompt[1], model[1])
         image = self._scaled(forward, images) / images / ranks
         kept, once = self._kept(first, share, size, image)
-        return Cost(
-            self._with_loading(simgcd[0], 1.0), self._with_loading(prompt[0], 1.0), self._with_loading(model[0], 0.5),
-            image, kept, once, simgcd[1], max(prompt[1], model[1]),
-        )  # fmt: skip
+        return Cost(loaded, behind, image, kept, once, kept_bytes, behind_bytes)
 
     @cached_property
     def _loading(self) -> float:
         """Seconds that one process takes to load the two views of a batch's images."""
-        some = self.simgcd.data.model_copy(update={"batch_size": 2 * self.simgcd.data.streams})
-        _, order = build_data(self.simgcd.model_copy(update={"data": some}))
-        size = self.simgcd.model.image_size
+        some = self.first.data.model_copy(update={"batch_size": 2 * self.first.data.streams})
+        _, order = build_data(self.first.model_copy(update={"data": some}))
+        size = self.first.model.image_size
         begin = time.perf_counter()
         next(train_batches(self.store, order, augment=some.augment, image_size=size, seed=0, steps=range(1)))
-        return (time.perf_counter() - begin) / some.batch_size * self.simgcd.data.batch_size
+        return (time.perf_counter() - begin) / some.batch_size * self.first.data.batch_size
 
     def _with_loading(self, step: float, share: float) -> float:
         """On a CPU loading takes its share of the same cores, elsewhere it is done meanwhile."""
         if self.device.type == "cpu":
             return step + share * self._loading / (torch.get_num_threads() * world_size())
-        return max(step, share * self._loading / (max(1, self.simgcd.data.workers) * world_size()))
+        return max(step, share * self._loading / (max(1, self.first.data.workers) * world_size()))
 
     def _kept(self, learner: Learner, share: int, size: int, image: float) -> tuple[float | None, float]:
         """Seconds of a step from kept tokens of known views, and of making these; None where none are kept."""
-        config, module, manifest = self.simgcd, learner.strategy.module, self.store.manifest
+        config, module, manifest = self.first, learner.strategy.module, self.store.manifest
         dtype, views = stored_type(config, module), config.data.views
         if dtype is None or views is None or config.trunk_cache == "off":
             return None, 0.0
@@ -265,9 +265,8 @@ def main(arguments: list[str]) -> int:
     """Measure and write; a mistake of the user is one line."""
     first, second, out, one_size = arguments
     try:
-        simgcd, sptnet = load_config(first), load_config(second, ["init=null"])
-        sptnet = sptnet.model_copy(update={"model": simgcd.model})
-        found = measure(simgcd, sptnet, one_size == "True")
+        configs = load_config(first), load_config(second, ["init=null"])
+        found = measure(configs[0], configs[1].model_copy(update={"model": configs[0].model}), one_size == "True")
         if rank() == 0:
             write_whole(Path(out), (json.dumps(found, indent=1) + "\n").encode())
     except SptnetError as error:

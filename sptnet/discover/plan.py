@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-SIMGCD_SHARE = 2 / 3  # of the time for training, where it does not suffice: length is what SimGCD gains most by
-SHORTEST = 0.5  # of SimGCD's recipe, below which a smaller image size is taken if there is one
+FIRST_SHARE = 2 / 3  # of the time for training, where it does not suffice: length is what SimGCD gains most by
+SHORTEST = 0.5  # of the first stage's recipe, below which a smaller image size is taken if there is one
 MOST_LOST = 300.0  # seconds of training that a kill may cost
 EVALUATIONS = 4  # of a run, over its length
 MARGIN = 0.9  # of the hours that are planned with
@@ -18,28 +18,27 @@ KEPT_BY_FULL, FULL_TIME, MICRO_TIME = 1 / 3, 1.1, 1.5
 class Cost(NamedTuple):
     """Measured at one image size, on all processes together.
 
-    simgcd, prompt, model: seconds of a step of SimGCD and of SPTNet's two phases, loading included.
+    first, second: seconds of a step of each stage, of SPTNet's two phases the mean; loading included.
     image: seconds an image takes through the model alone.
-    kept, once: seconds of a step of SimGCD from what is kept of every image, and of making that; None where nothing
+    kept, once: seconds of a step of the first from what is kept of every image, and of making that; None where nothing
         is kept.
-    simgcd_bytes, sptnet_bytes: of activations that a rank keeps in its largest step.
+    first_bytes, second_bytes: of activations that a rank keeps in its largest step.
     """
 
-    simgcd: float
-    prompt: float
-    model: float
+    first: float
+    second: float
     image: float
     kept: float | None
     once: float
-    simgcd_bytes: float
-    sptnet_bytes: float
+    first_bytes: float
+    second_bytes: float
 
 
 class Length(NamedTuple):
     """epochs of each stage."""
 
-    simgcd: int
-    sptnet: int
+    first: int
+    second: int
 
 
 class Work(NamedTuple):
@@ -76,15 +75,15 @@ class Memory(NamedTuple):
 class Plan(NamedTuple):
     """What was decided, and the seconds it is expected to take.
 
-    seconds: of SimGCD, of SPTNet, and of everything behind them.
+    seconds: of the first stage, of the second, and of everything behind them.
     whole: seconds of the recipe at its full length and largest size.
     fits: whether the hours suffice for it.
     """
 
     image_size: int
     length: Length
-    simgcd_memory: Memory
-    sptnet_memory: Memory
+    first_memory: Memory
+    second_memory: Memory
     checkpoint_every: Length
     seconds: tuple[float, float, float]
     whole: float
@@ -94,7 +93,7 @@ class Plan(NamedTuple):
 def make_plan(
     costs: Mapping[int, Cost], recipe: Length, work: Work, seconds: float, available: float, share: int, fixed: bool
 ) -> Plan:
-    """The largest image size at which SimGCD still gets half of its epochs, and as many epochs as there is time for.
+    """The largest image size at which the first stage still gets half of its epochs, and as many as there is time for.
 
     Args:
         costs: by image size.
@@ -107,41 +106,40 @@ def make_plan(
     sizes = sorted(costs, reverse=True)
     tried = [_at(size, costs[size], recipe, work, seconds * MARGIN, available, share, fixed) for size in sizes]
     whole = sum(_at(sizes[0], costs[sizes[0]], recipe, work, math.inf, available, share, True).seconds)
-    long_enough = [plan for plan in tried if plan.fits and plan.length.simgcd >= SHORTEST * recipe.simgcd]
+    long_enough = [plan for plan in tried if plan.fits and plan.length.first >= SHORTEST * recipe.first]
     return (long_enough or tried[-1:])[0]._replace(whole=whole)
 
 
 def _at(
     size: int, cost: Cost, recipe: Length, work: Work, seconds: float, available: float, share: int, fixed: bool
 ) -> Plan:
-    first, second = (memory_for(b, available, share) for b in (cost.simgcd_bytes, cost.sptnet_bytes))
-    simgcd_step = cost.simgcd * (MICRO_TIME if first.micro_batches > 1 else 1)
-    sptnet_step = (cost.prompt + cost.model) / 2
-    sptnet_step *= FULL_TIME if second.gradient_checkpointing == "full" else 1
-    sptnet_step *= MICRO_TIME if second.micro_batches > 1 else 1
+    first, second = (memory_for(b, available, share) for b in (cost.first_bytes, cost.second_bytes))
+    first_step = cost.first * (MICRO_TIME if first.micro_batches > 1 else 1)
+    second_step = cost.second * (FULL_TIME if second.gradient_checkpointing == "full" else 1)
+    second_step *= MICRO_TIME if second.micro_batches > 1 else 1
     evaluations = EVALUATIONS * work.evaluated * cost.image + START_S
     behind = (work.predicted + min(LOOKED_AT, work.evaluated)) * cost.image + 5 * START_S
-    ways = [Way(0.0, work.steps_per_epoch * simgcd_step)]
+    ways = [Way(0.0, work.steps_per_epoch * first_step)]
     if cost.kept is not None:
         ways.append(Way(cost.once, work.steps_per_epoch * cost.kept))
-    sptnet = Way(0.0, work.steps_per_epoch * sptnet_step)
-    length = recipe if fixed else _length(ways, sptnet, recipe, seconds - 2 * evaluations - behind)
-    way = min(ways, key=lambda way: way.seconds(length.simgcd))
-    taken = (way.seconds(length.simgcd) + evaluations, sptnet.seconds(length.sptnet) + evaluations, behind)
-    steps = (one.epoch / work.steps_per_epoch for one in (way, sptnet))
+    fresh = Way(0.0, work.steps_per_epoch * second_step)
+    length = recipe if fixed else _length(ways, fresh, recipe, seconds - 2 * evaluations - behind)
+    way = min(ways, key=lambda way: way.seconds(length.first))
+    taken = (way.seconds(length.first) + evaluations, fresh.seconds(length.second) + evaluations, behind)
+    steps = (one.epoch / work.steps_per_epoch for one in (way, fresh))
     every = Length(*(max(1, min(500, int(MOST_LOST / max(step, 1e-9)))) for step in steps))
     return Plan(size, length, first, second, every, taken, 0.0, sum(taken) <= seconds)
 
 
-def _length(ways: Sequence[Way], sptnet: Way, recipe: Length, seconds: float) -> Length:
-    """As many epochs as there is time for, at least one of each; `ways`: those in which SimGCD can be trained."""
-    full = min(way.seconds(recipe.simgcd) for way in ways), sptnet.seconds(recipe.sptnet)
+def _length(ways: Sequence[Way], fresh: Way, recipe: Length, seconds: float) -> Length:
+    """As many epochs as there is time for, at least one of each; `ways`: those in which the first can be trained."""
+    full = min(way.seconds(recipe.first) for way in ways), fresh.seconds(recipe.second)
     if sum(full) <= seconds:
         return recipe
-    time = min(full[0], max(SIMGCD_SHARE * seconds, seconds - full[1]))
-    first = max(1, min(recipe.simgcd, max(way.epochs(time) for way in ways)))
+    time = min(full[0], max(FIRST_SHARE * seconds, seconds - full[1]))
+    first = max(1, min(recipe.first, max(way.epochs(time) for way in ways)))
     left = seconds - min(way.seconds(first) for way in ways)
-    return Length(first, max(1, min(recipe.sptnet, sptnet.epochs(left))))
+    return Length(first, max(1, min(recipe.second, fresh.epochs(left))))
 
 
 def memory_for(needed: float, available: float, share: int) -> Memory:

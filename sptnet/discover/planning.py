@@ -7,10 +7,10 @@ from typing import Any
 from sptnet.data.manifest import KINDS, Manifest
 from sptnet.discover import stages
 from sptnet.discover.choices import keep
-from sptnet.discover.closing import TITLES
 from sptnet.discover.kept import Measured, plan_of, read_kept
 from sptnet.discover.plan import Length, Plan, Work, clock, make_plan
-from sptnet.discover.recipe import STAGES, Batches, write_stage
+from sptnet.discover.recipe import Batches, write_stage
+from sptnet.discover.request import TITLES
 from sptnet.discover.way import Journey
 
 BUSY = 1.5  # processes that want to run, for every core
@@ -36,9 +36,9 @@ def planned(journey: Journey, choices: dict[str, Any], manifest: Manifest, num_n
 def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new: int) -> dict[str, Any]:
     """Measure, plan, and write both configurations; what of it is kept."""
     request, machine = journey.request, journey.machine
-    drafts = [write_stage(name, request, num_new, machine.workers) for name in STAGES]
+    drafts = [write_stage(name, request, num_new, machine.workers) for name in request.stages]
     dealt = Batches(manifest, (drafts[0].data.batch_size, drafts[0].data.streams), machine.processes)
-    for name in STAGES:
+    for name in request.stages:
         write_stage(name, request, num_new, machine.workers, dealt)
     journey.take(measuring)
     measured = read_kept(journey.out / "measured.json", Measured)
@@ -50,7 +50,7 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
         3600 * journey.hours - (time.monotonic() - journey.begun), measured.available,
         dealt.size // machine.processes, "schedule.epochs" in request.chosen(),
     )  # fmt: skip
-    for name in STAGES:
+    for name in request.stages:
         write_stage(name, request, num_new, machine.workers, dealt, made)
     device = f"{machine.processes} x {measured.device}, precision {measured.precision}"
     return {
@@ -61,22 +61,25 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
 def _say_plan(journey: Journey, choices: dict[str, Any], plan: Plan) -> None:
     recipe, size, hours = Length(*choices["recipe"]), choices["image_size"], choices["hours"]
     first, second, behind = plan.seconds
+    stages = journey.request.stages
+    titles = [TITLES[name] for name in stages]
     print(
-        f"\nPlan: {plan.length.simgcd} epochs of SimGCD (about {clock(first)}), then {plan.length.sptnet} of SPTNet "
-        f"(about {clock(second)}), at {plan.image_size} pixels, batches of {choices['batch']}; then {clock(behind)} "
-        f"for predictions and the page: about {clock(sum(plan.seconds))} in all ({choices['device']})"
+        f"\nPlan: {plan.length.first} epochs of {titles[0]} (about {clock(first)}), then {plan.length.second} of "
+        f"{titles[1]} (about {clock(second)}), at {plan.image_size} pixels, batches of {choices['batch']}; then "
+        f"{clock(behind)} for predictions and the page: about {clock(sum(plan.seconds))} in all ({choices['device']})"
     )
-    for name, memory in zip(TITLES.values(), (plan.simgcd_memory, plan.sptnet_memory), strict=True):
+    for name, memory in zip(titles, (plan.first_memory, plan.second_memory), strict=True):
         if memory.gradient_checkpointing != "none":
             pieces = f", in {memory.micro_batches} pieces" if memory.micro_batches > 1 else ""
             print(f"   {name}: blocks are computed again in the backward pass{pieces}, so that memory suffices")
     if os.getloadavg()[0] > BUSY * journey.machine.cores:
         print("   other work keeps this machine busy, and times may be far off")
-    print(f"   {journey.out / 'simgcd.yaml'} and {journey.out / 'sptnet.yaml'} have it\n", flush=True)
+    files = " and ".join(str(journey.out / f"{name}.yaml") for name in stages)
+    print(f"   {files} have it\n", flush=True)
     if not plan.fits:
         journey.warn(f"--hours {hours:g} are too few: an epoch of each alone takes longer; they are taken all the same")
     if plan.length != recipe or plan.image_size != size:
         journey.warn(
-            f"the training is shorter than the recipe's {recipe.simgcd} and {recipe.sptnet} epochs at {size} pixels, "
+            f"the training is shorter than the recipe's {recipe.first} and {recipe.second} epochs at {size} pixels, "
             f"which would take about {clock(plan.whole)} here: --hours says how long it may take"
         )

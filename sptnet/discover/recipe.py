@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -11,11 +11,9 @@ from sptnet.config_file import load_config, published
 from sptnet.data.files import write_whole
 from sptnet.data.manifest import Manifest
 from sptnet.discover.plan import EVALUATIONS, Plan
-from sptnet.discover.request import Request
+from sptnet.discover.request import Request, StageName
 from sptnet.run.parts import writing_parts
 
-StageName = Literal["simgcd", "sptnet"]
-STAGES: tuple[StageName, StageName] = ("simgcd", "sptnet")
 WARMUP = 0.1  # of a run that is shorter than its prompts' warm-up
 HEAD = """# Written by sptnet discover: what differs from the recipe that it inherits. To train it again elsewhere:
 # sptnet train {path} run=ANOTHER_FOLDER
@@ -59,10 +57,10 @@ def write_stage(
     out = request.out.resolve()
     told: dict[str, Any] = {"base": f"configs/photographs_{stage}.yaml", "run": str(out / stage)}
     told["data"] = {"root": str(out / "shards"), "workers": workers}
-    if stage == "sptnet":
-        told["init"] = str(out / "simgcd")
-    else:
+    if stage == "simgcd":
         told["model"] = {"backbone": request.backbone, "weights": _weights(request), "num_new": num_new}
+    else:
+        told["init"] = str(out / "simgcd")
     path = out / f"{stage}.yaml"
     chosen = {
         key: value for key, value in request.chosen().items() if stage == "sptnet" or not key.startswith("prompts")
@@ -81,17 +79,19 @@ def write_stage(
 
 def _adapt(told: dict[str, Any], stage: StageName, shipped: Config, dealt: Batches, plan: Plan) -> None:
     """Length, size and memory as planned, and what of the recipe is in steps or epochs in proportion."""
-    epochs, memory = getattr(plan.length, stage), getattr(plan, f"{stage}_memory")
+    which = 0 if stage == "simgcd" else 1
+    epochs, memory = plan.length[which], (plan.first_memory, plan.second_memory)[which]
     steps = epochs * dealt.steps_per_epoch
     told["schedule"] = {"epochs": epochs}
     told["evaluate"] = {"every": math.ceil(epochs / EVALUATIONS)}
-    told["checkpoint"] = {"every": getattr(plan.checkpoint_every, stage)}
+    told["checkpoint"] = {"every": plan.checkpoint_every[which]}
     if memory.gradient_checkpointing != "none":
         told["memory"] = memory._asdict()
     if (shorter := epochs / shipped.schedule.epochs) < 1:
         told["loss"] = {"teacher_warmup_epochs": round(shipped.loss.teacher_warmup_epochs * shorter)}
     if stage == "simgcd":
         told["model"]["image_size"] = plan.image_size
+    if stage != "sptnet":
         return
     if shipped.prompts.warmup_steps > steps / 4:
         told.setdefault("prompts", {})["warmup_steps"] = int(WARMUP * steps)

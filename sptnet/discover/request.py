@@ -3,12 +3,17 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sptnet.config_file import keys_of, load_config, published, read_override
 from sptnet.data.manifest import DatasetError
 from sptnet.errors import SptnetError
 
+Then = Literal["continued", "sptnet"]
+StageName = Literal["simgcd", "continued", "sptnet"]
+TITLES: dict[StageName, str] = {
+    "simgcd": "SimGCD", "continued": "SimGCD continued on fresh views", "sptnet": "SPTNet",
+}  # fmt: skip
 FEWEST_OLD = 3  # classes that `sptnet estimate-k` can compare
 OURS = ("run", "init", "method", "resume", "data.root", "model.num_new", "model.backbone", "model.weights")
 
@@ -27,6 +32,7 @@ class Request:
         new: how many new classes there are; None: it is estimated.
         test: class folders to measure on, or None.
         overrides: `section.key=value`, for both trainings.
+        then: what trains behind SimGCD.
     """
 
     labelled: Path
@@ -37,13 +43,20 @@ class Request:
     backbone: str
     weights: str
     overrides: tuple[str, ...]
+    then: Then
+
+    @property
+    def stages(self) -> tuple[StageName, StageName]:
+        """The two trainings, by the names of their folders and of their recipes."""
+        return "simgcd", self.then
 
     def says(self) -> dict[str, Any]:
         """For the file that begins OUT."""
+        then = {} if self.then == "sptnet" else {"then": self.then}  # nor was it said before there was a choice
         return {
             "labelled": str(self.labelled.resolve()), "unlabelled": str(self.unlabelled.resolve()),
             "test": None if self.test is None else str(self.test.resolve()), "new": self.new,
-            "backbone": self.backbone, "weights": self.weights, "overrides": list(self.overrides),
+            "backbone": self.backbone, "weights": self.weights, "overrides": list(self.overrides), **then,
         }  # fmt: skip
 
     def chosen(self) -> dict[str, Any]:
@@ -74,7 +87,7 @@ def check(request: Request) -> list[str]:
     for key in request.chosen():
         if key.startswith(OURS):
             raise RequestError(f"override of {key}: follows from the arguments of discover")
-    load_config(published("configs", "photographs_sptnet"), [*request.overrides, "run=x", "data.root=x"])
+    load_config(published("configs", f"photographs_{request.then}"), [*request.overrides, "run=x", "data.root=x"])
     if request.weights not in ("timm", "none") and not Path(request.weights).is_file():
         raise RequestError(f"--weights {request.weights}: there is no such file; timm fetches them, none has none")
     try:

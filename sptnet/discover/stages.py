@@ -127,7 +127,7 @@ def estimate(request: Request) -> Stage:
 def measured(request: Request, machine: Machine, one_size: bool) -> Stage:
     """What a step costs here; made again at every start that has no plan yet."""
     out = request.out
-    files = (str(out / name) for name in ("simgcd.yaml", "sptnet.yaml", "measured.json"))
+    files = (str(out / name) for name in (*(f"{stage}.yaml" for stage in request.stages), "measured.json"))
     command, environment = on_all(machine, *files, str(one_size), module="sptnet.discover.measure")
     advice = "the same steps would not fit in training: more memory, or a smaller --backbone"
     return Stage("a few steps, measured", command, environment, lambda: False, advice)
@@ -155,11 +155,9 @@ def checked(request: Request, name: str, machine: Machine) -> Stage:
 
 def predict(request: Request, machine: Machine) -> Stage:
     """Which image belongs where."""
-    out = request.out / "sorted"
-    command, environment = on_all(
-        machine, "predict", str(request.out / "sptnet"), str(request.unlabelled), "--out", str(out)
-    )
-    return Stage("which image belongs where", command, environment, lambda: _is_sorted(out, request.out / "sptnet"))
+    out, run = request.out / "sorted", request.out / request.then
+    command, environment = on_all(machine, "predict", str(run), str(request.unlabelled), "--out", str(out))
+    return Stage("which image belongs where", command, environment, lambda: _is_sorted(out, run))
 
 
 def _predicted(out: Path, run: Path) -> bool:
@@ -180,7 +178,7 @@ def _is_sorted(out: Path, run: Path) -> bool:
 
 def page(request: Request) -> Stage:
     """The page, made again where a result is newer."""
-    path, runs = request.out / "page.html", [request.out / name for name in ("simgcd", "sptnet")]
+    path, runs = request.out / "page.html", [request.out / name for name in request.stages]
     command, environment = alone("report", *map(str, runs), "--html", str(path))
 
     def is_done() -> bool:

@@ -101,6 +101,11 @@ def finished(root, out, *more):
         (["named", "pile", "out", "--new", "0"], "is not a whole number from 1"),
         (["named", "pile", "full/out"], "cannot be written: Not a directory"),
         (["named", "pile", "other", "--new", "3"], "holds results of something else (new: 2 there, 3 here"),
+        (
+            ["named", "pile", "before", "--new", "2"],
+            "holds results of something else (then: None there, continued here",
+        ),
+        (["named", "pile", "out", "prompts.lr=7"], "prompts is for method sptnet, and the method is simgcd"),
         (["named", "pile", "strange"], "is not empty and lacks discover.json"),
     ],
 )
@@ -116,7 +121,9 @@ def test_mistakes_are_one_line_before_anything_begins(tmp_path, monkeypatch, cap
         "labelled": str(tmp_path / "named"), "unlabelled": str(tmp_path / "pile"), "test": None, "new": 2,
         "backbone": "vit_base_patch16_224.dino", "weights": "timm", "overrides": [],
     }  # fmt: skip
-    (tmp_path / "other" / "discover.json").write_text(json.dumps(asked))
+    (tmp_path / "before").mkdir()  # there was a choice
+    (tmp_path / "before" / "discover.json").write_text(json.dumps(asked))
+    (tmp_path / "other" / "discover.json").write_text(json.dumps(asked | {"then": "continued"}))
     try:
         code = main(["discover", *arguments])
     except SystemExit as left:  # argparse
@@ -149,10 +156,11 @@ def contents(folder):
 
 
 @pytest.mark.slow
-def test_the_whole_way_with_kills_is_the_whole_way(digits_in_folders, tmp_path):
+@pytest.mark.parametrize(("then", "title"), [("sptnet", "SPTNet"), ("continued", "SimGCD continued on fresh views")])
+def test_the_whole_way_with_kills_is_the_whole_way(digits_in_folders, tmp_path, then, title):
     """Killed in every training, asked to stop in one, on two processes: the same rows as without."""
     root, straight, out = digits_in_folders, tmp_path / "straight", tmp_path / "out"
-    two = ["--processes", "2", "--test", str(root / "named_test"), "--hours", "1"]
+    two = ["--processes", "2", "--test", str(root / "named_test"), "--hours", "1", "--then", then]
     for label in range(7):  # two of them have no name
         for number in range(1500, 1560):
             if load_digits().target[number] == label:
@@ -161,14 +169,15 @@ def test_the_whole_way_with_kills_is_the_whole_way(digits_in_folders, tmp_path):
                     (load_digits().images[number] * 15.9).astype("u1"),
                 )
     told, _ = finished(root, straight, *two)
-    for name, run, number in (("5", "simgcd", signal.SIGKILL), ("6", "sptnet", signal.SIGKILL)):
+    for name, run, number in (("5", "simgcd", signal.SIGKILL), ("6", then, signal.SIGKILL)):
         begun = Begun(tmp_path / f"{name}.log", root, out, *two)
         begun.until(lambda run=run: (out / run / "checkpoints").is_dir() and any((out / run / "checkpoints").iterdir()))
         begun.end(number)
     begun = Begun(tmp_path / "7.log", root, out, *two)
     begun.until(lambda: "== 7 of 10" in begun.told)
     assert begun.end(signal.SIGTERM) == 75
-    assert "6 of 10: SPTNet, 2 epochs at 32 pixels: there already" not in begun.told
+    assert f"6 of 10: {title}, 2 epochs at 32 pixels" in begun.told
+    assert f"6 of 10: {title}, 2 epochs at 32 pixels: there already" not in begun.told
     assert "continues from" in begun.told
     told_again, _ = finished(root, out, *two)
     assert contents(out / "sorted") == contents(straight / "sorted")

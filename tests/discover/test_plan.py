@@ -9,15 +9,15 @@ from sptnet.config_file import load_config
 from sptnet.data.manifest import read_manifest
 from sptnet.discover.kept import plan_of
 from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for
-from sptnet.discover.recipe import STAGES, Batches, write_stage
+from sptnet.discover.recipe import Batches, write_stage
 from sptnet.discover.request import Request
 
 RECIPE = Length(100, 25)
 WORK = Work(steps_per_epoch=20, evaluated=2000, predicted=4000)
 COSTS = {
-    224: Cost(8.0, 20.0, 12.0, 0.05, None, 0.0, 4e9, 40e9),
-    168: Cost(4.0, 10.0, 6.0, 0.03, None, 0.0, 2e9, 20e9),
-    112: Cost(2.0, 5.0, 3.0, 0.015, None, 0.0, 1e9, 10e9),
+    224: Cost(8.0, 16.0, 0.05, None, 0.0, 4e9, 40e9),
+    168: Cost(4.0, 8.0, 0.03, None, 0.0, 2e9, 20e9),
+    112: Cost(2.0, 4.0, 0.015, None, 0.0, 1e9, 10e9),
 }
 
 
@@ -41,26 +41,26 @@ def test_fewer_hours_are_fewer_pixels_and_then_fewer_epochs():
         assert one.fits
         assert sum(one.seconds) <= 3600 * hours
         if one.image_size != 112:
-            assert one.length.simgcd >= RECIPE.simgcd / 2
+            assert one.length.first >= RECIPE.first / 2
     for more, less in pairwise(p for p in made if p.image_size == 112):
         assert more.length >= less.length
-        assert more.length.sptnet >= less.length.sptnet
+        assert more.length.second >= less.length.second
     # nearly all of the time that there is, is used
     assert sum(made[-1].seconds) > 0.7 * 1800
 
 
-def test_simgcd_has_two_thirds_of_what_does_not_suffice():
+def test_the_first_has_two_thirds_of_what_does_not_suffice():
     made = plan(1, costs={112: COSTS[112]})
-    assert made.length.simgcd * 20 * 2.0 == pytest.approx(2 * made.length.sptnet * 20 * 4.0, rel=0.1)
+    assert made.length.first * 20 * 2.0 == pytest.approx(2 * made.length.second * 20 * 4.0, rel=0.1)
     # where the second stage needs less than its third, the first has the rest
-    cheap = {112: COSTS[112]._replace(prompt=0.01, model=0.01)}
-    assert plan(1, costs=cheap).length.sptnet == 25
+    cheap = {112: COSTS[112]._replace(second=0.01)}
+    assert plan(1, costs=cheap).length.second == 25
 
 
 def test_what_is_kept_of_every_image_is_made_before_the_first_step():
     kept = {size: cost._replace(kept=0.1, once=600.0) for size, cost in COSTS.items()}
     made = plan(1, costs=kept)
-    assert made.length.simgcd == 100
+    assert made.length.first == 100
     assert made.seconds[0] > 600 + 100 * 20 * 0.1
     assert sum(made.seconds) <= 3600
     # where it takes longer than the few epochs that there is time for, it is not made
@@ -84,14 +84,14 @@ def test_memory():
     assert memory_for(40e9, 2e9, 64) == Memory("full", 8)
     assert memory_for(1e15, 2e9, 64) == Memory("full", 64)
     made = plan(100, available=5e9)
-    assert (made.simgcd_memory, made.sptnet_memory) == (Memory("none", 1), Memory("full", 4))
+    assert (made.first_memory, made.second_memory) == (Memory("none", 1), Memory("full", 4))
     assert made.seconds[1] > plan(100).seconds[1]
 
 
 def test_a_kill_costs_minutes_at_most():
     made = plan(100)
-    assert made.checkpoint_every.simgcd * 8.0 <= 300
-    assert made.checkpoint_every.sptnet * 16.0 <= 300
+    assert made.checkpoint_every.first * 8.0 <= 300
+    assert made.checkpoint_every.second * 16.0 <= 300
 
 
 def test_a_plan_goes_through_json():
@@ -107,8 +107,9 @@ def test_clock(seconds, told):
     assert clock(seconds) == told
 
 
-def request_for(tmp_path, *overrides):
-    return Request(tmp_path / "l", tmp_path / "u", tmp_path, 7, None, "vit_small_patch14_dinov2", "none", overrides)
+def request_for(tmp_path, *overrides, then="sptnet"):
+    given = tmp_path / "l", tmp_path / "u", tmp_path, 7, None, "vit_small_patch14_dinov2", "none", overrides, then
+    return Request(*given)
 
 
 def made_for(length, size):
@@ -120,13 +121,13 @@ def test_a_stage_is_a_file_that_inherits_the_recipe(digits, tmp_path):
     dealt = Batches(read_manifest(digits), (128, 4), 3)
     assert (dealt.size, dealt.streams, dealt.steps_per_epoch) == (120, 4, 1438 // 120)  # dealt to 3 processes too
     made = made_for(Length(50, 5), 112)
-    first, second = (write_stage(name, request_for(tmp_path), 7, 2, dealt, made) for name in STAGES)
-    for name, config in zip(STAGES, (first, second), strict=True):
+    first, second = (write_stage(name, request_for(tmp_path), 7, 2, dealt, made) for name in ("simgcd", "sptnet"))
+    for name, config, epochs in zip(("simgcd", "sptnet"), (first, second), made.length, strict=True):
         assert load_config(tmp_path / f"{name}.yaml") == config
         assert f"base: configs/photographs_{name}.yaml" in (tmp_path / f"{name}.yaml").read_text()
         assert (config.method, config.run) == (name, str(tmp_path / name))
         assert (config.data.root, config.data.batch_size) == (str(tmp_path / "shards"), 120)
-        assert config.schedule.epochs == getattr(made.length, name)
+        assert config.schedule.epochs == epochs
     recipe = load_config("photographs_sptnet", ["run=x", "data.root=x"])
     assert (first.model.backbone, first.model.image_size, first.model.num_new) == ("vit_small_patch14_dinov2", 112, 7)
     assert second.init == first.run
@@ -138,11 +139,26 @@ def test_a_stage_is_a_file_that_inherits_the_recipe(digits, tmp_path):
     assert first.checkpoint.every == 50
 
 
+def test_simgcd_goes_on_with_fresh_views_and_what_the_model_of_sptnet_has(digits, tmp_path):
+    request, dealt = request_for(tmp_path, then="continued"), Batches(read_manifest(digits), (128, 4), 1)
+    assert request.stages == ("simgcd", "continued")
+    _, config = (write_stage(name, request, 7, 2, dealt, made_for(Length(50, 5), 112)) for name in request.stages)
+    recipe = load_config("photographs_sptnet", ["run=x", "data.root=x"])
+    assert (config.method, config.data.views, config.schedule.epochs) == ("simgcd", None, 5)
+    assert (config.run, config.init) == (str(tmp_path / "continued"), str(tmp_path / "simgcd"))
+    assert (config.optimizer, config.loss) == (recipe.optimizer, recipe.loss)
+    assert (config.memory.gradient_checkpointing, config.checkpoint.every) == ("full", 20)
+    shipped = load_config("photographs_continued", ["run=x", "data.root=x"])
+    assert (shipped.optimizer, shipped.schedule.epochs) == (recipe.optimizer, recipe.schedule.epochs)
+
+
 def test_what_the_user_says_wins(digits, tmp_path):
     overrides = ("schedule.epochs=3", "prompts.lr=7", "seed=5", "model.image_size=28", "prompts.kind=shared")
     dealt = Batches(read_manifest(digits), (128, 4), 1)
     made = made_for(Length(3, 3), 28)
-    first, second = (write_stage(name, request_for(tmp_path, *overrides), 7, 2, dealt, made) for name in STAGES)
+    first, second = (
+        write_stage(name, request_for(tmp_path, *overrides), 7, 2, dealt, made) for name in ("simgcd", "sptnet")
+    )
     assert (first.schedule.epochs, second.schedule.epochs, first.seed, second.seed) == (3, 3, 5, 5)
     assert (second.prompts.lr, second.prompts.kind, second.prompts.frame) == (7, "shared", 3)
     assert first.model.image_size == 28

@@ -88,7 +88,7 @@ def test_sections_given_whole_are_read_key_by_key():
     from sptnet.discover.request import Request
 
     given = ("model={image_size: 112, backbone_options: {depth: 2}}", "seed=3", "model.image_size=98")
-    request = Request(Path("a"), Path("b"), Path("c"), 2, None, "x", "none", given)
+    request = Request(Path("a"), Path("b"), Path("c"), 2, None, "x", "none", given, "sptnet")
     assert request.chosen() == {"model.image_size": 98, "model.backbone_options": {"depth": 2}, "seed": 3}
 
 
