@@ -57,7 +57,10 @@ def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[
         handed = iter(loader)
         if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
             signal.signal(signal.SIGCHLD, before)  # torch's handler raises wherever the main thread is; see _watching
-        return _received(handed, set(multiprocessing.active_children()) - others)
+        processes = set(multiprocessing.active_children()) - others
+        for process in processes:  # torch, and Python at its exit, end by SIGTERM those that hang: see _end_later
+            process._popen.terminate = process._popen.kill  # type: ignore[attr-defined]
+        return _received(handed, processes)
 
 
 def _received(handed: Iterator[Any], processes: Collection[BaseProcess]) -> Iterator[Any]:
@@ -154,8 +157,8 @@ def _apart(worker: int) -> None:
     """Leave signals to the rank, whose workers end when it does.
 
     It leaves the rank's process group: torchrun sends signals to all of it. And it forgets the rank's handlers, which
-    would write to the rank's own pipe that it was asked to stop once more. By SIGTERM, of which torch's workers die,
-    torch ends one that hangs; Slurm and `pkill -f` send it to every process of a run, which still has a step to end.
+    would write to the rank's own pipe that it was asked to stop once more. SIGTERM, of which torch's workers die, comes
+    from Slurm and `pkill -f` to every process of a run, which still has a step to end.
     """
     os.setpgid(0, 0)
     signal.set_wakeup_fd(-1)

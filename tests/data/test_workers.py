@@ -65,11 +65,21 @@ def test_one_that_hangs_is_ended_a_while_after_it_was_asked(monkeypatch):
     items = load(Hanging(), range(3), 1)
     next(items)
     (worker,) = set(multiprocessing.active_children()) - others
-    worker.terminate()
+    os.kill(worker.pid, signal.SIGTERM)
     worker.join(1)
     assert worker.is_alive()
     with pytest.raises(RuntimeError, match="DataLoader worker was killed, signal: Alarm clock"):
         next(items)
+
+
+def test_one_that_hangs_is_ended_at_once_by_whoever_ends_the_loader():
+    others = set(multiprocessing.active_children())
+    items = load(Hanging(), range(3), 1)
+    next(items)
+    (worker,) = set(multiprocessing.active_children()) - others
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 class Large(Dataset):
