@@ -51,7 +51,7 @@ WORLDS = {
     "fsdp2 2, sharded, fp16": ("fsdp2", 2, 0, "fp16", SHARDED),
     "one, compiled, thrifty": ("single", 1, 0, "no", [*COMPILED, *THRIFTY]),
     "ddp 2, compiled": ("ddp", 2, 0, "no", COMPILED), "fsdp2 2, compiled": ("fsdp2", 2, 0, "no", COMPILED),
-    "zero2 2, compiled": ("zero2", 2, 0, "no", COMPILED), "zero3 2, compiled": ("zero3", 2, 0, "no", COMPILED),
+    "zero2 2, compiled": ("zero2", 2, 0, "no", COMPILED),
 }  # fmt: skip
 
 

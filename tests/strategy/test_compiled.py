@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from sptnet.build import assemble
+from sptnet.config import ConfigError
+from sptnet.config_file import load_config
 from sptnet.method.model import create_model
 from sptnet.run.outcome import explain
 from sptnet.strategy.compiled import compile_blocks
@@ -57,6 +60,13 @@ def test_what_a_cache_keeps_is_computed_as_the_cache_computes_it():
     model.round_tokens = torch.float16
     compile_blocks(model)
     assert ["forward" in vars(block) for block in model.backbone.blocks] == [False, True]
+
+
+def test_zero3_is_refused(tmp_path):
+    config = load_config("quickstart", [f"run={tmp_path}", "init=null", "compile=true"])
+    accelerator, launch = connect(60, "cpu")
+    with pytest.raises(ConfigError, match="compile: ZeRO-3 gathers weights in the middle of a block"):
+        assemble(config, accelerator, launch._replace(strategy="zero3"), tiny(), None, None)
 
 
 def test_no_compiler_is_one_line(monkeypatch):
