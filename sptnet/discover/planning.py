@@ -61,8 +61,8 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
 def _say_plan(journey: Journey, choices: dict[str, Any], plan: Plan) -> None:
     recipe, size, hours = Length(*choices["recipe"]), choices["image_size"], choices["hours"]
     first, second, behind = plan.seconds
-    stages = journey.request.stages
-    titles = [TITLES[name] for name in stages]
+    names = journey.request.stages
+    titles = [TITLES[name] for name in names]
     print(
         f"\nPlan: {plan.length.first} epochs of {titles[0]} (about {clock(first)}), then {plan.length.second} of "
         f"{titles[1]} (about {clock(second)}), at {plan.image_size} pixels, batches of {choices['batch']}; then "
@@ -74,7 +74,7 @@ def _say_plan(journey: Journey, choices: dict[str, Any], plan: Plan) -> None:
             print(f"   {name}: blocks are computed again in the backward pass{pieces}, so that memory suffices")
     if os.getloadavg()[0] > BUSY * journey.machine.cores:
         print("   other work keeps this machine busy, and times may be far off")
-    files = " and ".join(str(journey.out / f"{name}.yaml") for name in stages)
+    files = " and ".join(str(journey.out / f"{name}.yaml") for name in names)
     print(f"   {files} have it\n", flush=True)
     if not plan.fits:
         journey.warn(f"--hours {hours:g} are too few: an epoch of each alone takes longer; they are taken all the same")

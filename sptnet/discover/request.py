@@ -10,7 +10,7 @@ from sptnet.data.manifest import DatasetError
 from sptnet.errors import SptnetError
 
 Then = Literal["continued", "sptnet"]
-StageName = Literal["simgcd", "continued", "sptnet"]
+StageName = Literal["simgcd"] | Then
 TITLES: dict[StageName, str] = {
     "simgcd": "SimGCD", "continued": "SimGCD continued on fresh views", "sptnet": "SPTNet",
 }  # fmt: skip

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees, for its next step, where malloc is glibc's.
 
     By default every tensor above 32 MB is given back to the system and asked for anew in every step, and filled with
-    zeros page by page: a fifth of the time of a training from kept tokens. What the user has set stays.
+    zeros page by page: a sixth of the time of a training from kept tokens. What the user has set stays.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in OF_USER):
         return
