@@ -217,6 +217,15 @@ def images_of_rank(config: Config, ranks: int, where: str) -> int:
     return batch // ranks
 
 
+def check_strategy(config: Config, launch: LaunchSettings) -> None:
+    """Raises ConfigError: blocks that are to be compiled under a strategy that takes them apart."""
+    if config.compile and launch.strategy == "zero3":
+        raise ConfigError(
+            "compile: ZeRO-3 gathers weights in the middle of a block, which torch.compile cannot follow: set "
+            "compile=false, or use ZeRO-2 or FSDP2"
+        )
+
+
 def assemble(
     config: Config,
     accelerator: Accelerator,
@@ -225,17 +234,8 @@ def assemble(
     prompt: Prompt | None,
     schedule: Schedule,
 ) -> Learner:
-    """Put model, prompt, their optimizers, the strategy and the loss together.
-
-    Raises:
-        ConfigError: blocks that are to be compiled under a strategy that takes them apart.
-    """
+    """Put model, prompt, their optimizers, the strategy and the loss together."""
     if config.compile:
-        if launch.strategy == "zero3":
-            raise ConfigError(
-                "compile: ZeRO-3 gathers weights in the middle of a block, which torch.compile cannot follow: set "
-                "compile=false, or use ZeRO-2 or FSDP2"
-            )
         compile_blocks(model)
     checkpoint_blocks(model, config.memory.gradient_checkpointing)
     images_per_rank = config.data.batch_size // launch.world_size

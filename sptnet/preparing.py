@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sptnet.build import assemble, build_data, build_model, build_schedule, images_of_rank
+from sptnet.build import assemble, build_data, build_model, build_schedule, check_strategy, images_of_rank
 from sptnet.config import Config
 from sptnet.data.batches import Batch
 from sptnet.data.loader import train_batches
@@ -109,6 +109,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     record_collectives(Path(config.run))
     accelerator, launch = connect(config.collective_timeout_s, config.device)
     choose_kernels(accelerator.device, config.matmul_precision, config.deterministic)
+    check_strategy(config, launch)
     images = images_of_rank(config, launch.world_size, f"{launch.world_size} processes")
     # all this is of the whole model: a strategy may take it apart
     numbers, backbone = numbers_of(config, store.manifest, model.statistics), backbone_of(config, model)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from sptnet.build import assemble
+from sptnet.build import check_strategy
 from sptnet.config import ConfigError
 from sptnet.config_file import load_config
 from sptnet.method.model import create_model
@@ -64,9 +64,10 @@ def test_what_a_cache_keeps_is_computed_as_the_cache_computes_it():
 
 def test_zero3_is_refused(tmp_path):
     config = load_config("quickstart", [f"run={tmp_path}", "init=null", "compile=true"])
-    accelerator, launch = connect(60, "cpu")
+    _, launch = connect(60, "cpu")
     with pytest.raises(ConfigError, match="compile: ZeRO-3 gathers weights in the middle of a block"):
-        assemble(config, accelerator, launch._replace(strategy="zero3"), tiny(), None, None)
+        check_strategy(config, launch._replace(strategy="zero3"))
+    check_strategy(config, launch)
 
 
 def test_no_compiler_is_one_line(monkeypatch):
