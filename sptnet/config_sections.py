@@ -6,9 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from sptnet.data.augment import AugmentName
-from sptnet.method.prompts import PromptKind
-from sptnet.method.schedule import LrShape
+from sptnet.names import AugmentName, LrShape, PromptKind
 
 FrozenBlocks = Literal["auto", "whole", "sharded"]
 MANY = 2**31 - 1  # of steps, epochs, images: more is a slip of the keyboard

@@ -25,7 +25,7 @@ from sptnet.run.throughput import Throughput, matmul_peak, work_of_steps
 from sptnet.run.tolerance import NonFiniteGuard, ReplacedSamples
 from sptnet.steps import Learner, Taken
 from sptnet.strategy.base import DTYPES
-from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.collectives import on_any_rank, rank, world_size
 from sptnet.strategy.connect import connect, record_collectives
 from sptnet.strategy.kernels import choose_kernels
 from sptnet.trunk_cache import TrunkCache, choose, stored_type
@@ -121,7 +121,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     cache = None if isinstance(chosen, str) else chosen
     if cache is not None:
         make(cache, config, store, model, accelerator.device, stop.here)
-        if stop.on_any_rank(accelerator.device):
+        if on_any_rank(stop.here(), accelerator.device):
             raise StoppedError
     model.round_tokens = stored_type(config, model)
     row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)

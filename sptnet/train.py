@@ -23,7 +23,7 @@ from sptnet.run.outcome import naming_step
 from sptnet.run.provenance import record_start, warnings
 from sptnet.run.signals import StopRequest
 from sptnet.run.trackers import Trackers, named_trackers
-from sptnet.strategy.collectives import rank
+from sptnet.strategy.collectives import on_any_rank, rank
 
 
 def train(config: Config) -> bool:
@@ -152,7 +152,7 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
 
     def each_round(protocol: Kind, images: int) -> None:
         log.evaluating(done, protocol, images, run.store.manifest.samples(protocol))
-        if stop.on_any_rank(device):
+        if on_any_rank(stop.here(), device):
             raise StoppedError
 
     try:

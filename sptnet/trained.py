@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
-from sptnet.data.augment import AugmentName, eval_view, normalise
+from sptnet.data.augment import eval_view, normalise
 from sptnet.data.files import LARGEST_IMAGE, read_regular
 from sptnet.data.image import DecodeError, decode, from_pillow
 from sptnet.data.manifest import MANIFEST, DatasetError, Manifest, parse_manifest
@@ -29,6 +29,7 @@ from sptnet.data.table import Table
 from sptnet.errors import SptnetError
 from sptnet.method.model import Outputs, PromptedViT, create_model
 from sptnet.method.prompts import Prompt
+from sptnet.names import AugmentName
 from sptnet.run.folder import read_config
 from sptnet.run.model_file import load_model, read_facts
 from sptnet.strategy.kernels import MatmulPrecision

@@ -6,7 +6,6 @@ share, the resize, is done once (`prepare`).
 
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from sptnet.data import keyed
 from sptnet.data.image import from_pillow, resize, resize_short_side, to_pillow
+from sptnet.names import AugmentName
 
-AugmentName = Literal["crop_flip", "affine"]
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean and deviation of the channels
 CROP_RATIO = 0.875
 DRAWS = 8  # random numbers set aside per view; part of the data order

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sptnet.data.augment import AugmentName, choose_views, eval_view, known_view, prepare, train_view
+from sptnet.data.augment import choose_views, eval_view, known_view, prepare, train_view
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.manifest import DatasetError, Kind, Shard
 from sptnet.data.order import BatchOrder, Place, Slot
@@ -21,6 +21,7 @@ from sptnet.data.pieces import PieceError
 from sptnet.data.reader import Encoded, ShardReader
 from sptnet.data.store import Store
 from sptnet.data.tokens import Tokens
+from sptnet.names import AugmentName
 
 Read = TypeVar("Read")
 AHEAD = 64  # samples that are asked for at once where their shards are still to come: as many requests

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sptnet.data.augment import AugmentName, eval_view, known_view, prepare
+from sptnet.data.augment import eval_view, known_view, prepare
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.manifest import Kind, Shard
 from sptnet.data.reader import ShardReader
 from sptnet.data.store import Store
 from sptnet.data.workers import load
+from sptnet.names import AugmentName
 
 UNKNOWN = -1  # the target of an image whose class is not known
 ADDRESS = re.compile(r" <_io\.\w+ object at 0x\w+>")  # in Pillow's messages; another one in every process

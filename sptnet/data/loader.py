@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.augment import AugmentName
 from sptnet.data.batches import Batch, Batches, EvalBatch, EvalBatches, ImageSteps, TokenSteps, Views
 from sptnet.data.manifest import DatasetError, Kind
 from sptnet.data.order import BatchOrder, rank_slice
@@ -14,6 +13,7 @@ from sptnet.data.store import Store
 from sptnet.data.tokens import Tokens
 from sptnet.data.waiting import Waiting
 from sptnet.data.workers import PREFETCHED, SharedMemoryError, load
+from sptnet.names import AugmentName
 
 
 def _iterate(dataset: Batches, items: Sequence[int], workers: int, rank: int) -> Iterator[Any]:

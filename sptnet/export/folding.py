@@ -14,10 +14,11 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sptnet.data.augment import CROP_RATIO, AugmentName
+from sptnet.data.augment import CROP_RATIO
 from sptnet.errors import SptnetError
 from sptnet.method.families import Statistics, adding_positions
 from sptnet.method.model import PromptedPatchEmbed, PromptedViT
+from sptnet.names import AugmentName
 from sptnet.trained import TrainedRun
 
 

@@ -5,12 +5,11 @@ normalised input, that the model adds to every image of the batch.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-PromptKind = Literal["spatial", "shared", "global", "all"]
+from sptnet.names import PromptKind
 
 
 class LivePixels(nn.Module):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sptnet.method.families import BackboneError
 from sptnet.method.model import DINOHead, PromptedViT
-from sptnet.method.prompts import Prompt, PromptKind, create_prompt
+from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.method.weights import read_state_dict
+from sptnet.names import PromptKind
 
 FRAME_SIDES = ("pad_up", "pad_down", "pad_left", "pad_right")
 HEAD_WIDTH = 64  # of every published ViT; not visible in any shape

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from sptnet.names import LrShape
+
 Phase = Literal["prompt", "model"]
 PhaseSchedule = Literal["alternating", "reference", "model_only"]
-LrShape = Literal["cosine_epoch", "one_cycle"]
 
 
 @dataclass(frozen=True)

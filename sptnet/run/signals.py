@@ -11,9 +11,6 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-import torch
-import torch.distributed as dist
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -77,11 +74,3 @@ class StopRequest:
     def ask(self) -> None:
         """Ask all ranks to stop after this step, as a signal does."""
         self._asked = self._asked or signal.SIGTERM
-
-    def on_any_rank(self, device: torch.device) -> bool:
-        """Whether any rank was asked to stop; every rank gets the same answer, at the same step."""
-        if not dist.is_initialized():
-            return self._asked is not None
-        asked = torch.tensor(self._asked is not None, dtype=torch.int32, device=device)
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
-        return bool(asked)

@@ -23,6 +23,15 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def on_any_rank(so: bool, device: torch.device) -> bool:
+    """Whether it is so on any rank; every rank calls it and gets the same answer."""
+    if world_size() == 1:
+        return so
+    told = torch.tensor(so, dtype=torch.int32, device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    return bool(told)
+
+
 def gather_packed(tensors: Sequence[Tensor]) -> list[Tensor]:
     """[...] of the same shapes on every rank -> [R, ...] of each, in one collective whatever their dtypes.
 

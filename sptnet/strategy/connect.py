@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -257,6 +258,7 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
         keep_freed_memory()
     if zero and not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+        _leave_uncompiled()
     # FSDPStrategy makes its own mesh; accelerate would make another, and on GPUs only
     os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", None)
     group = InitProcessGroupKwargs(backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s))
@@ -268,6 +270,14 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
     )
     _check(launch, accelerator)
     return accelerator, launch
+
+
+def _leave_uncompiled() -> None:
+    """Keep DeepSpeed from compiling a kernel that only its inference calls: two minutes, and a C++ compiler."""
+    with suppress(ModuleNotFoundError):  # an extra; that it is missing is told where accelerate went without it
+        from deepspeed import ops
+
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it keeps what is changed there
 
 
 def record_collectives(folder: Path) -> None:

@@ -1,13 +1,11 @@
 """One process looks whether the files of a dataset are there: of a disk, not of a node."""
 
-import os
 import shutil
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from forked import Forked
 from torch.distributed import TCPStore
 
 CODE = """
@@ -25,22 +23,17 @@ def test_a_node_looks_at_a_disk_of_its_own_only(digits, tmp_path, shared):
     roots = [Path(shutil.copytree(digits, tmp_path / str(node) / "data")) for node in range(2)]
     next(roots[0 if shared else 1].glob("test-*.tar")).unlink()
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    code = tmp_path / "look.py"
+    code.write_text(CODE)
     processes = []
     for node in (1, 0):
-        folder = roots[0 if shared else node].parent
-        environment = os.environ | {
+        environment = {
             "RANK": str(node), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
         }  # fmt: skip
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", CODE, str(CONFIG), "data.root=data", f"run={tmp_path / 'run'}"],
-                cwd=folder,
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    told = [process.communicate(timeout=120)[1] for process in processes]
-    looked = ["is missing" in text for text in told]
+        arguments = [code, CONFIG, "data.root=data", f"run={tmp_path / 'run'}"]
+        processes.append(Forked(arguments, cwd=roots[0 if shared else node].parent, **environment))
+    for process in processes:
+        process.wait(timeout=120)
+    looked = ["is missing" in process.stderr for process in processes]
     assert looked == [not shared, shared]
