@@ -58,14 +58,23 @@ def make(
                     return False
     if others is not None:
         others.add("there", 1)
-        _wait(lambda: others.add("there", 0) >= world_size() or stopped(), "the other ranks' trunk caches")
+        patience = _Patience()
+        while (there := others.add("there", 0)) < world_size() and not stopped():
+            patience.wait(there, "the other ranks' trunk caches")
     return not stopped()
 
 
-def _wait(done: Callable[[], bool], what: str) -> None:
-    begin = time.monotonic()
-    while not done():
-        if time.monotonic() - begin > MOST_WAITING:
+class _Patience:
+    """Waits for others a moment at a time, for as long as they get on."""
+
+    def __init__(self) -> None:
+        self._reached, self._since = -1, time.monotonic()
+
+    def wait(self, reached: int, what: str) -> None:
+        """Wait a moment; `reached` is another number whenever the others have got on. Raises PartsError."""
+        if reached != self._reached:
+            self._reached, self._since = reached, time.monotonic()
+        if time.monotonic() - self._since > MOST_WAITING:
             raise PartsError(f"{what} did not come within {timedelta(seconds=MOST_WAITING)}")
         time.sleep(POLL)
 
@@ -90,13 +99,11 @@ class _Making:
         try:
             if not self._make(range(rank(), count, world_size())):
                 return False
-            begin = time.monotonic()
+            patience = _Patience()
             while missing := [part for part in range(count) if not self.path(part).exists()]:
                 if not (self._make(range(first, count)) and self._make(range(first))):
                     return False
-                if time.monotonic() - begin > MOST_WAITING:
-                    raise PartsError(f"{self.path(missing[0])} did not come within {timedelta(seconds=MOST_WAITING)}")
-                time.sleep(POLL)
+                patience.wait(len(missing), str(self.path(missing[0])))
             return True
         finally:
             for part in list(self._locks):

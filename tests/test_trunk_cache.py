@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from forked import Forked, ran
 from launching import ENVIRONMENT, ROOT
 
+from sptnet import trunk_making
 from sptnet.cli import main
 from sptnet.data.cache_room import InUse, make_room
 from sptnet.data.tokens import FINGERPRINT
@@ -234,6 +237,30 @@ def test_seeds_share_the_tokens_of_the_same_weights(digits, made, tmp_path, monk
         extra = [f"seed={seed}", f"model.weights={tmp_path}/weights.safetensors"]
         assert main(arguments(tmp_path / f"run-{seed}", digits, tmp_path / "cache", *extra)) == 0
     assert folder_in(tmp_path / "cache")
+
+
+def test_others_are_waited_for_as_long_as_their_parts_come(digits, made, tmp_path, monkeypatch, capsys):
+    """Parts that others make, as their locks say: those to train from come one by one, the last one never."""
+    monkeypatch.setattr(trunk_making, "MOST_WAITING", 2.0)
+    monkeypatch.setattr(trunk_making, "POLL", 0.02)
+    folder = folder_in(shutil.copytree(made / "cache", tmp_path / "cache"))
+    parts = sorted(folder.glob("*-0*.safetensors"), key=lambda part: part.name.startswith("test"))
+    locks = [FileLock(part.with_suffix(".lock"), thread_local=False) for part in parts]
+    for part, lock in zip(parts, locks, strict=True):
+        lock.acquire()
+        part.rename(part.with_suffix(".later"))
+
+    def come():
+        for part, lock in zip(parts[:-1], locks, strict=False):
+            time.sleep(1.2)
+            part.with_suffix(".later").rename(part)
+            lock.release()
+
+    assert len(parts) >= 3
+    with ThreadPoolExecutor() as others:
+        others.submit(come)
+        assert main(arguments(tmp_path / "run", digits, tmp_path / "cache", "data.tokens=float32")) == 1
+    assert f"error: {parts[-1]} did not come within 0:00:02" in capsys.readouterr().err
 
 
 def test_values_beyond_float16_are_one_line(digits, tmp_path, monkeypatch, capsys):
