@@ -1,16 +1,15 @@
 """The command line of make_shards.py: what its commands take, checked by type and range."""
 
 import argparse
+import os
 from pathlib import Path
 
 from sptnet_shards import aircraft, cifar, csv_list, cub, digits, discover, herbarium_19, imagefolder, imagenet, scars
 from sptnet_shards.discover import add_new
-from sptnet_shards.images import SUFFIX
+from sptnet_shards.names import CONTACT_SHEET, SUFFIX
 from sptnet_shards.published import FORCED, PARTS
 from sptnet_shards.share import share as task_share
-from sptnet_shards.show import CONTACT_SHEET
 from sptnet_shards.source import SourceCommand
-from sptnet_shards.workers import cores
 
 LARGEST_SIDE = 8192  # pixels of --resize
 
@@ -19,6 +18,11 @@ SOURCES: list[SourceCommand] = [
     for source in (cifar, imagenet, cub, scars, aircraft, herbarium_19, imagefolder, csv_list, discover, digits)
     for command in source.COMMANDS
 ]
+
+
+def cores() -> int:
+    """Cores that this process may use, which a scheduler may have made fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
 
 
 def whole(text: str) -> int:

@@ -8,7 +8,6 @@ import io
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 from sptnet_shards.items import Item
 from sptnet_shards.source import Source, SourceCommand
 
@@ -24,6 +23,8 @@ def _png(image: np.ndarray) -> bytes:
 
 def source() -> Source:
     """0 to 4 are old, 5 to 9 new."""
+    from sklearn.datasets import load_digits  # as much to import as torch is
+
     bunch = load_digits()
     encoded = [_png(image) for image in bunch.images]
     items = [Item(str(target), str(i), len(encoded[i])) for i, target in enumerate(bunch.target)]

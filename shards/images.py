@@ -2,14 +2,13 @@
 
 import io
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from sptnet_shards.image_header import size_in_header
+from sptnet_shards.names import SUFFIX, ImageFormat
 
 from sptnet.data.image import DecodeError, check_size, decode, resize_short_side, to_pillow
 
-ImageFormat = Literal["jpeg", "webp", "png"]
-SUFFIX: dict[str, str] = {"jpeg": "jpg", "webp": "webp", "png": "png"}
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
 

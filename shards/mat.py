@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.io import loadmat
 
 from sptnet.data.files import read_regular
 
@@ -63,6 +62,8 @@ def read_columns(path: Path, variable: str, fields: tuple[str, ...] = ()) -> Col
 
 def _read(sending: Connection, content: bytes, variable: str, fields: tuple[str, ...]) -> None:
     """In the child: nothing that happens here reaches the parent but the bytes that are sent."""
+    from scipy.io import loadmat
+
     faulthandler.disable()  # a crash is expected here, and told by the parent
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -20,7 +20,6 @@ from sptnet.data.manifest import KINDS, MANIFEST, UNKNOWN, Manifest
 from sptnet.data.shard_index import read_index
 from sptnet.data.sheet import Row, crossed_tile, encoded_as, sheet_of, tile_of
 
-CONTACT_SHEET = "contact_sheet.png"
 TILE, PER_CLASS, CLASSES, CAPTION = 64, 8, 100, 14  # pixels, samples, classes at most, pixels
 
 

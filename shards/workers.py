@@ -18,11 +18,6 @@ from sptnet_shards.source import SourceError
 T = TypeVar("T")
 
 
-def cores() -> int:
-    """Cores that this process may use, which a scheduler may have made fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
-
-
 def run_all(work: Callable[..., T], job: tuple[Any, ...], numbers: Sequence[int], workers: int) -> Iterator[T]:
     """`work(*job, number)` for every number, in processes; results come as they are done.
 

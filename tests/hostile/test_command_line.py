@@ -1,6 +1,8 @@
 """What is asked of the sharding commands: options and paths that cannot be, pictures in the place of something else."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from made import accepted, put, refused
@@ -15,6 +17,15 @@ def test_options(option, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["digits", str(tmp_path / "out"), *option])
     assert len([line for line in capsys.readouterr().err.splitlines() if "error: " in line]) == 1
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["digits", "--help"], ["digits", "out", "--seed", "-1"], ["evil"]])
+def test_help_and_mistakes_come_before_torch(argv):
+    code = f"import sys\nfrom sptnet_shards.make_shards import main\ntry:\n    main({argv})\nfinally:\n"
+    code += "    print({'torch', 'scipy', 'sklearn'} & sys.modules.keys(), file=sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stderr.splitlines()[-1] == "set()"
+    assert ran.returncode == (0 if "--help" in argv else 2)
 
 
 @pytest.mark.parametrize("argv", [["imagefolder", "a\0b", "out", "--old", "1"], ["show", "a\0b"], ["verify", "/dev/null"],
@@ -71,7 +82,7 @@ def test_a_shard_that_is_called_as_the_picture_is(digits, tmp_path, capsys):
 
 
 def test_a_bug_of_ours_is_a_traceback(tmp_path, monkeypatch):
-    monkeypatch.setattr("sptnet_shards.make_shards._show", lambda *_: [][0])
+    monkeypatch.setattr("sptnet_shards.commands._show", lambda *_: [][0])
     with pytest.raises(IndexError):
         main(["show", str(tmp_path)])
 

@@ -3,12 +3,14 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 from made import accepted, photos, put, refused
 from sptnet_shards import workers
+from sptnet_shards.arguments import cores
 from sptnet_shards.make_shards import main
 from sptnet_shards.source import SourceError
 
@@ -16,7 +18,7 @@ from sptnet.data.manifest import read_manifest
 
 
 def _converting(argv, told):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a process of its own has it while it imports torch
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as a process of its own has it
     with open(told, "w") as sys.stderr:
         code = main(argv)
     os._exit(code)
@@ -69,8 +71,34 @@ def test_ctrl_c_is_one_line(tmp_path):
     assert not list(out.glob("*.tmp"))
 
 
+IMPORTING = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in all that a script starts in the background
+
+class Slow:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print("ready", flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Slow())
+from sptnet_shards.make_shards import main
+main(["digits", "out"])
+"""
+
+
+def test_ctrl_c_while_torch_is_imported_is_no_traceback(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTING], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert (process.returncode, told) == (-signal.SIGINT, "")
+
+
 def test_workers_are_no_more_than_cores_that_may_be_used_or_shards(monkeypatch):
-    assert workers.cores() == len(os.sched_getaffinity(0))
+    assert cores() == len(os.sched_getaffinity(0))
     asked = []
 
     class Pool(workers.ProcessPoolExecutor):

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from sptnet_shards import finish, make_shards, places
+from sptnet_shards import commands, finish, places
 from sptnet_shards.make_shards import main
 from test_same_bytes import png
 from test_tools import write_tar
@@ -44,7 +44,7 @@ def test_tasks_index_as_one_does(tars, whole, tmp_path, capsys, monkeypatch):
     root = shutil.copytree(tars, tmp_path / "tars")
     run, walked, real = ["index", str(root), "--old", "2"], [], places.LocalPlace.tar
     monkeypatch.setattr(places.LocalPlace, "tar", lambda place, name: walked.append(name) or real(place, name))
-    monkeypatch.setattr(make_shards, "LATE", 0.0)
+    monkeypatch.setattr(commands, "LATE", 0.0)
     assert main([*run, "--finish"]) == 1
     assert "run the same command without --finish first" in capsys.readouterr().err
     for task in ("1/3", "0/3", "1/3"):

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from sptnet_shards import convert, finish, make_shards, record, scan
+from sptnet_shards import commands, convert, finish, record, scan
 from sptnet_shards.items import Item, Items
 from sptnet_shards.make_shards import main
 from sptnet_shards.share import Share, share
@@ -53,7 +53,7 @@ def test_tasks_in_any_order_give_the_bytes_of_one(photos, whole, tmp_path, capsy
     told = capsys.readouterr().out
     assert "is being written (imagefolder)" in told
     assert "writing: nobody" in told
-    monkeypatch.setattr(make_shards, "LATE", 0.0)
+    monkeypatch.setattr(commands, "LATE", 0.0)
     assert main(run(photos, out, "--finish")) == 1
     assert "lacks 11 of 32 shards, train-labelled-000001.tar, " in capsys.readouterr().err
     assert main(run(photos, out, "--task", "1/3")) == 0
