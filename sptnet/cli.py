@@ -121,7 +121,7 @@ def entry() -> NoReturn:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if os.name != "posix":
-        sys.exit("error: sptnet runs on Linux and macOS; on Windows use WSL")
+        sys.exit("error: sptnet runs on Linux; on Windows use WSL")
     code = main()
     if code == INTERRUPTED:  # Python ends by SIGINT where KeyboardInterrupt came through an exec, though it was caught
         sys.stderr.flush()

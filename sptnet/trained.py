@@ -22,7 +22,7 @@ from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.data.augment import eval_view, normalise
 from sptnet.data.files import LARGEST_IMAGE, read_regular
-from sptnet.data.image import DecodeError, decode, from_pillow
+from sptnet.data.image import DecodeError, check_size, decode, from_pillow
 from sptnet.data.manifest import MANIFEST, DatasetError, Manifest, parse_manifest
 from sptnet.data.remote import is_url
 from sptnet.data.table import Table
@@ -194,8 +194,16 @@ class TrainedRun:
         size = self.encoder.batch_size
         for begin in range(0, len(images), size):
             some = images[begin : begin + size]
-            pixels = [_pixels(image, begin + i) for i, image in enumerate(some)]
-            yield torch.stack([eval_view(self.encoder.augment, one, self.encoder.image_size) for one in pixels])
+            yield torch.stack([self._seen(image, begin + i) for i, image in enumerate(some)])
+
+    def _seen(self, image: ImageLike, number: int) -> Tensor:
+        """An image as an evaluation sees it: uint8 [3, S, S]. Raises ImageError."""
+        try:
+            return eval_view(self.encoder.augment, _pixels(image, number), self.encoder.image_size)
+        except (OSError, DecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            told = image if isinstance(image, str | PathLike) else f"a {type(image).__name__}"
+            raise ImageError(f"image {number}, {told}, cannot be read: {reason}") from None
 
 
 def load(run: str | PathLike[str], device: str | torch.device | None = None) -> TrainedRun:
@@ -207,6 +215,7 @@ def load(run: str | PathLike[str], device: str | torch.device | None = None) -> 
 
     Raises:
         RunError, DatasetError: nothing trained there; a run of an earlier version whose dataset is not there.
+        ConfigError, BackboneError: its configuration, or its backbone, is none of this version.
     """
     return TrainedRun(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -217,20 +226,17 @@ def _image_of(prompt: Prompt | None, device: torch.device) -> Tensor | None:
 
 
 def _pixels(image: ImageLike, number: int) -> Tensor:
-    """uint8 [3, H, W] of an image in any of its forms."""
-    try:
-        if isinstance(image, Image.Image):
-            return from_pillow(image.convert("RGB"))
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-                raise ImageError(
-                    f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [H, W, 3] or [H, W]"
-                )
-            return from_pillow(Image.fromarray(image).convert("RGB"))
-        return decode(read_regular(Path(image), LARGEST_IMAGE))
-    except (OSError, DecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ImageError(f"image {number}, {image}, cannot be read: {reason}") from None
+    """uint8 [3, H, W] of an image in any of its forms. Raises ImageError, OSError, DecodeError."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+            raise ImageError(
+                f"image {number} is an array of {image.dtype} {list(image.shape)}: give uint8 [H, W, 3] or [H, W]"
+            )
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        check_size(*image.size)
+        return from_pillow(image.convert("RGB"))
+    return decode(read_regular(Path(image), LARGEST_IMAGE))
 
 
 def prediction_columns(logits: NDArray[np.float32], classes: Classes, temperature: float, top: int) -> Table:

@@ -281,6 +281,8 @@ def test_from_python_paths_images_and_arrays_are_the_same(untrained, pile):
     assert all(len(column) == 0 for column in run.predict([]).values())
     with pytest.raises(sptnet.trained.ImageError, match=r"image 1, gone.png, cannot be read: No such file"):
         run.predict([paths[0], "gone.png"])
+    with pytest.raises(sptnet.trained.ImageError, match=r"image 1, a ndarray, cannot be read: .* longer than 1000"):
+        run.predict([arrays[0], np.zeros((1, 5000), np.uint8)])
     with pytest.raises(ValueError, match="is an array of float64"):
         run.features([np.zeros((4, 4, 3))])
 

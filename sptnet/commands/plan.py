@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sptnet.plan.seconds import Network
 
 _few = partial(positive, most=10**6 - 1)
+# what describes a cluster or a measurement to come, and what it is where nothing is said
+OF_A_CLUSTER = {"nodes": 1, "gpus": 8, "strategy": "all", "precision": "bf16", "price": None, "calibrate": None}
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -27,11 +29,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "config", type=Path, help="a YAML file, the name of one that comes with sptnet, or a run's folder"
     )
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. data.batch_size=1024")
-    command.add_argument("--nodes", type=_few, default=1, metavar="N", help="(default: %(default)s)")
-    command.add_argument("--gpus", type=_few, default=8, metavar="G", help="of a node (default: %(default)s)")
+    command.add_argument(
+        "--nodes", type=_few, default=OF_A_CLUSTER["nodes"], metavar="N", help="(default: %(default)s)"
+    )
+    command.add_argument(
+        "--gpus", type=_few, default=OF_A_CLUSTER["gpus"], metavar="G", help="of a node (default: %(default)s)"
+    )
     command.add_argument("--gpu", default="h100", help="h100, h200, a100, a100-pcie (default: %(default)s)")
-    command.add_argument("--strategy", default="all", help="all, or one of launch/ (default: %(default)s)")
-    command.add_argument("--precision", choices=["no", "bf16", "fp16"], default="bf16", help="(default: %(default)s)")
+    command.add_argument(
+        "--strategy", default=OF_A_CLUSTER["strategy"], help="all, or one of launch/ (default: %(default)s)"
+    )
+    command.add_argument("--precision", choices=["no", "bf16", "fp16"], default=OF_A_CLUSTER["precision"],
+                         help="(default: %(default)s)")  # fmt: skip
     command.add_argument("--network", type=float, metavar="GB/S", help="of a GPU to other nodes (default: 25, assumed)")
     command.add_argument("--price", type=float, metavar="P", help="of a GPU-hour, for the cost of the run")
     command.add_argument("--images", metavar="L,U,T", help="labelled, unlabelled, test, where the shards are not here")
@@ -40,7 +49,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
                          help="take real steps of so many images here, and say how far their plan is off")  # fmt: skip
     told = command.add_mutually_exclusive_group()
     told.add_argument("--json", action="store_true", help="for scripts")
-    told.add_argument("--line", action="store_true", help="one line, as slurm/*.sbatch quote it")
+    told.add_argument("--line", action="store_true", help="one line")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,6 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ArgumentsError("--network is more than 0 GB/s, --price is not negative, and both are numbers")
     network = Network(arguments.gpus, between)
     if arguments.config.is_dir():
+        if said := [name for name, default in OF_A_CLUSTER.items() if getattr(arguments, name) != default]:
+            raise ArgumentsError(
+                f"--{said[0]} goes with a configuration: a run's folder is planned as starts.jsonl says that it ran"
+            )
         return _beside(arguments, network)
     config = load_config(arguments.config, arguments.overrides)
     counts = _counts(config, arguments)

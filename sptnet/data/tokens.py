@@ -6,7 +6,7 @@
                                              why rows are absent; written last: a part without it does not exist
 
 Labelled images have the V views that training looks at, unlabelled ones these and the evaluated one behind them, test
-images the evaluated one only. Knows no model: the maker is `sptnet/trunk_cache.py`.
+images the evaluated one only. Knows no model: the maker is `sptnet/trunk_making.py`.
 """
 
 import hashlib

@@ -42,9 +42,11 @@ class Classifier(nn.Module):
 
 
 def check_onnx() -> None:
-    """Raise ExportError where the packages are not there that write ONNX."""
-    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
-        raise ExportError(f"--onnx needs {' and '.join(missing)}: pip install 'sptnet[onnx]'")
+    """Raise ExportError where the packages are not there that write ONNX and read it back."""
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise ExportError(
+            f"--onnx needs {', '.join(missing)} (in the checkout: pip install -c constraints.txt -e '.[onnx]')"
+        )
 
 
 def write_program(classifier: Classifier, image_size: int, path: Path) -> None:

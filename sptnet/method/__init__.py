@@ -15,6 +15,6 @@
     weights     backbones from files
     reference   checkpoints of the papers' authors
 
-Knows no processes and no dataset, and imports nothing of `sptnet` but `errors`. Begin with `prompts.py`; the two steps
-that put these together are in `sptnet/steps.py`.
+Knows no processes and no dataset, and imports nothing of `sptnet` but `errors` and `names`. Begin with `prompts.py`;
+the two steps that put these together are in `sptnet/steps.py`.
 """

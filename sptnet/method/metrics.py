@@ -60,7 +60,7 @@ def clustering_accuracy(targets: ArrayLike, predictions: ArrayLike, num_old: int
 
     Args:
         targets: [N] integers; classes below `num_old` are old.
-        predictions: [N] integers; any ids, also more of them than there are classes.
+        predictions: [N] integers from 0 to 32,767, also more of them than there are classes.
         num_old: number of old classes.
         balanced: average over the classes that occur instead of over the samples.
 

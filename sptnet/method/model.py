@@ -254,7 +254,7 @@ def create_model(
         seed: of all random initial weights; torch's global generator is left as it was.
 
     Raises:
-        BackboneError: an unknown or unsuitable backbone, or weights that do not fit it.
+        BackboneError: an unknown or unsuitable backbone, weights that do not fit it, or fewer than two classes.
     """
     if min(num_old, num_new) < 0 or num_old + num_new < 2:
         raise BackboneError(f"{num_old} old and {num_new} new classes: at least 2 in all are needed")

@@ -31,7 +31,8 @@ def load_reference(
         train_from_block: as for `create_model`.
 
     Raises:
-        BackboneError: not such a checkpoint; the message names the first keys that do not belong.
+        BackboneError: not such a checkpoint; the message names the first keys that do not belong. Or a border that
+            does not fit into its patches.
     """
     state = read_state_dict(path)
     if "1.0.cls_token" in state:
@@ -93,7 +94,10 @@ def _prompt(path: str | Path, state: dict[str, Tensor], model: PromptedViT, bord
     kind: PromptKind = "global" if "patch" not in names else "all" if frame else "shared" if tile else "spatial"
     if frame and tile:
         raise BackboneError(f"{path} combines a frame with a shared border, which is none of the published prompts")
-    prompt = create_prompt(kind, model.image_size, model.patch_size, border, frame)
+    try:
+        prompt = create_prompt(kind, model.image_size, model.patch_size, border, frame)
+    except ValueError as error:
+        raise BackboneError(f"{path} has prompts that cannot be: {error}") from None
     with torch.no_grad():
         if "patch" in names:
             prompt.part("spatial").copy_from(names["patch"])

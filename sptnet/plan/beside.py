@@ -12,7 +12,7 @@ from sptnet.plan.planned import Plan
 from sptnet.plan.ran import Ran, Told
 from sptnet.strategy.base import DTYPES
 
-MEMORY, MEMORY_BY_FORMULA, TIME = 0.02, 0.1, 0.1  # what docs/plan.md promises
+MEMORY, MEMORY_BY_FORMULA = 0.02, 0.1  # what docs/plan.md promises
 
 
 class Beside(NamedTuple):
@@ -72,7 +72,7 @@ def _step(plan: Plan, phase: Any, told: Sequence[Told]) -> Iterator[Beside]:
     computing = max(seconds.matmul + seconds.memory, seconds.host)
     rates = plan.cluster.machine.matmul
     peak = rates.get(DTYPES.get(plan.cluster.precision, torch.float32), rates[torch.float32])
-    yield Beside(f"{phase} step", "ms", 1e3 * seconds.total, took and 1e3 * took, TIME, note)
+    yield Beside(f"{phase} step", "ms", 1e3 * seconds.total, took and 1e3 * took, None, note)
     yield Beside(f"{phase} step, waiting for data", "ms", 1e3 * max(0.0, seconds.loader - computing),
                  None if waited is None else 1e3 * waited)  # fmt: skip
     yield Beside(f"{phase} step, share of the matmul peak", "%", 100 * work.flops / seconds.total / peak,

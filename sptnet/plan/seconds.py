@@ -71,7 +71,8 @@ def _sending(call: Collective, machine: Machine, network: Network) -> float:
     reduces = call.name == "allreduce"
     within = call.ranks <= network.gpus
     bus = machine.reduce if reduces else machine.gather
-    bus = bus if within or bus is None else min(bus, network.between)
+    if not within:
+        bus = network.between if bus is None else min(bus, network.between)
     passes = 2 if reduces else 1
     moved = passes * call.bytes * (call.ranks - 1) / call.ranks
     return (LATENCY if within else LATENCY_BETWEEN) + (0.0 if bus is None else moved / bus)

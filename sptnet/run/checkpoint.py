@@ -11,7 +11,8 @@
 Tensors are whole, float32, by the names of the model's state dict: what a strategy shards is gathered tensor by tensor
 and kept by one rank only, so each rank writes its share. The frozen backbone is not in it; `backbone` names it by
 source and digest. Phase, learning rates, data order and augmentations follow from the step: nothing else is saved.
-CHANGING ANYTHING HERE CHANGES THE FORMAT: tests/test_checkpoint.py reads one of this version; say so in CHANGELOG.md.
+CHANGING ANYTHING HERE CHANGES THE FORMAT: tests/run/test_checkpoint.py reads one of this version; say so in
+CHANGELOG.md.
 """
 
 import hashlib

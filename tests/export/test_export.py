@@ -142,7 +142,10 @@ def test_a_folder_is_whole_or_not_there(untrained, tmp_path, capsys, monkeypatch
 def test_onnx_without_its_packages_is_one_line(untrained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["export", str(untrained), str(tmp_path / "out"), "--onnx"]) == 1
-    assert capsys.readouterr().err == "error: --onnx needs onnx and onnxscript: pip install 'sptnet[onnx]'\n"
+    assert capsys.readouterr().err == (
+        "error: --onnx needs onnx, onnxscript, onnxruntime (in the checkout: pip install -c constraints.txt -e "
+        "'.[onnx]')\n"
+    )
 
 
 def test_a_hub_that_is_not_there_is_one_line_and_the_folder_stays(untrained, tmp_path, capsys, monkeypatch):

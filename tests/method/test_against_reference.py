@@ -81,6 +81,8 @@ def test_unexpected_keys_are_named(reference, tmp_path):
         load_reference(tmp_path / "odd.pt", num_heads=3)
     with pytest.raises(BackboneError, match="num_heads"):
         load_reference(reference("reference_simgcd.pt"))
+    with pytest.raises(BackboneError, match=r"reference_sptnet.pt has prompts that cannot be: a border of 99 pixels"):
+        load_reference(reference("reference_sptnet.pt"), num_heads=3, border=99)
 
 
 @pytest.mark.parametrize("case", range(4))

@@ -98,6 +98,13 @@ def test_a_damaged_or_unfinished_run_is_one_line(break_it, told, run, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", [["--calibrate"], ["--nodes", "2"], ["--strategy", "ddp"], ["--price", "2"]])
+def test_options_of_a_cluster_are_refused_for_a_run(option, run, capsys):
+    write(run, records=records(1, 2, 3))
+    assert main(["plan", str(run), *option]) == 2
+    assert f"error: {option[0]} goes with a configuration: a run's folder is planned as" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def planned(untrained, tmp_path_factory):
     """A plan of a run of two ranks, and the run."""
