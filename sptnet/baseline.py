@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sptnet.counted import Counts, Predictions
+from sptnet.counted import WINDOW, Counts, Predictions, windows_of
 from sptnet.data.features import FeatureFolder
 from sptnet.data.loader import pixels
 from sptnet.data.manifest import KINDS, Kind, Manifest
@@ -110,7 +110,9 @@ def _fit_and_score(
             order = np.argsort(uids)
             clusters = assign(points, centres, sums=False).clusters
             found = Predictions(uids[order], targets[order], clusters[order])
-            kept.add(kind, 0, found)
+            for number in range(windows_of(len(found.uid))):
+                part = slice(number * WINDOW, (number + 1) * WINDOW)
+                kept.add(kind, number, Predictions(found.uid[part], found.target[part], found.prediction[part]))
             counts = Counts.of(found, max(len(centres), len(manifest.classes)))
             results[kind] = score(counts, manifest.num_old, len(centres))
     save_evaluation(folder, method, results, kept)

@@ -50,11 +50,11 @@ def build_data(config: Config) -> tuple[Store, BatchOrder]:
     store = build_store(config)
     manifest = store.manifest
     for kind in ("labelled", "unlabelled"):
-        shards = len(manifest.of_kind(kind))
-        if shards < data.streams:
-            raise ConfigError(
-                f"data.streams is {data.streams}, but {data.root} has {shards} {kind} shards: use at most {shards}"
-            )
+        for number, what in ((len(manifest.of_kind(kind)), "shards"), (manifest.samples(kind), "images")):
+            if number < data.streams:
+                raise ConfigError(
+                    f"data.streams is {data.streams}, but {data.root} has {number} {kind} {what}: use at most {number}"
+                )
     labelled, unlabelled = (manifest.of_kind(kind).samples for kind in ("labelled", "unlabelled"))
     order = BatchOrder(labelled, unlabelled, data.batch_size, data.streams, data.window, config.seed)
     if order.steps_per_epoch == 0:
@@ -99,7 +99,7 @@ def num_new_classes(config: Config, manifest: Manifest) -> int:
     """How many new classes the head has: as configured, or as the dataset says.
 
     Raises:
-        ConfigError: nobody has said it; or the dataset knows it and the configuration says another number.
+        ConfigError: nobody has said it.
     """
     known, wanted = manifest.new_classes(), config.model.num_new
     if known is None and wanted is None:

@@ -109,13 +109,15 @@ def published(folder: str, name: str) -> Path:
     return path
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, complete: bool = False) -> Config:
     """Read a configuration.
 
     Args:
         path: a YAML file, or the name of one that comes with the project (`cub`); `base: other.yaml`, beside it, is
             what it inherits from.
         overrides: `section.key=value`, applied last, the value being YAML.
+        complete: as a run has saved it, and not to be told a model by the run that `init` names, which may be another
+            one by now.
 
     Raises:
         ConfigError: one line per mistake.
@@ -132,7 +134,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             value = {part: value}
         own, whole = (_merged(raw, _long_form(value)) for raw in (own, whole))
     try:
-        config = Config.model_validate(_with_model_of_init(whole, own, path))
+        config = Config.model_validate(whole if complete else _with_model_of_init(whole, own, path))
         _check_allowed(config, path, given)
         return config
     except ValidationError as error:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -51,16 +51,17 @@ def projected(
         projection = fit_pca(training, dimensions, whiten)
     with writing_parts(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".points-", dir=folder) as place:
-            yield {
-                kind: _project(split, projection, Path(place, f"{kind}.npy")) for kind, split in splits.items() if split
-            }
+        yield {kind: _project(split, projection, folder) for kind, split in splits.items() if split}
 
 
-def _project(split: Split, projection: Projection, path: Path) -> Matrix:
-    """Written by `write`, not through the map: a full disk would end the process with SIGBUS."""
+def _project(split: Split, projection: Projection, folder: Path) -> Matrix:
+    """In a file without a name, which is gone with the map, however the process ends.
+
+    Written by `write`, not through the map: a full disk would end the process with SIGBUS.
+    """
     shape = (len(split), projection.width(split.width))
-    with open(path, "wb") as file:
+    with TemporaryFile(dir=folder) as file:
         for block in split.blocks():
             file.write(projection(block).tobytes())
-    return np.memmap(path, np.float32, "r", shape=shape)
+        file.flush()
+        return np.memmap(file, np.float32, "r", shape=shape)

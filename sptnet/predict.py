@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sptnet.data.blocks import Sample, ShardSource, Source, blocks
 from sptnet.data.files import write_whole
 from sptnet.data.listing import STARTS, ListedSource, ListingError, images_below, images_named_by, write_listing
-from sptnet.data.manifest import MANIFEST, Kind
+from sptnet.data.manifest import MANIFEST, Kind, is_dataset
 from sptnet.data.remote import is_url
 from sptnet.data.table import Table, TableFormat, check_format, encode_csv, encode_table
 from sptnet.features import Forward, barrier, forward_on_ranks, open_dataset
@@ -88,8 +88,8 @@ def predict_images(run_folder: Path, images: str, out: Path, what: What, workers
 
 
 def is_shards(images: str) -> bool:
-    """Whether a path or URL is a dataset's."""
-    return is_url(images) or (Path(images) / MANIFEST).is_file()
+    """Whether a path or URL is a dataset's; other tools leave a manifest.json among photographs, too."""
+    return is_url(images) or is_dataset(Path(images))
 
 
 def open_images(images: str, out: Path, kinds: tuple[Kind, ...]) -> Source:
@@ -112,6 +112,8 @@ def _begin(run: TrainedRun, images: str, out: Path, what: What, computed: dict[s
         if not sum(manifest.samples(kind) for kind in what.kinds):
             raise ListingError(f"{images} has no image in {', '.join(what.kinds)}")
         about["dataset"] = manifest.digest()
+    elif not (out / STARTS).exists():
+        next(_names(Path(images)))  # a mistake in the path leaves nothing that another one would be compared with
     begin_parts(out / ABOUT, about)
     with writing_parts(out):
         (out / "predictions").mkdir(exist_ok=True)
@@ -125,7 +127,8 @@ def _names(path: Path) -> Iterator[bytes]:
     names = images_named_by(path) if path.is_file() else images_below(path)
     first = next(names, None)
     if first is None:
-        raise ListingError(f"{path} holds no image")
+        other = f", and its {MANIFEST} is none of shards" if (path / MANIFEST).exists() else ""
+        raise ListingError(f"{path} holds no image{other}")
     yield first
     yield from names
 

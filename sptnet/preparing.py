@@ -67,6 +67,13 @@ class Run:
     def tokens(self) -> Tokens | None:
         return None if self.cache is None else self.cache.tokens
 
+    def counters(self) -> dict[str, float]:
+        """What a checkpoint keeps of what went wrong so far."""
+        guard = self.guard
+        return {
+            "bad_samples": self.replaced.total, "skipped_steps": guard.skipped, "faulty_steps": guard.faulty
+        }  # fmt: skip
+
     def batches(self) -> Iterator[Batch]:
         """This rank's slices of the steps to come; how long each is waited for goes into the throughput."""
         config = self.config
@@ -146,6 +153,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
             )
         run.start, run.replaced.total = saved.step, int(saved.counters.get("bad_samples", 0))
         run.guard.skipped = int(saved.counters.get("skipped_steps", 0))
+        run.guard.faulty = int(saved.counters.get("faulty_steps", run.guard.skipped))
     if rank() == 0:
         own = run.continues is not None and is_of_run(run.continues, Path(config.run))
         remove_from(Path(config.run), run.start if own else -1)

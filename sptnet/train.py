@@ -83,7 +83,7 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
             if stopped or due or done % config.checkpoint.every == 0:
                 following.catch_up()
                 log.flush(durable=True)  # what is told of the steps before a checkpoint is on disk when it is
-                run.saver.save(done, {"bad_samples": run.replaced.total, "skipped_steps": run.guard.skipped})
+                run.saver.save(done, run.counters())
             if due and not stopped:
                 run.saver.wait()  # an evaluation that fails ends the run: it is to begin again from here
                 stopped = not evaluate_now(run, log, done, stop)

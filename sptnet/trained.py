@@ -6,6 +6,7 @@ tokens = run.features(["a.jpg", "b.jpg"])   # float32 [2, D]
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -31,7 +32,7 @@ from sptnet.method.model import Outputs, PromptedViT, create_model
 from sptnet.method.prompts import Prompt
 from sptnet.names import AugmentName
 from sptnet.run.folder import read_config
-from sptnet.run.model_file import load_model, read_facts
+from sptnet.run.model_file import load_model, number_of_classes, read_facts
 from sptnet.strategy.kernels import MatmulPrecision
 
 ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -100,6 +101,13 @@ class Classes:
     num_old: int
 
 
+def named(names: Sequence[str], num_old: int, number: int) -> Classes:
+    """`number` classes, the first of them by their names; a new one never has the name of an old one."""
+    old = list(names[:num_old])
+    new = (name for count in itertools.count() if (name := f"new-{count:03d}") not in set(old))
+    return Classes([*old, *itertools.islice(new, max(0, number - num_old))], num_old)
+
+
 def classes_of(folder: Path, config: Config) -> Classes:
     """Names for a run's classes; a new class has no name but its number, also where a benchmark knows better.
 
@@ -110,13 +118,10 @@ def classes_of(folder: Path, config: Config) -> Classes:
     """
     facts = read_facts(folder)
     if facts.classes is not None and facts.num_old is not None:
-        names, num_old, num_new = facts.classes, facts.num_old, config.model.num_new
-        if num_new is None:
-            num_new = len(names) - num_old
-    else:
-        manifest = manifest_of(config)
-        names, num_old, num_new = tuple(manifest.classes), manifest.num_old, num_new_classes(config, manifest)
-    return Classes([*names[:num_old], *(f"new-{number:03d}" for number in range(num_new))], num_old)
+        # neither the configuration nor the names need say how many are new: the dataset may have
+        return named(facts.classes, facts.num_old, number_of_classes(folder))
+    manifest = manifest_of(config)
+    return named(manifest.classes, manifest.num_old, manifest.num_old + num_new_classes(config, manifest))
 
 
 def manifest_of(config: Config) -> Manifest:

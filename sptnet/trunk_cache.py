@@ -22,7 +22,7 @@ from sptnet.data.manifest import KINDS
 from sptnet.data.store import Store
 from sptnet.data.tokens import FINGERPRINT, SCHEMA, Tokens, TokenShape, folder_of, part_path
 from sptnet.method.model import PromptedViT
-from sptnet.run.parts import begin_parts, writing_parts
+from sptnet.run.parts import PartsError, begin_parts, writing_parts
 from sptnet.strategy.base import DTYPES
 from sptnet.strategy.collectives import world_size
 from sptnet.strategy.kernels import kernels_told
@@ -89,14 +89,21 @@ def choose(
     if stored_type(config, model) is None or config.trunk_cache == "off":
         return "none" if config.data.views is None else "none: every view goes through the trunk"
     asked = config.trunk_cache != "auto"
-    found = _look(config, store, model, weights, device, precision)
-    why = "" if asked else _does_not_pay(found, 2 * images)
-    why = why or make_room(found.tokens.folder, found.missing, int(config.trunk_cache_gb * 1e9))
+    found, why = None, ""
+    try:
+        found = _look(config, store, model, weights, device, precision)
+        why = "" if asked else _does_not_pay(found, 2 * images)
+        why = why or make_room(found.tokens.folder, found.missing, int(config.trunk_cache_gb * 1e9))
+    except PartsError as error:
+        if asked:
+            raise
+        why = str(error)
     answers: list[Any] = [why]
     if dist.is_initialized():
         answers = [None] * world_size()
         dist.all_gather_object(answers, why)
     if not (why := next((answer for answer in answers if answer), "")):
+        assert found is not None
         return found
     if asked:
         raise ConfigError(f"trunk_cache {config.trunk_cache}: {why}; choose another disk, or trunk_cache: off")
@@ -115,8 +122,7 @@ def _look(
         "std": list(std), "views": shape.views, "dtype": shape.dtype, "precision": precision, "device": device.type,
         "images": BLOCK, **kernels_told(device, config.matmul_precision, config.deterministic),
     }  # fmt: skip
-    root = DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache)
-    folder = folder_of(root, fingerprint)
+    folder = folder_of(root_of(config), fingerprint)
     with writing_parts(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # other ranks and runs begin it too
@@ -133,6 +139,14 @@ def _look(
     return TrunkCache(
         Tokens(folder, shape, samples), fingerprint, whole * of, missing * of, missing, seconds, held
     )  # fmt: skip
+
+
+def root_of(config: Config) -> Path:
+    """The folder of folders of tokens. Raises PartsError where nobody says where this user's caches are."""
+    try:
+        return (DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache)).expanduser()
+    except RuntimeError as error:
+        raise PartsError(f"trunk_cache {config.trunk_cache}: {error}") from None
 
 
 def _does_not_pay(found: TrunkCache, views: int) -> str:

@@ -111,6 +111,8 @@ class _Making:
 
     def _wanted(self, part: int) -> bool:
         """Whether this process is to make a part: it is missing, and nobody else makes it."""
+        if part in self._locks:
+            return True
         if self.path(part).exists():
             return False
         lock = FileLock(self.path(part).with_suffix(".lock"))
@@ -135,13 +137,15 @@ class _Making:
 
     def _make(self, parts: range) -> bool:
         """The parts of a range that are to be made here; False if asked to stop."""
-        if not len(parts) or all(self.path(part).exists() for part in parts):
+        # before loader processes are forked: who only waits for others would take their cores
+        first = next((number for number, part in enumerate(parts) if self._wanted(part)), None)
+        if first is None:
             return not self.stopped()
         shape = self.tokens.shape
         known = shape.views if self.source.place(0)[0] != "test" else 0
         writer: PartWriter | None = None
         made = blocks(
-            self.source, parts, self._wanted, block_size=BLOCK, augment=self.config.data.augment,
+            self.source, parts[first:], self._wanted, block_size=BLOCK, augment=self.config.data.augment,
             image_size=self.config.model.image_size, known_views=known, workers=self.config.data.workers,
         )  # fmt: skip
         try:

@@ -51,6 +51,15 @@ def test_many_points_go_by_a_sample_and_blocks_and_find_the_same(monkeypatch):
     assert accuracy(*blobs(4000)).all > 0.95
 
 
+def test_more_clusters_than_different_points():
+    points = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
+    targets = np.repeat(np.arange(4), 5)
+    labelled = (targets < 2) & (np.arange(20) % 5 < 2)
+    centres = semi_supervised_kmeans(points[labelled], targets[labelled], points[~labelled], 2, 9)
+    clusters = assign(points[~labelled], centres).clusters
+    assert clustering_accuracy(targets[~labelled], clusters, 2).all == 1
+
+
 def test_whitening_makes_variances_one_and_lengths_one():
     points = blobs(3000)[0] * np.linspace(0.1, 5, 16, dtype=np.float32) + 100
     projection = fit_pca([points[:1000], points[1000:]], 8, whiten=True)

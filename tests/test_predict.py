@@ -59,6 +59,7 @@ def pile(tmp_path_factory):
         if number % 100 == 50:
             path.write_bytes(path.read_bytes()[: number % 90])
     (root / "notes.txt").write_text("no image")
+    (root / "manifest.json").write_text('{"photos": 1000}')  # of a tool that fetched them
     (root / ".hidden.png").write_bytes(b"")
     return root
 
@@ -222,6 +223,8 @@ def test_a_listing_is_read_by_parts(tmp_path):
 
 def test_mistakes_are_one_line(untrained, pile, predicted, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "fetched").mkdir()
+    (tmp_path / "fetched" / "manifest.json").write_text("[]")
     (tmp_path / "no_column.csv").write_text("file\na.png\n")
     (tmp_path / "no_path.csv").write_text("image,x\n,1\n")
     (tmp_path / "full").symlink_to("/dev/full")
@@ -231,6 +234,7 @@ def test_mistakes_are_one_line(untrained, pile, predicted, tmp_path, capsys):
         ("nowhere", str(pile), "o1"): "nowhere is not a run",
         (str(no_model), str(pile), "o2"): "has the run been trained?",
         (str(untrained), str(tmp_path / "empty"), "o3"): "empty holds no image",
+        (str(untrained), str(tmp_path / "fetched"), "o2b"): "and its manifest.json is none of shards",
         (str(untrained), "nowhere", "o4"): "nowhere is neither a folder of images",
         (str(untrained), str(tmp_path / "no_column.csv"), "o5"): "has no column 'image'",
         (str(untrained), str(tmp_path / "no_path.csv"), "o6"): "line 2: the column image holds no path",
@@ -243,6 +247,7 @@ def test_mistakes_are_one_line(untrained, pile, predicted, tmp_path, capsys):
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
         assert len(lines) == 1
         assert told in lines[0]
+    assert not (tmp_path / "o4").exists()  # the right path is not compared with the wrong one
 
 
 def test_a_full_disk_is_one_line_and_what_is_there_stays(untrained, pile, tmp_path, capsys, monkeypatch):

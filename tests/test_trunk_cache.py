@@ -243,6 +243,7 @@ def test_others_are_waited_for_as_long_as_their_parts_come(digits, made, tmp_pat
     """Parts that others make, as their locks say: those to train from come one by one, the last one never."""
     monkeypatch.setattr(trunk_making, "MOST_WAITING", 2.0)
     monkeypatch.setattr(trunk_making, "POLL", 0.02)
+    monkeypatch.setattr(trunk_making, "blocks", lambda *_, **__: pytest.fail("loaders of nothing"))
     folder = folder_in(shutil.copytree(made / "cache", tmp_path / "cache"))
     parts = sorted(folder.glob("*-0*.safetensors"), key=lambda part: part.name.startswith("test"))
     locks = [FileLock(part.with_suffix(".lock"), thread_local=False) for part in parts]
@@ -290,32 +291,55 @@ sys.exit(main({arguments(tmp_path / "run", digits, tmp_path / "cache")!r}))
     assert not list((tmp_path / "cache").glob("*/*.tmp"))
 
 
+OLD, USED, NEW = (digit * 16 for digit in "0af")  # as folders of tokens are named
+
+
 def test_the_least_recently_used_tokens_that_nobody_uses_leave_first(tmp_path):
-    folders = [tmp_path / name for name in ("old", "used", "new", "mine")]
+    folders = [tmp_path / name for name in (OLD, USED, NEW, "mine", "photos")]
     for age, folder in enumerate(folders):
         folder.mkdir()
+        if folder.name != "photos":  # of somebody else, with files of these names
+            (folder / FINGERPRINT).touch()
         (folder / "rows").write_bytes(bytes(1000))
         (folder / InUse.FILE).touch()
         os.utime(folder / InUse.FILE, (age, age))
     held = InUse(folders[1])
     os.utime(folders[1] / InUse.FILE, (0, 0))  # the oldest, and in use
     assert make_room(folders[3], 500, 3600) == ""
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["mine", "new", "used"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [USED, NEW, "mine", "photos"]
     assert make_room(folders[3], 900, 3000) == ""
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["mine", "used"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [USED, "mine", "photos"]
     assert "trunk_cache_gb" in make_room(folders[3], 1500, 3000)
     del held
 
 
 def test_ranks_that_look_for_room_at_once_all_find_it(tmp_path):
     for number in range(40):
-        (tmp_path / f"old-{number}").mkdir()
-        (tmp_path / f"old-{number}" / "rows").write_bytes(bytes(1000))
-        (tmp_path / f"old-{number}" / InUse.FILE).touch()
+        old = tmp_path / f"{number:016x}"
+        old.mkdir()
+        (old / "rows").write_bytes(bytes(1000))
+        (old / InUse.FILE).touch()
+        (old / FINGERPRINT).touch()
     (tmp_path / "mine").mkdir()
     with multiprocessing.get_context("fork").Pool(4) as ranks:
         told = ranks.starmap(make_room, [(tmp_path / "mine", 2000, 4000)] * 4, chunksize=1)
     assert told == [""] * 4
+
+
+@pytest.mark.parametrize("home", ["/dev/null", ""])
+def test_a_home_that_cannot_be_used_is_a_reason_to_keep_nothing(digits, tmp_path, monkeypatch, home):
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("pathlib.Path.expanduser", nowhere) if not home else None
+    assert main(arguments(tmp_path / "run", digits, "auto", "schedule.epochs=1")) == 0
+    told = " ".join((tmp_path / "run" / "log.txt").read_text().replace("│", " ").split())
+    assert ("none: trunk_cache auto: Could not determine" if not home else "none: /dev/null/.cache/sptnet/") in told
+
+
+def nowhere(path):
+    """As for a user without a home and a name."""
+    if "~" in str(path):
+        raise RuntimeError("Could not determine home directory.")
+    return path
 
 
 def test_without_known_views_there_is_nothing_to_keep(digits, tmp_path, capsys):

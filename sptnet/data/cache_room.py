@@ -1,13 +1,18 @@
-"""Room for a folder of results among others like it: the least recently used that nobody uses leave first."""
+"""Room for a folder of tokens among others like it: the least recently used that nobody uses leave first."""
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from filelock import FileLock
+
+from sptnet.data.tokens import FINGERPRINT
+
+NAME = re.compile("[0-9a-f]{16}")  # of `tokens.folder_of`: a cache may be in a folder of other things
 
 
 class InUse:
@@ -66,7 +71,8 @@ def _others(folder: Path) -> Iterator[tuple[float, int, Path]]:
     for entry in os.scandir(folder.parent):
         path = Path(entry.path)
         used = path / InUse.FILE
-        if path != folder and used.is_file() and not entry.is_symlink():
+        ours = NAME.fullmatch(entry.name) and (path / FINGERPRINT).is_file() and used.is_file()
+        if path != folder and ours and not entry.is_symlink():
             with suppress(OSError):
                 yield used.stat().st_mtime, size_of_folder(path), path
 

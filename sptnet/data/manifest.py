@@ -49,6 +49,7 @@ from sptnet.errors import Outcome, SptnetError
 SCHEMA, BEFORE = "sptnet-shards/3", "sptnet-shards/2"  # of version 2: no paths, no unknown targets
 UNKNOWN = -1  # the target of an image whose class nobody knows; only in unlabelled shards
 MANIFEST = "manifest.json"
+HEAD = 2**20  # bytes of it, in which its schema is
 LARGEST_MANIFEST = 2**30  # bytes; one of 2,300,000 shards
 LARGEST_FREE = 2**28  # bytes of one that is not laid out as `write_manifest` does it
 
@@ -278,6 +279,15 @@ def _schema_of(text: bytes) -> Any:
     except (ValueError, RecursionError):
         return SCHEMA  # no JSON: this is what is told
     return raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder has a manifest of ours, be it damaged: the name is not ours alone."""
+    try:
+        with open(open_regular(folder / MANIFEST), "rb") as file:
+            return b'"sptnet-shards/' in file.read(HEAD)
+    except OSError:
+        return False
 
 
 def read_manifest(root: Path, look: bool = True) -> Manifest:

@@ -37,6 +37,8 @@ def parse_paths(encoded: bytes, shard: Shard, where: str) -> list[str]:
         raise DatasetError(f"{where} is not the file that the manifest means (sha256): copy it again")
     try:
         paths = [json.loads(line) for line in encoded.splitlines()]
+        for path in paths:
+            str(path).encode("utf-8", "surrogateescape")  # as it will be told: half of a pair of surrogates is no text
     except (ValueError, RecursionError):
         paths = []
     if len(paths) != shard.samples or not all(isinstance(path, str) for path in paths):

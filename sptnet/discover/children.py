@@ -105,8 +105,8 @@ class Children:
         return code
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._asked = number
-        if self._child is not None:
+        first, self._asked = self._asked is None, number
+        if first and self._child is not None:  # a second one would end it without a checkpoint
             with suppress(ProcessLookupError):
                 self._child.terminate()
 

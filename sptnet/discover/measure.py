@@ -6,6 +6,7 @@ A step is taken on fewer images than a batch has where it is slow, and what it t
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -29,10 +30,11 @@ from sptnet.data.store import Store
 from sptnet.data.tokens import TokenShape
 from sptnet.discover.plan import Cost
 from sptnet.errors import SptnetError
+from sptnet.run.parts import PartsError
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
-from sptnet.trunk_cache import DEFAULT, stored_type
+from sptnet.trunk_cache import root_of, stored_type
 
 SHARES = (1.0, 0.75, 0.5)  # of the recipe's image size
 LONG_ENOUGH = 1.0  # seconds of a step that needs no larger batch to be believed
@@ -52,7 +54,8 @@ def measure(first: Config, second: Config, one_size: bool) -> dict[str, Any]:
     """Costs by image size, and how many bytes a rank may take; all ranks call it, and get the same but for bytes."""
     accelerator, launch = connect(first.collective_timeout_s, first.device)
     store, order = build_data(first)
-    bench = Bench(first, second, store, accelerator.device, time.monotonic() + PATIENCE)
+    available = memory_of_rank(accelerator.device)  # before a step has taken any
+    bench = Bench(first, second, store, accelerator.device, time.monotonic() + PATIENCE, available)
     classes = store.manifest.num_old, num_new_classes(first, store.manifest)
     patch = build_untrained(first, *classes)[0].patch_size
     found: dict[int, Cost] = {}
@@ -70,7 +73,7 @@ def measure(first: Config, second: Config, one_size: bool) -> dict[str, Any]:
         found[size] = cost if not found else _at_most(cost, found[min(found)])
     return {
         "costs": {size: cost._asdict() for size, cost in found.items()},
-        "available": memory_of_rank(accelerator.device), "processes": world_size(), "precision": launch.precision,
+        "available": available, "processes": world_size(), "precision": launch.precision,
         "device": accelerator.device.type,
     }  # fmt: skip
 
@@ -99,6 +102,7 @@ class Bench:
 
     Attributes:
         until: by time.monotonic; once it is past, nothing is repeated and no larger count is tried.
+        available: bytes for activations; steps that would need more are not taken, but reckoned from smaller ones.
     """
 
     first: Config
@@ -106,6 +110,7 @@ class Bench:
     store: Store
     device: torch.device
     until: float
+    available: float
 
     def is_late(self) -> bool:
         """Whether measuring has taken as long as it may."""
@@ -179,10 +184,16 @@ class Bench:
         kept = {n: _kept_for_backward(learner, take, n) for n in counts}
         # weights that autocast has copied are kept too, whatever the batch
         an_image = (kept[more] - kept[fewer]) / (more - fewer) if more > fewer else kept[more]
-        return self._scaled(take, share), kept[more] + an_image * (share - more)
+        fit = -_slowest(-self.available / max(an_image, 1))  # the fewest of all ranks
+        return self._scaled(take, share, max(more, int(fit))), kept[more] + an_image * (share - more)
 
-    def _scaled(self, take: Callable[[int], object], whole: int) -> float:
-        """Seconds of `take(whole)`, from as few images as take long enough: by a line through the last two counts."""
+    def _scaled(self, take: Callable[[int], object], whole: int, most: int | None = None) -> float:
+        """Seconds of `take(whole)`, from as few images as take long enough: by a line through the last two counts.
+
+        Args:
+            most: images that there is memory for.
+        """
+        top = whole if most is None else min(whole, most)
         images, before = min(SMALLEST, whole), (0, 0.0)
         while True:
             take(images)
@@ -194,11 +205,11 @@ class Bench:
                 times.append(_slowest(time.perf_counter() - begin))
                 late = self.is_late()
             taken = min(times)  # whatever else runs here, it does not run always
-            if images == whole or taken > LONG_ENOUGH or late:
+            if images == top or taken > LONG_ENOUGH or late:
                 # what a step costs whatever its batch, the optimizer above all, is not to be scaled
                 slope = max((taken - before[1]) / (images - before[0]), LEAST_SLOPE * taken / images)
                 return taken + slope * (whole - images)
-            images, before = min(whole, GROWTH * images), (images, taken)
+            images, before = min(top, GROWTH * images), (images, taken)
 
 
 def _kept_for_backward(learner: Learner, take: Callable[[int], None], images: int) -> int:
@@ -224,14 +235,18 @@ def _targets(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _has_room(config: Config, needed: int) -> bool:
     """Whether the disk holds the tokens, within what their folder may take."""
-    folder = DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache)
-    folder = folder.expanduser().resolve()
+    try:
+        folder = root_of(config).resolve()
+    except PartsError:
+        return False
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    return needed <= min(config.trunk_cache_gb * 1e9, shutil.disk_usage(there).free)
+    return os.access(there, os.W_OK | os.X_OK) and needed <= min(
+        config.trunk_cache_gb * 1e9, shutil.disk_usage(there).free
+    )
 
 
 def _slowest(seconds: float) -> float:
-    """Of all ranks, which then decide alike."""
+    """The most of all ranks, which then decide alike."""
     if world_size() == 1:
         return seconds
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
@@ -258,7 +273,7 @@ def free_memory() -> float:
             free.append(float(limit) - float(used))
     except (OSError, ValueError, KeyError):
         pass
-    return min(free) if free else 8e9  # macOS says it nowhere that can be read without a command
+    return min(free) if free else 8e9
 
 
 def main(arguments: list[str]) -> int:

@@ -29,9 +29,10 @@ class Batches:
     """
 
     def __init__(self, manifest: Manifest, wanted: tuple[int, int], processes: int):
-        shards = min(len(manifest.of_kind(kind)) for kind in ("labelled", "unlabelled"))
+        # images that do not decode are left out, and a shard of one may hold none
+        most = min(min(len(manifest.of_kind(kind)), manifest.samples(kind)) for kind in ("labelled", "unlabelled"))
         images = manifest.samples("labelled") + manifest.samples("unlabelled")
-        self.streams = max(1, min(wanted[1], shards))
+        self.streams = max(1, min(wanted[1], most))
         unit = math.lcm(2 * self.streams, processes)
         # two batches an epoch at least: the order of one would be no order
         self.size = max(unit, min(wanted[0], images // 2) // unit * unit)

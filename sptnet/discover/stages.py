@@ -150,7 +150,7 @@ def checked(request: Request, name: str, machine: Machine) -> Stage:
     command, environment = on_all(
         machine, "predict", str(request.out / name), str(request.out / "shards"), "--out", str(out), *LABELLED
     )
-    return Stage(f"the labelled images, by {name}", command, environment, lambda: _predicted(out, request.out / name))
+    return Stage(f"the labelled images, by {name}", command, environment, lambda: _is_checked(request, out, name))
 
 
 def predict(request: Request, machine: Machine) -> Stage:
@@ -166,6 +166,16 @@ def _predicted(out: Path, run: Path) -> bool:
     return errors.is_file() and errors.stat().st_mtime_ns >= model.stat().st_mtime_ns
 
 
+def _is_checked(request: Request, out: Path, name: str) -> bool:
+    """As `_is_sorted`, of labelled shards: a part for each."""
+    parts = len(read_manifest(request.out / "shards").of_kind("labelled"))
+    return _predicted(out, request.out / name) and _has_parts(out, parts)
+
+
+def _has_parts(out: Path, number: int) -> bool:
+    return all((out / "predictions" / f"part-{part:06d}.csv").is_file() for part in range(number))
+
+
 def _is_sorted(out: Path, run: Path) -> bool:
     if not _predicted(out, run):
         return False
@@ -173,7 +183,7 @@ def _is_sorted(out: Path, run: Path) -> bool:
         parts = len(ListedSource(out, out))
     except ListingError:
         return False
-    return all((out / "predictions" / f"part-{number:06d}.csv").is_file() for number in range(parts))
+    return _has_parts(out, parts)
 
 
 def page(request: Request) -> Stage:

@@ -7,6 +7,7 @@ README.md                        the model card
 Before the folder gets its name, everything in it is read by its own reader and compared with the run.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from sptnet.data.files import temporary_of, writer_of
 from sptnet.export.card import Files, model_card
 from sptnet.export.folding import ExportError, hub_config, plain_vit
 from sptnet.export.graphs import INPUT, ONNX, OUTPUTS, PROGRAM, Classifier, check_onnx, write_onnx, write_program
@@ -73,11 +75,12 @@ def _new_folder(out: Path) -> Iterator[Path]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out} is there already: remove it, or choose another folder")
     out = Path(os.path.abspath(out))
-    place = out.with_name(f"{out.name}.tmp")
+    place = temporary_of(out)
     with writing(out):
-        if place.exists():  # of an export that was killed
-            shutil.rmtree(place)
         place.mkdir(parents=True)
+        for leftover in out.parent.glob(f"{glob.escape(out.name)}.*.tmp"):  # of exports that were killed
+            if (writer := writer_of(leftover.name)) is not None and writer.is_dead() and leftover.is_dir():
+                shutil.rmtree(leftover)
         try:
             yield place
             place.replace(out)

@@ -94,7 +94,8 @@ def seed_centres(labelled: Labelled, unlabelled: Matrix, num_classes: int, draws
     squares = (unlabelled**2).sum(1)
     for number in range(len(means), num_classes):
         shares = distances.astype(np.float64)
-        centre = unlabelled[draws.choice(len(unlabelled), p=shares / shares.sum())]
+        total = shares.sum()  # nothing, where every point is a centre already
+        centre = unlabelled[draws.choice(len(unlabelled), p=shares / total if total > 0 else None)]
         centres[number] = centre
         distances = np.minimum(distances, np.maximum(squares - 2 * (unlabelled @ centre) + centre @ centre, 0))
     return centres

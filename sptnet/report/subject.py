@@ -20,7 +20,7 @@ from sptnet.report.looking import Images, Looked, images_of, look, nearest_by_pr
 from sptnet.run.folder import CONFIG, RunError, read_config
 from sptnet.run.model_file import has_model, read_facts
 from sptnet.run.tables import read_metrics
-from sptnet.trained import Classes, TrainedRun, manifest_of
+from sptnet.trained import Classes, TrainedRun, manifest_of, named
 
 MOST_CATEGORIES = 2000  # that are shown
 PROMPTED = 3  # images that the prompt is shown on
@@ -111,9 +111,7 @@ def _classes(run: Run, found: Sorted, notes: list[str]) -> tuple[TrainedRun | No
     facts = read_facts(run.folder)
     true_names = list(facts.classes or ())
     num_old = facts.num_old if facts.num_old is not None else len(true_names)
-    number = int(found.category.max()) + 1
-    new = [f"new-{i:03d}" for i in range(number - num_old)]
-    return None, Classes([*true_names[:num_old], *new], num_old), true_names
+    return None, named(true_names, num_old, int(found.category.max()) + 1), true_names
 
 
 def _mapped(looked: Looked | None, found: Sorted) -> Map | None:

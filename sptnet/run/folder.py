@@ -123,7 +123,7 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         if (folder / CONFIG).exists() and not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder / CONFIG} is no regular file")
-        return load_config(folder / CONFIG, overrides)
+        return load_config(folder / CONFIG, overrides, complete=True)
     except ConfigError as error:
         first, *others = str(error).splitlines()
         more = f", and {len(others)} more mistakes" if others else ""

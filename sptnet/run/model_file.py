@@ -81,6 +81,13 @@ def _holds(folder: Path, start: str) -> bool:
         return any(key.startswith(start) for key in opened.keys())  # noqa: SIM118  (not a dict)
 
 
+def number_of_classes(folder: Path) -> int:
+    """How many classes a run's head has; raises RunError."""
+    path = folder / MODEL
+    with _reading(path), safe_open(path, "pt") as opened:
+        return int(opened.get_slice("model.head.prototypes").get_shape()[0])
+
+
 def how_far(folder: Path) -> str:
     """A sentence on the model of an unfinished run; raises RunError."""
     step = read_facts(folder).step

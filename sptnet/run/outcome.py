@@ -20,8 +20,9 @@ from sptnet.errors import Outcome, SptnetError
 
 log = logging.getLogger(__name__)
 
-# what a disk says that somebody must see to: it is full, or may not be written
-STAYING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+# what a disk says that somebody must see to: it is full, or may not be written, or something is in the way
+STAYING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+           errno.EEXIST}  # fmt: skip
 
 
 def record_outcome(outcome: Outcome, why: str) -> None:

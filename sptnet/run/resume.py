@@ -75,19 +75,21 @@ def agree_where_to_continue(config: Config) -> tuple[Path | None, RunLock | None
     Raises:
         CheckpointError, RunError: on all ranks.
     """
-    lock, told = None, ["", ""]
+    lock, told = None, ["", "", "final"]
     if rank() == 0:
         try:
             lock = RunLock(Path(config.run))
-            told = ["path", str(where_to_continue(config) or "")]
+            told = ["path", str(where_to_continue(config) or ""), "final"]
         except (CheckpointError, RunError) as error:
-            told = [type(error).__name__, str(error)]
+            told = [type(error).__name__, str(error), error.outcome]
     if dist.is_initialized():
         dist.broadcast_object_list(told)
-    kind, text = told
+    kind, text, outcome = told
     for error_class in (CheckpointError, OccupiedError, RunError):
         if kind == error_class.__name__:
-            raise error_class(text)
+            raised = error_class(text)
+            raised.outcome = outcome  # type: ignore[assignment]
+            raise raised
     return (Path(text) if text else None), lock
 
 

@@ -21,6 +21,7 @@ from torch.distributed.distributed_c10d import Store
 from sptnet.config import Config
 from sptnet.data.files import sync_folder, write_through
 from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, Part, checkpoints, remove
+from sptnet.run.outcome import STAYING
 from sptnet.run.resume import prompt_state
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size
@@ -138,7 +139,7 @@ class Writer:
         self.folder, self.rank, self.world_size, self.keep = run / FOLDER, rank, world_size, keep
         self.attempt, self._store = attempt, store or HashStore()
         self._thread: threading.Thread | None = None
-        self._error: str | None = None
+        self._error: CheckpointError | None = None
 
     def begin(self, facts: Facts, tensors: dict[str, Tensor]) -> None:
         """Start to write this rank's tensors, which are on the CPU and nobody else's.
@@ -153,7 +154,7 @@ class Writer:
     def poll(self) -> None:
         """Raise the error of a write that failed, if one did."""
         if self._error is not None:
-            raise CheckpointError(self._error)
+            raise self._error
 
     def wait(self) -> None:
         """Wait for what is being written; raises CheckpointError if it failed."""
@@ -189,7 +190,9 @@ class Writer:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             with suppress(Exception):  # the store is gone where rank 0 is
                 self._announce(facts.step, {"failed": str(why)})
-            self._error = f"{final} cannot be written on rank {self.rank}: {why}; {stays}"
+            self._error = CheckpointError(f"{final} cannot be written on rank {self.rank}: {why}; {stays}")
+            if isinstance(error, OSError) and error.errno not in STAYING:
+                self._error.outcome = "retry"
             shutil.rmtree(partial, ignore_errors=True)
 
     def _announce(self, step: int, told: dict[str, Any]) -> None:

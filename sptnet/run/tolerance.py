@@ -28,11 +28,12 @@ class NonFiniteGuard:
 
     Attributes:
         skipped: steps left out since the run began.
+        faulty: those of them that were no search of fp16 for its loss scale.
     """
 
     def __init__(self, config: Config, scaled: bool = False):
         self.skip, self.limit, self.scaled = config.on_nonfinite == "skip", config.skip_limit, scaled
-        self.skipped = 0
+        self.skipped = self.faulty = 0
 
     def told(self) -> dict[str, object]:
         """What metrics.jsonl tells of it: `skipped_steps`, once there are any."""
@@ -53,6 +54,7 @@ class NonFiniteGuard:
         self.skipped += 1
         if self.scaled and taken.phase == "model" and not flags.faults:
             return
+        self.faulty += 1
         # a launcher ends the others as soon as one rank has ended: whichever is left to tell must know all
         (of_ranks,) = gather_packed([uids.to(taken.faulty.device)])
         ranks = taken.faulty.nonzero().flatten().tolist()
@@ -64,8 +66,8 @@ class NonFiniteGuard:
         )
         if not self.skip:
             raise NonFiniteError(f"{told}: lower the learning rate, or set on_nonfinite: skip")
-        if self.skipped > self.limit:
-            raise NonFiniteError(f"{told}; {self.skipped} steps were skipped, skip_limit is {self.limit}")
+        if self.faulty > self.limit:
+            raise NonFiniteError(f"{told}; {self.faulty} steps were skipped, skip_limit is {self.limit}")
         if rank() == 0:
             log.warning("%s; skipped", told)
 

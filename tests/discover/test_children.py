@@ -58,6 +58,16 @@ def test_every_signal_goes_on_as_one_and_is_waited_for(tmp_path, number):
     assert f"asked to stop by {number.name}; the same command goes on" in told
 
 
+def test_two_signals_are_one(tmp_path):
+    """As of a terminal that closes, or of somebody in a hurry: two would end a training without a checkpoint."""
+    process = started(tmp_path)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+    process.communicate(timeout=60)
+    assert (tmp_path / "asked").read_text() == "1"
+
+
 def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path):
     process = started(tmp_path, lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.send_signal(signal.SIGHUP)

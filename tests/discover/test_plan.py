@@ -1,16 +1,20 @@
 """What is planned from measured steps: length, image size, memory; and the configurations that come of it."""
 
 import json
+import time
 from itertools import pairwise
 
 import pytest
+import torch
 
 from sptnet.config_file import load_config
 from sptnet.data.manifest import read_manifest
 from sptnet.discover.kept import plan_of
+from sptnet.discover.measure import Bench
 from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for
 from sptnet.discover.recipe import Batches, write_stage
 from sptnet.discover.request import Request
+from sptnet.discover.stages import Machine, checked
 
 RECIPE = Length(100, 25)
 WORK = Work(steps_per_epoch=20, evaluated=2000, predicted=4000)
@@ -107,9 +111,33 @@ def test_clock(seconds, told):
     assert clock(seconds) == told
 
 
+def test_no_step_is_measured_for_which_there_is_no_memory():
+    taken = []
+    bench = Bench(None, None, None, torch.device("cpu"), time.monotonic() + 60, available=1e9)
+    assert bench._scaled(taken.append, 64, most=20) < 1
+    assert sorted(set(taken)) == [4, 16, 20]
+    taken.clear()
+    bench._scaled(taken.append, 64)
+    assert max(taken) == 64
+
+
 def request_for(tmp_path, *overrides, then="sptnet"):
     given = tmp_path / "l", tmp_path / "u", tmp_path, 7, None, "vit_small_patch14_dinov2", "none", overrides, then
     return Request(*given)
+
+
+def test_a_part_that_was_removed_is_made_again(digits, tmp_path):
+    """As the message on a damaged one says."""
+    (tmp_path / "shards").symlink_to(digits)
+    parts = [tmp_path / "checks" / "simgcd" / "predictions" / f"part-{number:06d}.csv" for number in range(16)]
+    for path in (tmp_path / "simgcd" / "model.safetensors", *parts, parts[0].parents[1] / "errors.csv"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert len(read_manifest(digits).of_kind("labelled")) == len(parts)
+    stage = checked(request_for(tmp_path), "simgcd", Machine(1, 1, "no", 0))
+    assert stage.is_done()
+    parts[-1].unlink()
+    assert not stage.is_done()
 
 
 def made_for(length, size):

@@ -1,6 +1,7 @@
 """An exported run does what the run does, through readers that know nothing of it; what cannot be is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sptnet.cli import main
 from sptnet.data.augment import eval_view
+from sptnet.data.files import temporary_of
 from sptnet.data.image import decode
 from sptnet.data.reader import ShardReader
 from sptnet.data.store import LocalStore
@@ -129,12 +131,14 @@ def test_a_folder_is_whole_or_not_there(untrained, tmp_path, capsys, monkeypatch
     assert "num_classes" not in json.loads((out / "config.json").read_text())["model_args"]
     assert main(["export", str(untrained), str(out)]) == 1
     assert "is there already" in capsys.readouterr().err
-    (tmp_path / "again.tmp").mkdir()
-    (tmp_path / "again.tmp" / "left").write_text("by one that was killed")
+    (tmp_path / "again.tmp").mkdir()  # somebody's own
+    killed = Path(str(temporary_of(tmp_path / "again")).replace(f".{os.getpid()}.", f".{2**22 + 1}."))
+    killed.mkdir()
+    (killed / "left").write_text("by an export that was killed")
     monkeypatch.setattr(export_folder, "LARGEST_DIFFERENCE", -1.0)
     assert main(["export", str(untrained), str(tmp_path / "again")]) == 1
     assert "nothing was exported" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.tmp", "out"]
     assert main(["export", str(untrained), "/dev/null/out"]) == 1
     assert "/dev/null/out cannot be written: Not a directory" in capsys.readouterr().err
 

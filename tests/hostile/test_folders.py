@@ -4,9 +4,15 @@ import os
 
 import pytest
 from made import accepted, encoded, photos, put, refused
+from sptnet_shards.make_shards import main
 
+from sptnet.build import build_data
+from sptnet.config import ConfigError
+from sptnet.config_file import load_config
 from sptnet.data.files import LARGEST_IMAGE
 from sptnet.data.manifest import read_manifest
+from sptnet.data.paths import parse_paths, paths_name
+from sptnet.discover.recipe import Batches
 
 FOLDER = {
     "FIFO": lambda path: os.mkfifo(path), "device": lambda path: path.symlink_to("/dev/zero"),
@@ -111,3 +117,25 @@ def test_an_empty_name_is_none(tmp_path, capsys):
     assert "give another one with --name" in refused(
         capsys, "imagefolder", root, tmp_path / "out", "--old", "1", "--name", ""
     )
+
+
+def test_a_shard_without_an_image_is_no_stream(tmp_path):
+    """Four labelled images, one of which does not decode: four shards, three of them with an image."""
+    root = photos(tmp_path / "photos", classes=("ant", "bee"), each=8)
+    out, config = tmp_path / "shards", ["init=null", "data.workers=0", "data.batch_size=8", "data.streams=4"]
+    sharded = ["imagefolder", str(root), str(out), "--old", "1", "--on-error", "skip"]
+    assert main(sharded) == 0
+    manifest = read_manifest(out)
+    image = next(_labelled(out, manifest))
+    (root / image).write_bytes(b"no image")
+    assert main([*sharded[:2], str(tmp_path / "again"), *sharded[3:]]) == 0
+    manifest = read_manifest(tmp_path / "again")
+    assert manifest.of_kind("labelled").samples.tolist().count(0) == 1
+    assert Batches(manifest, (8, 4), 1).streams == 3
+    with pytest.raises(ConfigError, match="has 3 labelled images: use at most 3"):
+        build_data(load_config("quickstart", [f"data.root={tmp_path / 'again'}", *config]))
+
+
+def _labelled(root, manifest):
+    for shard in manifest.of_kind("labelled"):
+        yield from parse_paths((root / paths_name(shard.file)).read_bytes(), shard, "paths")

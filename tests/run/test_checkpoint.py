@@ -1,7 +1,9 @@
 """The checkpoint format: what is on disk, what is refused, what a failing disk leaves."""
 
+import errno
 import json
 import multiprocessing
+import os
 import random
 import time
 from pathlib import Path
@@ -149,9 +151,22 @@ def test_a_disk_that_fails_leaves_the_previous_one_and_says_so(tmp_path):
     writer = Writer(tmp_path, 0, 1, 2, "x")
     writer.begin(Facts(**{**FACTS.__dict__, "step": 20}), TENSORS)
     told = r"step-000000020 cannot be written on rank 0: .*step-000000010 is intact"
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=told) as raised:
         writer.wait()
+    assert raised.value.outcome == "final"
     assert [read_facts(path).step for path in checkpoints(tmp_path)] == [10]
+
+
+def test_a_disk_that_may_come_back_is_tried_again(tmp_path, monkeypatch):
+    def failing(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("sptnet.run.saving.write_through", failing)
+    writer = Writer(tmp_path, 0, 1, 2, "x")
+    writer.begin(FACTS, TENSORS)
+    with pytest.raises(CheckpointError, match="Stale file handle") as raised:
+        writer.wait()
+    assert raised.value.outcome == "retry"
 
 
 def test_a_digest_tells_weights_apart():

@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 
+import sptnet
 from sptnet.cli import main
 from sptnet.data.manifest import UNKNOWN, read_manifest
 from sptnet.data.shard_index import INDEX_DTYPE
+from sptnet.trained import named
 
 
 def with_targets(root, draw):
@@ -67,3 +70,35 @@ def test_a_number_of_classes_that_nobody_said_is_one_line(before, capsys):
     assert "nobody has said how many new classes" in capsys.readouterr().err
     assert main(["train", "c.yaml", "model.num_new=4"]) == 0
     assert json.loads((before / "fresh" / "metrics.json").read_text())["unlabelled"]["classes"] == 7
+
+
+def test_a_run_whose_dataset_said_how_many_classes_are_new_can_be_used(before, capsys):
+    """Neither its configuration nor the names that its model file has tell the number."""
+    manifest = with_targets(before / "data", lambda n: UNKNOWN)
+    manifest |= {"schema": "sptnet-shards/3", "unknown": True, "classes": manifest["classes"][:3], "num_old": 3}
+    manifest |= {"num_new": 4, "protocol": {}}
+    manifest["shards"] = [shard for shard in manifest["shards"] if shard["kind"] != "test"]
+    (before / "data" / "manifest.json").write_text(json.dumps(manifest))
+    config = yaml.safe_load((before / "simgcd" / "config.yaml").read_text())
+    assert config["model"].get("num_new") is None
+    (before / "c.yaml").write_text(yaml.safe_dump(config | {"run": "told"}))
+    assert main(["train", "c.yaml"]) == 0
+    assert sptnet.load("told").classes.names == [*manifest["classes"], "new-000", "new-001", "new-002", "new-003"]
+    assert main(["predict", "told", "data", "--splits", "unlabelled", "--out", "sorted"]) == 0
+
+
+def test_a_new_class_never_has_the_name_of_an_old_one():
+    """Folders named after what was discovered are the old classes of the next round."""
+    classes = named(["new-000", "rose", "new-002"], 3, 6)
+    assert classes.names == ["new-000", "rose", "new-002", "new-001", "new-003", "new-004"]
+
+
+@pytest.mark.parametrize("now", ["method: simgcd\nmodel: {num_new: 99, image_size: 12}\n", "{", None])
+def test_a_finished_run_does_not_depend_on_the_one_that_it_began_from(before, now):
+    config = yaml.safe_load((before / "sptnet" / "config.yaml").read_text())
+    (before / "sptnet" / "config.yaml").write_text(yaml.safe_dump(config | {"init": "simgcd"}))
+    if now is None:
+        shutil.rmtree(before / "simgcd")
+    else:
+        (before / "simgcd" / "config.yaml").write_text(now)
+    assert main(["eval", "sptnet"]) == 0
