@@ -1,6 +1,6 @@
 """Which recipe photographs should get: one factor of SimGCD's at a time, on photographs that grocery.py has sharded.
 
-    python benchmarks/study.py OUT --weights FILE --arms "4 views, 100 epochs" "8 views" --seeds 0
+    python benchmarks/study.py OUT --weights FILE --arms "4 views, 100 epochs" "rate 0.1" --seeds 0
 
 OUT is a folder of benchmarks/grocery.py: its shards and tokens are used, and each run is a folder `study/ARM-SEED` in
 it. What is there is not trained again. Runs of other views or sizes make tokens of their own below `OUT/tokens`.
@@ -21,7 +21,8 @@ ARMS: dict[str, list[str]] = {
     "16 views": ["data.views=16"],
     "50 epochs": ["schedule.epochs=50", "loss.teacher_warmup_epochs=15"],
     "200 epochs": ["schedule.epochs=200", "loss.teacher_warmup_epochs=60"],
-    "rate 0.05": ["optimizer.lr=0.05"],
+    "rate 0.1": ["optimizer.lr=0.1"],  # as published
+    "rate 0.025": ["optimizer.lr=0.025"],
     "rate 0.2": ["optimizer.lr=0.2"],
     "168 px": ["model.image_size=168"],
     "224 px": ["model.image_size=224"],
