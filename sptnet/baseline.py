@@ -110,9 +110,9 @@ def _fit_and_score(
             order = np.argsort(uids)
             clusters = assign(points, centres, sums=False).clusters
             found = Predictions(uids[order], targets[order], clusters[order])
-            for number in range(windows_of(len(found.uid))):
-                part = slice(number * WINDOW, (number + 1) * WINDOW)
-                kept.add(kind, number, Predictions(found.uid[part], found.target[part], found.prediction[part]))
+            for window in range(windows_of(len(found.uid))):
+                part = slice(window * WINDOW, (window + 1) * WINDOW)
+                kept.add(kind, window, Predictions(found.uid[part], found.target[part], found.prediction[part]))
             counts = Counts.of(found, max(len(centres), len(manifest.classes)))
             results[kind] = score(counts, manifest.num_old, len(centres))
     save_evaluation(folder, method, results, kept)

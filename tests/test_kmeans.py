@@ -10,6 +10,7 @@ from sptnet.method import kmeans
 from sptnet.method.kmeans import assign, nearest, semi_supervised_kmeans
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.whitening import Projection, fit_pca
+from sptnet.run.predictions import load_predictions
 
 
 def blobs(count, classes=12, width=16, spread=0.25, seed=0):
@@ -87,7 +88,7 @@ def features(digits, untrained, tmp_path_factory):
     return out
 
 
-def test_features_are_clustered_scored_and_reported(digits, features, tmp_path, capsys):
+def test_features_are_clustered_scored_and_reported(digits, features, tmp_path, capsys, monkeypatch):
     arguments = ["kmeans", str(digits), str(tmp_path / "k"), "--features", str(features), "--pca", "16", "--whiten"]
     assert main(arguments) == 0
     assert "All / Old / New" in capsys.readouterr().out
@@ -98,6 +99,12 @@ def test_features_are_clustered_scored_and_reported(digits, features, tmp_path, 
     assert sorted(path.name for path in (tmp_path / "k").iterdir()) == ["metrics.json", "predictions.npz"]
     assert main([*arguments, "--num-classes", "14"]) == 0
     assert json.loads((tmp_path / "k" / "metrics.json").read_text())["unlabelled"]["classes_used"] == 14
+    whole = load_predictions(tmp_path / "k")["unlabelled"]
+    for module in ("baseline", "counted"):  # as of millions: predictions are in parts
+        monkeypatch.setattr(f"sptnet.{module}.WINDOW", 400)
+    assert main([*arguments, "--num-classes", "14"]) == 0
+    assert len(list((tmp_path / "k" / "predictions").iterdir())) == 3 + 1
+    assert all(map(np.array_equal, load_predictions(tmp_path / "k")["unlabelled"], whole))
 
 
 def test_mistakes_are_one_line(digits, untrained, features, tmp_path, capsys):
