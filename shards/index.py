@@ -62,8 +62,9 @@ def index(place: Place, job: Indexing, share: Share = ALONE) -> Converted | Unfi
     tars = job.tars()
     try:
         scan = Scan("members of tars")
+        sizes = place.sizes()
         for tar in share.of(tars):
-            if _list(place, tar) is None:
+            if (there := _list(place, tar, job)) is None or there.size != sizes.get(tar):
                 place.write(_list_name(tar), members_of(place, tar, job.json_key, scan).encoded())
         return _finished(place, job, 0.0)
     except SourceError:
@@ -100,13 +101,15 @@ def _list_name(tar: str) -> str:
     return f"{FOLDER}/{tar}{MEMBERS}"
 
 
-def _list(place: Place, tar: str) -> Members | None:
+def _list(place: Place, tar: str, job: Indexing) -> Members | None:
+    """What a task has listed of a tar; None where it was another that looked for labels elsewhere."""
     encoded = place.read(_list_name(tar), LARGEST)
-    return None if encoded is None else parsed(encoded)
+    found = None if encoded is None else parsed(encoded)
+    return found if found is not None and found.json_key == job.json_key else None
 
 
-def _summary(place: Place, tar: str) -> _Summary | None:
-    found = _list(place, tar)
+def _summary(place: Place, tar: str, job: Indexing) -> _Summary | None:
+    found = _list(place, tar, job)
     if found is None:
         return None
     return _Summary(
@@ -118,7 +121,7 @@ def _summary(place: Place, tar: str) -> _Summary | None:
 def _finished(place: Place, job: Indexing, late: float) -> Converted | Unfinished:
     """Number the images, draw the labelled ones, write indexes and, last, the manifest."""
     tars = job.tars()
-    found = look(lambda tar: _summary(place, tar), tars, late)
+    found = look(lambda tar: _summary(place, tar, job), tars, late)
     if missing := [tar for tar in tars if tar not in found]:
         return _complete(place, job) or Unfinished(missing, len(tars))
     _need_key(place, job, list(found.values()))
@@ -230,7 +233,7 @@ def _write(place: Place, job: Indexing, source: Source, labelled: NDArray[np.int
     for part, tars in job.parts():
         first = 0
         for tar in tars:
-            found = _list(place, tar)
+            found = _list(place, tar, job)
             if found is None:
                 raise SourceError(f"{place.where(_list_name(tar))} is gone: run the same command again")
             count = len(found.images)

@@ -32,6 +32,7 @@ class Members(NamedTuple):
         offsets: int64 [images], bytes.
         keyed: whether a .json has the key of the class; keyless: the name of the first that lacks it, or "".
         remarks: sentences on what is odd.
+        json_key: where a .json was asked for its class.
     """
 
     size: int
@@ -41,12 +42,14 @@ class Members(NamedTuple):
     keyed: bool
     keyless: str
     remarks: list[str]
+    json_key: str
 
     def encoded(self) -> bytes:
         """As `parsed` reads it."""
         head = {
             "size": self.size, "sha256": self.sha256, "keyed": self.keyed, "keyless": self.keyless,
-            "remarks": self.remarks, "class_names": self.images.class_names, "images": len(self.images),
+            "json_key": self.json_key, "remarks": self.remarks, "class_names": self.images.class_names,
+            "images": len(self.images),
         }  # fmt: skip
         columns = [getattr(self.images, name).astype(dtype).tobytes() for name, dtype in COLUMNS]
         offsets = self.offsets.astype("<i8").tobytes()
@@ -67,7 +70,14 @@ def parsed(encoded: bytes) -> Members | None:
         if len(images.names) != (int(images.ends[-1]) if count else 0):
             return None
         return Members(
-            head["size"], head["sha256"], images, offsets, head["keyed"], head["keyless"], list(head["remarks"])
+            head["size"],
+            head["sha256"],
+            images,
+            offsets,
+            head["keyed"],
+            head["keyless"],
+            list(head["remarks"]),
+            head["json_key"],
         )
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
@@ -177,4 +187,4 @@ class _Walk:
         if alone := [key for key in self.labels if key not in self.images]:
             remarks.append(f"{self.where}: {len(alone)} labels have no image: the first is {alone[0]}")
         offsets = np.array([offset for offset, _ in self.images.values()], np.int64)
-        return Members(size, sha256, columns.items(), offsets, self.keyed, self.keyless, remarks)
+        return Members(size, sha256, columns.items(), offsets, self.keyed, self.keyless, remarks, self.json_key)

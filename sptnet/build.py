@@ -13,6 +13,7 @@ from sptnet.data.manifest import MANIFEST, Manifest
 from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store, open_store
 from sptnet.method.losses import GCDLoss
+from sptnet.method.metrics import MAX_CLUSTERS
 from sptnet.method.model import PromptedViT, create_model
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.method.reference import load_reference
@@ -99,7 +100,7 @@ def num_new_classes(config: Config, manifest: Manifest) -> int:
     """How many new classes the head has: as configured, or as the dataset says.
 
     Raises:
-        ConfigError: nobody has said it.
+        ConfigError: nobody has said it, or it is more than an evaluation can match.
     """
     known, wanted = manifest.new_classes(), config.model.num_new
     if known is None and wanted is None:
@@ -107,7 +108,13 @@ def num_new_classes(config: Config, manifest: Manifest) -> int:
             f"nobody has said how many new classes {config.data.root} has: set model.num_new=N, or ask "
             f"`sptnet estimate-k {config.data.root}`"
         )
-    return wanted if wanted is not None else known or 0
+    number = wanted if wanted is not None else known or 0
+    if manifest.num_old + number > MAX_CLUSTERS:
+        raise ConfigError(
+            f"{manifest.num_old} old and {number} new classes are more than the {MAX_CLUSTERS} that can be matched: "
+            "lower model.num_new"
+        )
+    return number
 
 
 def build_model(config: Config, manifest: Manifest) -> tuple[PromptedViT, Prompt | None]:

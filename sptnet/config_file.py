@@ -142,9 +142,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, complete: bo
 
 
 def _check_allowed(config: Config, path: Path, given: dict[str, str]) -> None:
-    """What may differ from a checkpoint must be a key, or a section, or one of the two that no key names."""
+    """What may differ from a checkpoint must be a key, or a section, or one of those that no key names."""
     names = [name for name, _ in keys_of()]
-    known = {*names, "backbone", "precision", "data.digest"}
+    known = {*names, "backbone", "precision", "world_size", "data.digest"}
     known |= {name.rsplit(".", level)[0] for name in names for level in range(1, name.count(".") + 1)}
     for key in config.resume.allow:
         if key not in known:

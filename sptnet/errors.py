@@ -1,8 +1,14 @@
 """What a user is told instead of a traceback."""
 
+import errno
 from typing import ClassVar, Literal
 
 Outcome = Literal["continue", "retry", "final"]  # see sptnet/run/outcome.py
+# what a disk says that somebody must see to: it is full, or may not be written, or something is in the way
+STAYING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
+           errno.EEXIST}  # fmt: skip
+# and of a file that is to be read: it is not there, or is none
+OF_THE_FILE = STAYING | {errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 def visible(line: str) -> str:

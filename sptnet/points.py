@@ -12,6 +12,7 @@ from sptnet.data.features import FeatureFolder, Split
 from sptnet.data.manifest import Kind, Manifest
 from sptnet.errors import SptnetError
 from sptnet.method.kmeans import Ids, Matrix
+from sptnet.method.metrics import MAX_CLUSTERS
 from sptnet.method.whitening import Projection, fit_pca
 from sptnet.run.parts import writing_parts
 
@@ -21,7 +22,11 @@ class ClusteringError(SptnetError, ValueError):
 
 
 def check_classes(manifest: Manifest, num_classes: int, labelled: Ids) -> None:
-    """Raise ClusteringError for fewer classes than old ones, or an old class without a sample in `labelled` [n]."""
+    """Raise ClusteringError for too many classes, too few, or an old one without a sample in `labelled` [n]."""
+    if num_classes > MAX_CLUSTERS:
+        raise ClusteringError(
+            f"{num_classes} classes are more than the {MAX_CLUSTERS} that can be matched: ask for fewer"
+        )
     if num_classes < manifest.num_old:
         raise ClusteringError(
             f"{num_classes} classes, but {manifest.name} has {manifest.num_old} old ones: ask for more"

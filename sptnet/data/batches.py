@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from sptnet.data.augment import choose_views, eval_view, known_view, prepare, train_view
 from sptnet.data.image import DecodeError, decode
-from sptnet.data.manifest import DatasetError, Kind, Shard
+from sptnet.data.manifest import DamagedSampleError, Kind, Shard
 from sptnet.data.order import BatchOrder, Place, Slot
-from sptnet.data.pieces import PieceError
 from sptnet.data.reader import Encoded, ShardReader
 from sptnet.data.store import Store
 from sptnet.data.tokens import Tokens
@@ -67,7 +66,7 @@ def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
     try:
         return transform(decode(sample.image))
     except DecodeError as error:
-        raise DatasetError(
+        raise DamagedSampleError(
             f"{sample.shard}: sample {sample.uid} does not decode ({error}): make the shards again"
         ) from None
 
@@ -131,11 +130,9 @@ class _Steps(Batches):
             place = slot.place if distance == 0 else self.order.instead(slot, distance).place
             try:
                 return read(place)
-            except PieceError:
-                raise
-            except DatasetError as error:
-                if error.outcome == "retry" or len(replaced) >= self.spec.tolerated:
-                    raise  # also where nothing is wrong with the sample
+            except DamagedSampleError as error:  # and none of a disk, a network or a whole shard
+                if len(replaced) >= self.spec.tolerated:
+                    raise
                 replaced.append(str(error))
                 distance += 1
 
@@ -170,7 +167,7 @@ class ImageSteps(_Steps):
             sample = reader.read(*place, whole)
             try:
                 return sample, _decoded(sample, lambda image: prepare(spec.augment, image, size))
-            except DatasetError:
+            except DamagedSampleError:
                 if sample.piece:
                     return read(place, whole=True)
                 raise

@@ -108,7 +108,8 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     try:
         return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
     except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError where there is no memory
-        raise DecodeError(f"cannot be resized to {width} x {height}: {str(error).splitlines()[0]}") from None
+        why = (str(error).splitlines() or ["no memory"])[0]
+        raise DecodeError(f"cannot be resized to {width} x {height}: {why}") from None
 
 
 def resize_short_side(image: Tensor, size: int) -> Tensor:

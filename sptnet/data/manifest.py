@@ -44,7 +44,7 @@ from sptnet.data.shard_list import KINDS as KINDS
 from sptnet.data.shard_list import Kind as Kind
 from sptnet.data.shard_list import Shard as Shard
 from sptnet.data.shard_list import Shards as Shards
-from sptnet.errors import Outcome, SptnetError
+from sptnet.errors import OF_THE_FILE, Outcome, SptnetError
 
 SCHEMA, BEFORE = "sptnet-shards/3", "sptnet-shards/2"  # of version 2: no paths, no unknown targets
 UNKNOWN = -1  # the target of an image whose class nobody knows; only in unlabelled shards
@@ -58,10 +58,20 @@ class DatasetError(SptnetError, ValueError):
     """A dataset that cannot be read as one; the message names the file."""
 
 
+class DamagedSampleError(DatasetError):
+    """One sample that is not what it was; the others of its shard may be."""
+
+
 class UnreachableError(DatasetError):
     """Shards that could not be read now, and perhaps can later: a network or a disk that fails."""
 
     outcome: Outcome = "retry"
+
+
+def unreadable(told: str, error: OSError) -> DatasetError:
+    """What to raise for a file that cannot be read: UnreachableError where its disk may be better later."""
+    kind = DatasetError if error.errno in OF_THE_FILE else UnreachableError
+    return kind(f"{told}: {error.strerror}")
 
 
 @with_config(STRICT)
@@ -308,7 +318,7 @@ def read_manifest(root: Path, look: bool = True) -> Manifest:
             f"{root} holds no dataset ({MANIFEST} is missing): make one with shards/make_shards.py"
         ) from None
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
+        raise unreadable(f"{path} cannot be read", error) from None
     if look:
         check_files(root, manifest.shards)
     return manifest

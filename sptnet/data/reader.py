@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.manifest import DatasetError, Shard, UnreachableError
+from sptnet.data.manifest import DamagedSampleError, DatasetError, Shard, UnreachableError
 from sptnet.data.pieces import PieceError, Wanted
 from sptnet.data.store import Store
 
@@ -136,7 +136,7 @@ class ShardReader:
         except OSError as error:
             raise UnreachableError(f"{where}: sample {uid} cannot be read: {error.strerror}") from None
         if len(image) != size:
-            raise DatasetError(f"{where} ends inside of sample {uid}: copy the shard again")
+            raise DamagedSampleError(f"{where} ends inside of sample {uid}: copy the shard again")
         return Encoded(uid, target, image, where)
 
     def close(self) -> None:

@@ -105,7 +105,10 @@ class Remote:
         """Whether a part of a file is sent where it is asked for; else all of it is. Asked once, of a small file."""
         if self._sends_parts is None:
             try:
-                self._sends_parts = len(self._filesystem().cat_file(self.where(file), start=0, end=PROBE)) == PROBE
+                filesystem = self._filesystem()
+                within = {"timeout": LONGEST_PARTS} if isinstance(filesystem, AsyncFileSystem) else {}
+                came = filesystem.cat_file(self.where(file), start=0, end=PROBE, **within)
+                self._sends_parts = len(came) == PROBE
             except Exception as error:  # as in `_try`; whoever fetches the file tries again, and tells
                 log.debug("a part of %s did not come: %s", self.where(file), error)
                 return False

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.files import LARGEST_IMAGE, read_regular
-from sptnet.data.manifest import UNKNOWN, DatasetError, Manifest, Shard
+from sptnet.data.manifest import UNKNOWN, DatasetError, Manifest, Shard, unreadable
 
 INDEX_DTYPE = np.dtype([("uid", "<i8"), ("target", "<i8"), ("offset", "<i8"), ("size", "<i8")])
 INDEX_HEADER = 4096  # bytes; more than the header of such an array can have
@@ -34,7 +34,7 @@ def read_entries(path: Path, shard: Shard, targets: int) -> NDArray[np.void]:
     try:
         encoded = read_regular(path, index_size(shard))
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
+        raise unreadable(f"{path} cannot be read", error) from None
     return parse_index(encoded, shard, targets, str(path))
 
 

@@ -21,6 +21,7 @@ from sptnet.data.manifest import (
     Shard,
     load_manifest,
     read_manifest,
+    unreadable,
 )
 from sptnet.data.paths import largest_paths, parse_paths
 from sptnet.data.pieces import Wanted, read_pieces
@@ -88,7 +89,7 @@ class LocalStore:
         try:
             return open_regular(self.root / shard.file)
         except OSError as error:
-            raise DatasetError(f"{self.where(shard.file)} cannot be opened: {error.strerror}") from None
+            raise unreadable(f"{self.where(shard.file)} cannot be opened", error) from None
 
     def entries(self, shard: Shard) -> NDArray[np.void]:
         return read_index(self.root, self.manifest, shard)
@@ -99,7 +100,7 @@ class LocalStore:
         try:
             encoded = read_regular(self.root / shard.paths, largest_paths(shard))
         except OSError as error:
-            raise DatasetError(f"{self.where(shard.paths)} cannot be read: {error.strerror}") from None
+            raise unreadable(f"{self.where(shard.paths)} cannot be read", error) from None
         return parse_paths(encoded, shard, self.where(shard.paths))
 
     def fetch_ahead(self, shards: Iterable[Shard]) -> None:

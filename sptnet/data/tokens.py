@@ -27,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sptnet.data.files import create, open_regular, sync_folder, to_disk, write_whole
-from sptnet.data.manifest import DatasetError, Kind
+from sptnet.data.manifest import DamagedSampleError, DatasetError, Kind, UnreachableError
+from sptnet.errors import OF_THE_FILE
 
 TokenType = Literal["float16", "float32"]
 SCHEMA = "sptnet-tokens/1"
@@ -41,7 +42,7 @@ class DamagedTokensError(DatasetError):
     outcome = "retry"
 
 
-class AbsentTokensError(DatasetError):
+class AbsentTokensError(DamagedSampleError):
     """A row of an image that could not be decoded when the part was made."""
 
 
@@ -151,6 +152,7 @@ class TokenPart:
     Raises:
         DatasetError: it is not there.
         DamagedTokensError: it is not what was written.
+        UnreachableError: its disk fails.
     """
 
     def __init__(self, path: Path, shape: TokenShape, kind: Kind, samples: int):
@@ -162,7 +164,9 @@ class TokenPart:
             self._descriptor = open_regular(path.with_suffix(".tokens"))
         except FileNotFoundError:
             raise self._damaged("is gone, or its rows are") from None
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except OSError as error:
+            raise self._unreadable(error) from None
+        except (SafetensorError, KeyError, ValueError) as error:
             raise self._damaged(f"cannot be read ({error})") from None
         size, expected = os.fstat(self._descriptor).st_size, samples * self.rows * shape.row_bytes
         if self._check.shape != (samples, self.rows) or len(self.uid) != samples or len(self.target) != samples:
@@ -183,9 +187,15 @@ class TokenPart:
         try:
             read = os.preadv(self._descriptor, [buffer], (position * self.rows + row) * self.shape.row_bytes)
         except OSError as error:
-            raise self._damaged(f"cannot be read ({error.strerror})") from None
+            raise self._unreadable(error) from None
         if read != len(buffer) or zlib.crc32(buffer) != self._check[position, row]:
             raise self._damaged(f"is damaged in row {row} of sample {int(self.uid[position])}")
+
+    def _unreadable(self, error: OSError) -> DatasetError:
+        """What a disk that fails says is no proof of damage, and other runs read the same file."""
+        if error.errno in OF_THE_FILE:
+            return self._damaged(f"cannot be read ({error.strerror or error})")
+        return UnreachableError(f"{self.path} cannot be read: {error.strerror or error}")
 
     def _damaged(self, how: str) -> DamagedTokensError:
         with suppress(OSError):

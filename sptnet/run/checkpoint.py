@@ -30,7 +30,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from sptnet.data.fields import Count, Digest, FileName
-from sptnet.errors import SptnetError
+from sptnet.errors import OF_THE_FILE, SptnetError
 from sptnet.run.records import DamagedError, read_json
 
 SCHEMA = "sptnet-checkpoint/1"
@@ -122,7 +122,7 @@ def read_facts(path: Path) -> Facts:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise CheckpointError(f"{file} is damaged ({where}: {error.errors()[0]['msg']}): {WAY_OUT}") from None
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error.strerror}): {WAY_OUT}") from None
+        raise _unreadable(file, error) from None
     except DamagedError as error:
         raise CheckpointError(f"{file} is damaged ({error}): {WAY_OUT}") from None
 
@@ -137,9 +137,20 @@ def read_tensors(path: Path, facts: Facts) -> dict[str, Tensor]:
             if hashlib.sha256(encoded).hexdigest() != part["sha256"]:
                 raise CheckpointError(f"{file} is damaged (sha256): {WAY_OUT}")
             tensors |= load_tensors(encoded)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
+            raise _unreadable(file, error) from None
+        except SafetensorError as error:
             raise CheckpointError(f"{file} cannot be read ({error}): {WAY_OUT}") from None
     return tensors
+
+
+def _unreadable(file: Path, error: OSError) -> CheckpointError:
+    """Where a disk fails nothing is said of the file, and nothing is to be removed."""
+    if error.errno in OF_THE_FILE:
+        return CheckpointError(f"{file} cannot be read ({error.strerror or error}): {WAY_OUT}")
+    told = CheckpointError(f"{file} cannot be read ({error.strerror or error}): look after the disk, and start again")
+    told.outcome = "retry"
+    return told
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -24,8 +24,7 @@ import yaml
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
 from sptnet.data.files import remove_leftovers, write_whole
-from sptnet.errors import Outcome, SptnetError
-from sptnet.run.outcome import STAYING
+from sptnet.errors import STAYING, Outcome, SptnetError
 from sptnet.run.records import lines_of
 
 CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, FINISHED = (

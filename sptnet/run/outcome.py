@@ -9,20 +9,15 @@ Where the environment variable SPTNET_OUTCOME names a folder, on a shared disk, 
     final: WHY                   trying again changes nothing: a mistake in configuration or data, a full disk, a bug
 """
 
-import errno
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sptnet.errors import Outcome, SptnetError
+from sptnet.errors import STAYING, Outcome, SptnetError
 
 log = logging.getLogger(__name__)
-
-# what a disk says that somebody must see to: it is full, or may not be written, or something is in the way
-STAYING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR,
-           errno.EEXIST}  # fmt: skip
 
 
 def record_outcome(outcome: Outcome, why: str) -> None:

@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sptnet.data.files import write_whole
-from sptnet.errors import SptnetError
-from sptnet.run.outcome import STAYING
+from sptnet.errors import STAYING, SptnetError
 from sptnet.run.records import DamagedError, read_json
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal

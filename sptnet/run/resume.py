@@ -16,7 +16,7 @@ from sptnet.run.checkpoint import CheckpointError, Facts, checkpoints, digest, i
 from sptnet.run.folder import OccupiedError, RunError
 from sptnet.run.lock import RunLock
 from sptnet.steps import Learner
-from sptnet.strategy.collectives import rank
+from sptnet.strategy.collectives import rank, world_size
 
 # sections and keys of the configuration that decide the numbers; the others decide speed, place and what is told
 DECIDING = ("method", "seed", "data.batch_size", "data.streams", "data.window", "data.augment",
@@ -27,7 +27,8 @@ IRRELEVANT = ("model.weights",)  # a moved file is the same backbone: its digest
 
 
 def numbers_of(config: Config, manifest: Manifest, statistics: Statistics) -> dict[str, Any]:
-    """Everything that decides the numbers of a run, by dotted key; another strategy or world size does not.
+    """Everything that decides the numbers of a run, by dotted key; another strategy or world size does not,
+    but for `loss.scope: local`, see `restore`.
 
     Args:
         statistics: by which its model's images are normalised; what is not said is ImageNet's.
@@ -112,6 +113,9 @@ def restore(
     before, now = facts.written_by.get("precision", "no"), learner.strategy.launch.precision
     if before != now and "precision" not in allow:
         told.append(f"precision was {before}, is {now} (--mixed_precision of accelerate launch)")
+    wrote, ranks = facts.written_by.get("world_size", world_size()), world_size()
+    if numbers["loss.scope"] == "local" and wrote != ranks and "world_size" not in allow:
+        told.append(f"world_size was {wrote}, is {ranks}, by which loss.scope=local compares other images")
     if told:
         raise CheckpointError(
             f"{path} is of a run with other numbers: {'; '.join(told)}. Name in resume.allow what may differ, or start "
@@ -141,18 +145,21 @@ def _on_all_ranks(
     Raises:
         CheckpointError: rank 0's, on all ranks.
     """
-    told: list[Any] = [None, None, None]  # facts, names with shapes and types, or what is wrong
+    # facts, names with shapes and types, or what is wrong, and whether trying again may help
+    told: list[Any] = [None, None, None, "final"]
     tensors: dict[str, torch.Tensor] = {}
     if rank() == 0:
         try:
             facts, tensors = read()
-            told = [facts, [(name, t.shape, t.dtype) for name, t in tensors.items()], None]
+            told[:2] = facts, [(name, t.shape, t.dtype) for name, t in tensors.items()]
         except CheckpointError as error:
-            told[2] = str(error)
+            told[2:] = str(error), error.outcome
     if dist.is_initialized():
         dist.broadcast_object_list(told)
     if told[2] is not None:
-        raise CheckpointError(told[2])
+        raised = CheckpointError(told[2])
+        raised.outcome = told[3]
+        raise raised
     if dist.is_initialized():
         for name, shape, dtype in told[1]:
             sent = tensors[name].to(device) if rank() == 0 else torch.empty(shape, dtype=dtype, device=device)

@@ -20,8 +20,8 @@ from torch.distributed.distributed_c10d import Store
 
 from sptnet.config import Config
 from sptnet.data.files import sync_folder, write_through
+from sptnet.errors import STAYING
 from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, Part, checkpoints, remove
-from sptnet.run.outcome import STAYING
 from sptnet.run.resume import prompt_state
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size

@@ -61,7 +61,7 @@ def table_over_seeds(folders: Sequence[Path]) -> Table:
         RunError: a folder without an evaluation.
     """
     by_method: dict[str, list[dict[str, Any]]] = {}
-    for folder in folders:
+    for folder in dict.fromkeys(path.resolve() for path in folders):  # one that is named twice is one run
         metrics = read_metrics(folder)
         by_method.setdefault(metrics["method"], []).append(metrics)
     table = _table("runs")

@@ -6,6 +6,7 @@ import torch
 
 from sptnet import create_model, create_prompt
 from sptnet.method.families import BackboneError
+from sptnet.method.weights import read_state_dict
 
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 
@@ -93,3 +94,12 @@ def test_local_weights_are_resized_and_misfits_are_named(tmp_path):
         create_model("vit_tiny_patch16_224", 3, 2, weights=str(tmp_path / "bad.pth"), **options)
     with pytest.raises(BackboneError, match="resnet18"):
         create_model("resnet18", 3, 2, weights="none")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\x80", bytes(100)])
+def test_weights_that_did_not_arrive(tmp_path, suffix, content):
+    path = tmp_path / f"weights.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(BackboneError, match=rf"weights\.{suffix} is not a plain file of weights: .+"):
+        read_state_dict(path)

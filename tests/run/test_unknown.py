@@ -102,3 +102,18 @@ def test_a_finished_run_does_not_depend_on_the_one_that_it_began_from(before, no
     else:
         (before / "simgcd" / "config.yaml").write_text(now)
     assert main(["eval", "sptnet"]) == 0
+
+
+def test_more_classes_than_can_be_matched_are_told_before_anything_begins(before, capsys):
+    config = yaml.safe_load((before / "simgcd" / "config.yaml").read_text())
+    (before / "c.yaml").write_text(yaml.safe_dump(config | {"run": "huge"}))
+    assert main(["train", "c.yaml", "model.num_new=100000"]) == 2
+    assert "100000 new classes are more than the 32768 that can be matched" in capsys.readouterr().err
+    assert not (before / "huge" / "model.safetensors").exists()
+    assert main(["kmeans", "data", "k", "--num-classes", "100000"]) == 1
+    assert "100000 classes are more than the 32768" in capsys.readouterr().err
+
+
+def test_a_run_that_is_named_twice_is_one_run(before, capsys):
+    assert main(["report", "--over-seeds", "simgcd", "simgcd/"]) == 0
+    assert "±" not in capsys.readouterr().out

@@ -160,3 +160,22 @@ def test_tars_behind_a_url(tars, whole, tmp_path, monkeypatch, capsys):
     finally:
         server.stop()
         S3FileSystem.clear_instance_cache()
+
+
+def test_lists_of_other_labels_or_of_another_tar_are_made_again(tmp_path, capsys):
+    """As the message says: manifest.json and conversion.json removed, and asked otherwise."""
+    root = tmp_path / "tars"
+    root.mkdir()
+    for number in range(2):
+        files = [(f"{i}.png", png(9 * number + i)) for i in range(4)]
+        files += [(f"{i}.json", json.dumps({"class": f"c{i % 2}"}).encode()) for i in range(4)]
+        write_tar(root / f"train-{number}.tar", files)
+    for task in ("0/2", "1/2"):
+        code = main(["index", str(root), "--old", "1", "--json-key", "label", "--task", task])
+    assert code == 1
+    assert "is --json-key right?" in capsys.readouterr().err
+    (root / "conversion.json").unlink()
+    for task in ("0/2", "1/2"):
+        code = main(["index", str(root), "--old", "1", "--json-key", "class", "--task", task])
+    assert code == 0
+    assert read_manifest(root).classes == ["c0", "c1"]
