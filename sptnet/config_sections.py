@@ -195,7 +195,7 @@ class LossConfig(Section):
     teacher_warmup_epochs: int = Field(10, ge=0, le=MANY)
     """Epochs from the one to the other."""
     scope: Literal["global", "local"] = "global"
-    """Of which images: global, the whole batch; local, one rank's, as SimGCD computes them."""
+    """Of which images: global, the whole batch; local, a rank's (SimGCD's own): numbers of that many ranks."""
 
 
 class ScheduleConfig(Section):
