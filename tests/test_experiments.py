@@ -77,5 +77,5 @@ def test_the_readme_s_own_configurations_load(tmp_path):
         path.write_text(block)
     first, second = load_config(first), load_config(second)
     assert (first.method, second.method, second.init) == ("simgcd", "sptnet", first.run)
-    assert (first.optimizer.lr, first.schedule.epochs, first.data.views) == (0.1, 100, 4)
+    assert (first.optimizer.lr, first.schedule.epochs, first.data.views) == (0.05, 100, 4)
     assert (second.prompts.kind, second.prompts.init, second.optimizer.lr) == ("all", "zero", 0.05)

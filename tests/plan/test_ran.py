@@ -151,7 +151,7 @@ def test_of_a_run_that_trained_the_command_shows_all(untrained, tmp_path, capsys
     assert main(["plan", str(run), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [row["what"] for row in told["rows"]][:2] == ["memory at the peak", "prompt step"]
-    assert told["verdict"].startswith("the plan")
+    assert told["verdict"] == "the run tells of nothing that the plan makes a promise of"  # not calibrated, on a CPU
 
 
 def test_no_folder_of_a_run(tmp_path):
