@@ -14,8 +14,8 @@ for part in $(tr , ' ' <<< "${seeds%\%*}"); do
   first=${BASH_REMATCH[1]} last=${BASH_REMATCH[3]:-${BASH_REMATCH[1]}} by=${BASH_REMATCH[5]:-1}
   mapfile -t -O "${#numbers[@]}" numbers < <(seq "$first" "$by" "$last")
 done
-mapfile -t numbers < <(printf '%s\n' "${numbers[@]}" | sort -nu)  # one that is named twice is one run
 [ "${#numbers[@]}" -gt 0 ] || { echo "$refused" >&2; exit 2; }
+mapfile -t numbers < <(printf '%s\n' "${numbers[@]}" | sort -nu)  # one that is named twice is one run
 job=$(sbatch --parsable --array="$seeds" "slurm/$name.sbatch" "$@")
 table=$(sbatch --parsable --dependency="afterok:$job" --kill-on-invalid-dep=yes \
   slurm/over_seeds.sbatch "$name" "${numbers[@]}")
