@@ -1,7 +1,7 @@
 """What a user is told instead of a traceback."""
 
 import errno
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 Outcome = Literal["continue", "retry", "final"]  # see sptnet/run/outcome.py
 # what a disk says that somebody must see to: it is full, or may not be written, or something is in the way
@@ -9,6 +9,16 @@ STAYING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, e
            errno.EEXIST}  # fmt: skip
 # and of a file that is to be read: it is not there, or is none
 OF_THE_FILE = STAYING | {errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+def outcome_of_writing(error: OSError) -> Outcome:
+    """Final where somebody must see to the disk, retry where it may be better later."""
+    return "final" if error.errno in STAYING else "retry"
+
+
+def outcome_of_reading(error: OSError) -> Outcome:
+    """Final where the file is not there or is none, retry where its disk may be better later."""
+    return "final" if error.errno in OF_THE_FILE else "retry"
 
 
 def visible(line: str) -> str:
@@ -35,6 +45,11 @@ class SptnetError(Exception):
     on_all_ranks: ClassVar[bool] = False
     outcome: Outcome = "final"
     exit_code: ClassVar[int] = 1
+
+    def with_outcome(self, outcome: Outcome) -> Self:
+        """This error, with another outcome than those of its kind have."""
+        self.outcome = outcome
+        return self
 
     def __str__(self) -> str:
         return "\n".join(map(visible, super().__str__().split("\n")))

@@ -19,7 +19,7 @@ import numpy as np
 from sptnet.data.blocks import UNKNOWN, Sample
 from sptnet.data.files import LARGEST_IMAGE, read_regular, replacing
 from sptnet.data.manifest import UnreachableError
-from sptnet.errors import OF_THE_FILE, SptnetError
+from sptnet.errors import SptnetError, outcome_of_reading
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 PATHS, STARTS = "listing.bin", "listing.npy"
@@ -162,7 +162,7 @@ class ListedSource:
         try:
             encoded, error = read_regular(self.root / os.fsdecode(name), LARGEST_IMAGE), ""
         except OSError as reason:
-            if reason.errno not in OF_THE_FILE or not self.root.exists():
+            if outcome_of_reading(reason) == "retry" or not self.root.exists():
                 raise UnreachableError(f"{self.root}: {os.fsdecode(name)} cannot be read: {reason.strerror}") from None
             encoded, error = b"", reason.strerror or str(reason)
         return Sample(os.fsdecode(name), uid, UNKNOWN, encoded, error)

@@ -44,7 +44,7 @@ from sptnet.data.shard_list import KINDS as KINDS
 from sptnet.data.shard_list import Kind as Kind
 from sptnet.data.shard_list import Shard as Shard
 from sptnet.data.shard_list import Shards as Shards
-from sptnet.errors import OF_THE_FILE, Outcome, SptnetError
+from sptnet.errors import Outcome, SptnetError, outcome_of_reading
 
 SCHEMA, BEFORE = "sptnet-shards/3", "sptnet-shards/2"  # of version 2: no paths, no unknown targets
 UNKNOWN = -1  # the target of an image whose class nobody knows; only in unlabelled shards
@@ -70,8 +70,8 @@ class UnreachableError(DatasetError):
 
 def unreadable(told: str, error: OSError) -> DatasetError:
     """What to raise for a file that cannot be read: UnreachableError where its disk may be better later."""
-    kind = DatasetError if error.errno in OF_THE_FILE else UnreachableError
-    return kind(f"{told}: {error.strerror}")
+    kind = DatasetError if outcome_of_reading(error) == "final" else UnreachableError
+    return kind(f"{told}: {error.strerror or error}")
 
 
 @with_config(STRICT)

@@ -27,8 +27,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sptnet.data.files import create, open_regular, sync_folder, to_disk, write_whole
-from sptnet.data.manifest import DamagedSampleError, DatasetError, Kind, UnreachableError
-from sptnet.errors import OF_THE_FILE
+from sptnet.data.manifest import DamagedSampleError, DatasetError, Kind, unreadable
+from sptnet.errors import outcome_of_reading
 
 TokenType = Literal["float16", "float32"]
 SCHEMA = "sptnet-tokens/1"
@@ -193,9 +193,9 @@ class TokenPart:
 
     def _unreadable(self, error: OSError) -> DatasetError:
         """What a disk that fails says is no proof of damage, and other runs read the same file."""
-        if error.errno in OF_THE_FILE:
+        if outcome_of_reading(error) == "final":
             return self._damaged(f"cannot be read ({error.strerror or error})")
-        return UnreachableError(f"{self.path} cannot be read: {error.strerror or error}")
+        return unreadable(f"{self.path} cannot be read", error)
 
     def _damaged(self, how: str) -> DamagedTokensError:
         with suppress(OSError):

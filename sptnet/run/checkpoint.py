@@ -30,7 +30,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from sptnet.data.fields import Count, Digest, FileName
-from sptnet.errors import OF_THE_FILE, SptnetError
+from sptnet.errors import SptnetError, outcome_of_reading
 from sptnet.run.records import DamagedError, read_json
 
 SCHEMA = "sptnet-checkpoint/1"
@@ -146,11 +146,9 @@ def read_tensors(path: Path, facts: Facts) -> dict[str, Tensor]:
 
 def _unreadable(file: Path, error: OSError) -> CheckpointError:
     """Where a disk fails nothing is said of the file, and nothing is to be removed."""
-    if error.errno in OF_THE_FILE:
-        return CheckpointError(f"{file} cannot be read ({error.strerror or error}): {WAY_OUT}")
-    told = CheckpointError(f"{file} cannot be read ({error.strerror or error}): look after the disk, and start again")
-    told.outcome = "retry"
-    return told
+    outcome = outcome_of_reading(error)
+    way_out = WAY_OUT if outcome == "final" else "look after the disk, and start again"
+    return CheckpointError(f"{file} cannot be read ({error.strerror or error}): {way_out}").with_outcome(outcome)
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

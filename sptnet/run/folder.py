@@ -24,7 +24,7 @@ import yaml
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
 from sptnet.data.files import remove_leftovers, write_whole
-from sptnet.errors import STAYING, Outcome, SptnetError
+from sptnet.errors import Outcome, SptnetError, outcome_of_writing
 from sptnet.run.records import lines_of
 
 CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, FINISHED = (
@@ -63,8 +63,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         told = RunError(f"{path} cannot be written: {error.strerror}; what was written before stays")
-        told.outcome = "final" if error.errno in STAYING else "retry"
-        raise told from error
+        raise told.with_outcome(outcome_of_writing(error)) from error
 
 
 def check_unfinished(config: Config) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sptnet.errors import STAYING, Outcome, SptnetError
+from sptnet.errors import Outcome, SptnetError, outcome_of_writing
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def explain(error: Exception) -> tuple[str, Outcome] | None:
     reason = " ".join(str(error).partition("\n")[0].split()).rstrip(".")
     if isinstance(error, OSError) and not isinstance(error, ConnectionError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}", "final" if error.errno in STAYING else "retry"
+        return f"{where}{error.strerror}", outcome_of_writing(error)
     if not isinstance(error, RuntimeError | MemoryError | OSError):
         return None
     said = f"{type(error).__name__}: {error}"
@@ -94,5 +94,4 @@ def naming_step(phase: str, step: int) -> Iterator[None]:
             log.error("%s: %s. The last checkpoint stays", where, str(error).partition("\n")[0])
             raise
         told = StepError(f"{where}: {explained[0]}. The last checkpoint stays")
-        told.outcome = explained[1]
-        raise told from error
+        raise told.with_outcome(explained[1]) from error

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sptnet.data.files import write_whole
-from sptnet.errors import STAYING, SptnetError
+from sptnet.errors import SptnetError, outcome_of_writing
 from sptnet.run.records import DamagedError, read_json
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal
@@ -38,8 +38,7 @@ def writing_parts(path: Path) -> Iterator[None]:
         told = PartsError(
             f"{path} cannot be written: {error.strerror or error}; what was finished stays, the same command goes on"
         )
-        told.outcome = "final" if error.errno in STAYING else "retry"
-        raise told from error
+        raise told.with_outcome(outcome_of_writing(error)) from error
 
 
 def write_part(path: Path, content: bytes) -> None:

@@ -76,7 +76,8 @@ def agree_where_to_continue(config: Config) -> tuple[Path | None, RunLock | None
     Raises:
         CheckpointError, RunError: on all ranks.
     """
-    lock, told = None, ["", "", "final"]
+    lock: RunLock | None = None
+    told: list[Any] = ["", "", "final"]
     if rank() == 0:
         try:
             lock = RunLock(Path(config.run))
@@ -88,9 +89,7 @@ def agree_where_to_continue(config: Config) -> tuple[Path | None, RunLock | None
     kind, text, outcome = told
     for error_class in (CheckpointError, OccupiedError, RunError):
         if kind == error_class.__name__:
-            raised = error_class(text)
-            raised.outcome = outcome  # type: ignore[assignment]
-            raise raised
+            raise error_class(text).with_outcome(outcome)
     return (Path(text) if text else None), lock
 
 
@@ -157,9 +156,7 @@ def _on_all_ranks(
     if dist.is_initialized():
         dist.broadcast_object_list(told)
     if told[2] is not None:
-        raised = CheckpointError(told[2])
-        raised.outcome = told[3]
-        raise raised
+        raise CheckpointError(told[2]).with_outcome(told[3])
     if dist.is_initialized():
         for name, shape, dtype in told[1]:
             sent = tensors[name].to(device) if rank() == 0 else torch.empty(shape, dtype=dtype, device=device)

@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import Store
 
 from sptnet.config import Config
 from sptnet.data.files import sync_folder, write_through
-from sptnet.errors import STAYING
+from sptnet.errors import outcome_of_writing
 from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, Part, checkpoints, remove
 from sptnet.run.resume import prompt_state
 from sptnet.steps import Learner
@@ -191,8 +191,8 @@ class Writer:
             with suppress(Exception):  # the store is gone where rank 0 is
                 self._announce(facts.step, {"failed": str(why)})
             self._error = CheckpointError(f"{final} cannot be written on rank {self.rank}: {why}; {stays}")
-            if isinstance(error, OSError) and error.errno not in STAYING:
-                self._error.outcome = "retry"
+            if isinstance(error, OSError):
+                self._error.outcome = outcome_of_writing(error)
             shutil.rmtree(partial, ignore_errors=True)
 
     def _announce(self, step: int, told: dict[str, Any]) -> None:
