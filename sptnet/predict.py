@@ -13,6 +13,7 @@ A part is computed whole by one process in fixed blocks, so that any number of p
 import csv
 import io
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,18 +108,19 @@ def _begin(run: TrainedRun, images: str, out: Path, what: What, computed: dict[s
         "images": images, **what._asdict(), **computed, "temperature": run.temperature,
         "classes": run.classes.names, "num_old": run.classes.num_old, **run.encoder.fingerprint(), "note": CALIBRATION,
     }  # fmt: skip
+    names = None
     if is_shards(images):
         manifest = open_dataset(images).manifest
         if not sum(manifest.samples(kind) for kind in what.kinds):
             raise ListingError(f"{images} has no image in {', '.join(what.kinds)}")
         about["dataset"] = manifest.digest()
     elif not (out / STARTS).exists():
-        next(_names(Path(images)))  # a mistake in the path leaves nothing that another one would be compared with
+        names = _names(Path(images))  # a mistake in the path leaves nothing that another one would be compared with
     begin_parts(out / ABOUT, about)
     with writing_parts(out):
         (out / "predictions").mkdir(exist_ok=True)
-        if not is_shards(images) and not (out / STARTS).exists():
-            write_listing(out, _names(Path(images)))
+        if names is not None:
+            write_listing(out, names)
 
 
 def _names(path: Path) -> Iterator[bytes]:
@@ -129,8 +131,7 @@ def _names(path: Path) -> Iterator[bytes]:
     if first is None:
         other = f", and its {MANIFEST} is none of shards" if (path / MANIFEST).exists() else ""
         raise ListingError(f"{path} holds no image{other}")
-    yield first
-    yield from names
+    return chain([first], names)
 
 
 class _Parts:

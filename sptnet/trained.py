@@ -104,7 +104,8 @@ class Classes:
 def named(names: Sequence[str], num_old: int, number: int) -> Classes:
     """`number` classes, the first of them by their names; a new one never has the name of an old one."""
     old = list(names[:num_old])
-    new = (name for count in itertools.count() if (name := f"new-{count:03d}") not in set(old))
+    taken = set(old)
+    new = (name for count in itertools.count() if (name := f"new-{count:03d}") not in taken)
     return Classes([*old, *itertools.islice(new, max(0, number - num_old))], num_old)
 
 

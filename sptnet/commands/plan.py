@@ -29,24 +29,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "config", type=Path, help="a YAML file, the name of one that comes with sptnet, or a run's folder"
     )
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. data.batch_size=1024")
-    command.add_argument(
-        "--nodes", type=_few, default=OF_A_CLUSTER["nodes"], metavar="N", help="(default: %(default)s)"
-    )
-    command.add_argument(
-        "--gpus", type=_few, default=OF_A_CLUSTER["gpus"], metavar="G", help="of a node (default: %(default)s)"
-    )
+    command.add_argument("--nodes", type=_few, metavar="N", help="(default: %(default)s)")
+    command.add_argument("--gpus", type=_few, metavar="G", help="of a node (default: %(default)s)")
     command.add_argument("--gpu", default="h100", help="h100, h200, a100, a100-pcie (default: %(default)s)")
-    command.add_argument(
-        "--strategy", default=OF_A_CLUSTER["strategy"], help="all, or one of launch/ (default: %(default)s)"
-    )
-    command.add_argument("--precision", choices=["no", "bf16", "fp16"], default=OF_A_CLUSTER["precision"],
-                         help="(default: %(default)s)")  # fmt: skip
+    command.add_argument("--strategy", help="all, or one of launch/ (default: %(default)s)")
+    command.add_argument("--precision", choices=["no", "bf16", "fp16"], help="(default: %(default)s)")
     command.add_argument("--network", type=float, metavar="GB/S", help="of a GPU to other nodes (default: 25, assumed)")
     command.add_argument("--price", type=float, metavar="P", help="of a GPU-hour, for the cost of the run")
     command.add_argument("--images", metavar="L,U,T", help="labelled, unlabelled, test, where the shards are not here")
     command.add_argument("--classes", metavar="OLD,NEW", help="likewise")
     command.add_argument("--calibrate", type=_few, metavar="IMAGES", nargs="?", const=4,
                          help="take real steps of so many images here, and say how far their plan is off")  # fmt: skip
+    command.set_defaults(**OF_A_CLUSTER)
     told = command.add_mutually_exclusive_group()
     told.add_argument("--json", action="store_true", help="for scripts")
     told.add_argument("--line", action="store_true", help="one line")

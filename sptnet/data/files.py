@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import time
@@ -132,7 +133,7 @@ def writer_of(name: str) -> Writer | None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of processes that ended on this machine, and those of any machine older than a day."""
+    """Remove temporary files and folders of processes that ended on this machine, and any older than a day."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -142,7 +143,8 @@ def remove_leftovers(folder: Path) -> None:
             continue
         with suppress(OSError):
             if writer.is_dead() or time.time() - os.lstat(folder / name).st_mtime > DAY:
-                os.unlink(folder / name)
+                path = Path(folder, name)
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextmanager

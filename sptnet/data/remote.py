@@ -92,7 +92,7 @@ class Remote:
         filesystem = self._filesystem()
         seconds = max(LONGEST_TRYING, most / SLOWEST)
         # a server that sends a byte now and then, of a header too, never lets a connection time out
-        within = {"timeout": seconds} if isinstance(filesystem, AsyncFileSystem) else {}
+        within = _within(filesystem, seconds)
 
         def attempt() -> None:
             limit = _Limit(self.where(file), most, time.monotonic() + seconds)
@@ -106,7 +106,7 @@ class Remote:
         if self._sends_parts is None:
             try:
                 filesystem = self._filesystem()
-                within = {"timeout": LONGEST_PARTS} if isinstance(filesystem, AsyncFileSystem) else {}
+                within = _within(filesystem, LONGEST_PARTS)
                 came = filesystem.cat_file(self.where(file), start=0, end=PROBE, **within)
                 self._sends_parts = len(came) == PROBE
             except Exception as error:  # as in `_try`; whoever fetches the file tries again, and tells
@@ -117,7 +117,7 @@ class Remote:
     def read_parts(self, parts: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
         """Parts of files, from a byte to before another, all asked for at once; None for those that do not come."""
         filesystem = self._filesystem()
-        within = {"timeout": LONGEST_PARTS} if isinstance(filesystem, AsyncFileSystem) else {}
+        within = _within(filesystem, LONGEST_PARTS)
         files, begins, ends = zip(*parts, strict=True)
         try:
             came = filesystem.cat_ranges(
@@ -196,3 +196,8 @@ def _timeouts(protocol: str, seconds: float) -> dict[str, Any]:
         once = {"total_max_attempts": 1, "mode": "standard"}
         return {"config_kwargs": {"read_timeout": seconds, "connect_timeout": seconds, "retries": once}}
     return {}
+
+
+def _within(filesystem: Any, seconds: float) -> dict[str, float]:
+    """The argument by which a call ends after so long, where a filesystem knows it."""
+    return {"timeout": seconds} if isinstance(filesystem, AsyncFileSystem) else {}

@@ -7,7 +7,6 @@ README.md                        the model card
 Before the folder gets its name, everything in it is read by its own reader and compared with the run.
 """
 
-import glob
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from sptnet.data.files import temporary_of, writer_of
+from sptnet.data.files import remove_leftovers, temporary_of
 from sptnet.export.card import Files, model_card
 from sptnet.export.folding import ExportError, hub_config, plain_vit
 from sptnet.export.graphs import INPUT, ONNX, OUTPUTS, PROGRAM, Classifier, check_onnx, write_onnx, write_program
@@ -78,9 +77,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     place = temporary_of(out)
     with writing(out):
         place.mkdir(parents=True)
-        for leftover in out.parent.glob(f"{glob.escape(out.name)}.*.tmp"):  # of exports that were killed
-            if (writer := writer_of(leftover.name)) is not None and writer.is_dead() and leftover.is_dir():
-                shutil.rmtree(leftover)
+        remove_leftovers(out.parent)  # of exports that were killed
         try:
             yield place
             place.replace(out)
