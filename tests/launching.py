@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,3 +21,19 @@ def heeding_signals():
     """For `preexec_fn`: what a terminal starts heeds SIGINT and SIGHUP, also where the tests run in the background."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+def loaded_by(command_line, arguments):
+    """Exit code of `command_line.main(arguments)` in a process of its own, and the slow packages that it has loaded."""
+    code = f"""
+import sys
+from {command_line} import main
+try:
+    code = main({arguments!r})
+except SystemExit as end:
+    code = end.code
+print(code, *({{'torch', 'pydantic', 'scipy', 'sklearn'}} & sys.modules.keys()), file=sys.stderr)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code, *loaded = ran.stderr.splitlines()[-1].split()
+    return int(code), set(loaded)
