@@ -24,6 +24,7 @@ from sptnet.run.signals import StopRequest
 from sptnet.run.throughput import Throughput, matmul_peak, work_of_steps
 from sptnet.run.tolerance import NonFiniteGuard, ReplacedSamples
 from sptnet.steps import Learner, Taken
+from sptnet.strategy.attention import choose_attention
 from sptnet.strategy.base import DTYPES
 from sptnet.strategy.collectives import on_any_rank, rank, world_size
 from sptnet.strategy.connect import connect, record_collectives
@@ -134,6 +135,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
     work = work_of_steps(model, prompt, images, row)
     peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
+    choose_attention(model, accelerator.device, launch.precision)
     learner = assemble(config, accelerator, launch, model, prompt, schedule)
     continues, lock = agree_where_to_continue(config)
     run = Run(

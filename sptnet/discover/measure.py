@@ -32,6 +32,7 @@ from sptnet.discover.plan import Cost
 from sptnet.errors import SptnetError
 from sptnet.run.parts import PartsError
 from sptnet.steps import Learner
+from sptnet.strategy.attention import choose_attention
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.trunk_cache import root_of, stored_type
@@ -67,6 +68,7 @@ def measure(first: Config, second: Config, one_size: bool) -> dict[str, Any]:
         for config in (first, second) if second.method == "sptnet" else (first,):
             config = _at_size(config, size)
             built, prompt = build_untrained(config, *classes)
+            choose_attention(built, accelerator.device, launch.precision)
             schedule = build_schedule(config, order.steps_per_epoch)
             learners.append(assemble(config, accelerator, launch, built, prompt, schedule))
         cost = bench.cost(learners[0], learners[-1], size)
