@@ -1,11 +1,11 @@
 """Attention by explicit products where torch's fused kernel is slower: a gradient in bf16, on CPUs that multiply so."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sptnet.method.model import PromptedViT
 
@@ -31,15 +31,16 @@ def attend_by_products(model: PromptedViT) -> None:
 
     The fused kernel's backward takes three times as long there (ViT-B/16, 224 px: 0.33 s of a prompt step of 1.2 s,
     explicit products 0.11 s). What has no gradient is what a trunk cache keeps and an evaluation writes, whose bits
-    stay. A block's own `forward` is replaced, as by `compile_blocks` and `checkpoint_blocks`, which are to come after.
+    stay. Blocks are told by hooks: their own `forward` is others' to replace.
     """
     tokens = (model.image_size // model.patch_size) ** 2 + int(model.backbone.num_prefix_tokens)
     for block in model.backbone.blocks if tokens <= LONGEST else ():
-        if getattr(block.attn, "fused_attn", False):
-            block.forward = partial(_forward, block.forward, block.attn)
+        # an attention of its own, several side by side, or the block itself
+        if attentions := [module for module in block.modules() if getattr(module, "fused_attn", False)]:
+            block.register_forward_pre_hook(partial(_choose, attentions))
 
 
-def _forward(forward: Callable[..., Tensor], attention: Any, tokens: Tensor, **beside: Any) -> Tensor:
-    led_through = tokens.requires_grad or any(p.requires_grad for p in attention.parameters())
-    attention.fused_attn = not (led_through and torch.is_grad_enabled())  # timm's switch
-    return forward(tokens, **beside)
+def _choose(attentions: Sequence[Any], block: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    led_through = arguments[0].requires_grad or any(p.requires_grad for p in block.parameters())
+    for attention in attentions:
+        attention.fused_attn = not (led_through and torch.is_grad_enabled())  # timm's switch
