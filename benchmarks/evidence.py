@@ -125,7 +125,9 @@ def tell(given: argparse.Namespace) -> None:
     table.add_row("SimGCD, where they begin", *(figures(starts, kind) for kind in ("unlabelled", "test")), "", "")
     for arm in given.arms:
         runs = [folder_of(given, arm, seed) for seed in given.seeds]
-        taken = [json.loads((run / "evidence.json").read_text())["seconds"] / 60 for run in runs]
+        # of its last call; a run that was killed between its end and this file has none
+        told = [run / "evidence.json" for run in runs if (run / "evidence.json").exists()]
+        taken = [json.loads(path.read_text())["seconds"] / 60 for path in told]
         table.add_row(
             arm, *(figures(runs, kind) for kind in ("unlabelled", "test")), paired(given, arm),
             ", ".join(f"{minutes:.0f}" for minutes in taken),

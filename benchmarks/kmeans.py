@@ -32,6 +32,14 @@ def synthetic(path: Path, points: int, width: int, classes: int, seed: int = 0) 
     return np.memmap(path, np.float32, "r", shape=(points, width)), targets
 
 
+def copied(points: np.ndarray, rows: np.ndarray, path: Path) -> np.ndarray:
+    """Some rows, in a file of their own, mapped."""
+    found = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows), points.shape[1]))
+    for begin in range(0, len(rows), BLOCK):
+        found[begin : begin + BLOCK] = points[rows[begin : begin + BLOCK]]
+    return found
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--points", type=int, default=1_000_000)
@@ -40,23 +48,23 @@ def main() -> None:
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         points, targets = synthetic(Path(folder, "p"), arguments.points, arguments.width, arguments.classes)
-        num_old, quarter = arguments.classes // 2, arguments.points // 2
-        is_labelled = np.flatnonzero(targets[:quarter] < num_old)
-        np.lib.format.open_memmap(Path(folder, "l.npy"), "w+", np.float32, (len(is_labelled), arguments.width))
-        labelled = np.load(Path(folder, "l.npy"), mmap_mode="r+")
-        for begin in range(0, len(is_labelled), BLOCK):
-            labelled[begin : begin + BLOCK] = points[is_labelled[begin : begin + BLOCK]]
+        num_old = arguments.classes // 2
+        of_labelled = np.flatnonzero(targets[: arguments.points // 2] < num_old)
+        of_rest = np.delete(np.arange(arguments.points), of_labelled)
+        labelled, rest = (
+            copied(points, rows, Path(folder, name)) for name, rows in (("l.npy", of_labelled), ("u.npy", of_rest))
+        )
         start = time.perf_counter()
 
         def told(number: int, inertia: float) -> None:
             print(f"{time.perf_counter() - start:7.1f} s  pass {number + 1}  {inertia:.6g}", flush=True)
 
         centres = semi_supervised_kmeans(
-            labelled, targets[is_labelled], points, num_old, arguments.classes, told=told
+            labelled, targets[of_labelled], rest, num_old, arguments.classes, told=told
         )  # fmt: skip
-        clusters = assign(points, centres, sums=False).clusters
-        seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        accuracy = clustering_accuracy(targets, clusters, num_old).all
+        clusters = assign(rest, centres, sums=False).clusters
+        seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        accuracy = clustering_accuracy(targets[of_rest], clusters, num_old).all
         print(f"{arguments.points:,} x {arguments.width}, K = {arguments.classes}: {seconds:.0f} s, accuracy "
               f"{accuracy:.3f}, {peak:.2f} GB resident at most, mapped pages of the points among it")  # fmt: skip
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import webdataset
@@ -78,7 +79,12 @@ def web_dataset(root: Path) -> Way:
     urls = [str(path) for path in sorted(root.glob("train-*.tar"))]
     dataset = webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(1000).decode("pil")
     two_views = TwoViews()
-    pairs = dataset.map(lambda sample: (two_views(sample.get("jpg") or sample["png"]), sample["cls"]))
+
+    def pair(sample: dict[str, Any]) -> tuple[list[torch.Tensor], int]:
+        image = next(sample[kind] for kind in ("jpg", "png", "webp") if kind in sample)
+        return two_views(image), sample["cls"]
+
+    pairs = dataset.map(pair)
     while True:
         for views, _ in pairs.batched(BATCH, collation_fn=_collate):
             yield len(views[0])

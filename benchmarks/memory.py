@@ -51,7 +51,7 @@ def learner_of(checkpointing: str, micro_batches: int, batch: int) -> Learner:
 def peak_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def measure(checkpointing: str, micro_batches: int, phase: str, batch: int) -> dict[str, float]:

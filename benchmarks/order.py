@@ -16,7 +16,7 @@ from sptnet.data.order import BatchOrder, rank_slice
 
 def memory_mb() -> float:
     """The most that this process has had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:

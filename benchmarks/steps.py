@@ -80,9 +80,10 @@ def steps(
     }
 
 
-def seconds(function: Callable[[], None], device: str) -> float:
+def seconds(function: Callable[[], None], device: str, precision: str) -> float:
     begin = time.perf_counter()
-    function()
+    with autocast(device, precision):  # entered anew, as a run does: it keeps casts of weights for as long
+        function()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begin
@@ -114,10 +115,8 @@ def main() -> None:
         for phase, (ours, plain, work) in steps(
             device, options.backbone, options.image_size, options.batch, precision
         ).items():
-            with autocast(device, precision):
-                ours()
-                plain()
-                times = np.array([(seconds(ours, device), seconds(plain, device)) for _ in range(options.pairs)])
+            pair = ours, plain
+            times = np.array([[seconds(one, device, precision) for one in pair] for _ in range(1 + options.pairs)])[1:]
             median = np.median(times, axis=0)
             ratio = np.median(times[:, 0] / times[:, 1])
             share = work / median[0] / top

@@ -26,7 +26,12 @@ ARMS: dict[str, list[str]] = {
     "rate 0.2": ["optimizer.lr=0.2"],
     "168 px": ["model.image_size=168"],
     "224 px": ["model.image_size=224"],
-    "published: fresh views, 200 epochs": ["data.views=null", "schedule.epochs=200"],
+    "published: fresh views, 200 epochs": [
+        "data.views=null",
+        "trunk_cache=off",
+        "schedule.epochs=200",
+        "optimizer.lr=0.1",
+    ],
 }
 
 
