@@ -21,9 +21,12 @@
 set -uo pipefail
 STRATEGY=${STRATEGY:-ddp} PRECISION=${PRECISION:-no} RUNS=${RUNS:-runs} RESTARTS=${RESTARTS:-3}
 BIN=${SPTNET_BIN:-.venv/bin} PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+[ "$PROCESSES" != 0 ] || PROCESSES=1  # so Slurm says that a node has no GPU
 
 say() { echo "slurm_node: $*"; }
 stop() { say "not requeued: $*"; exit 1; }  # the last line of the log says why
+
+ended() { say "ended by Slurm or scancel; the same job continues where it stood"; exit 143; }
 
 requeue() {  # WHY
   say "requeued: $*"
@@ -111,6 +114,7 @@ stage() {  # CONFIG RUN [section.key=value ...]: until it is finished, or this s
   local config=$1 run=$2 code final
   shift 2
   [ ! -e "$run/finished" ] || { say "$run is finished"; return; }
+  [ "$asked" != TERM ] || ended
   [ -z "$asked" ] || requeue "asked to stop before $config"
   rm -rf "$SPTNET_OUTCOME"
   mkdir "$SPTNET_OUTCOME" || stop "$SPTNET_OUTCOME cannot be made"
@@ -125,7 +129,7 @@ stage() {  # CONFIG RUN [section.key=value ...]: until it is finished, or this s
   [ "$code" -ne 0 ] || [ ! -e "$run/finished" ] || return 0
   final=$(told final)
   [ -z "$final" ] || stop "$final"
-  [ "$asked" != TERM ] || { say "ended by Slurm or scancel; the same job continues where it stood"; exit 143; }
+  [ "$asked" != TERM ] || ended
   [ -z "$(told continue)" ] || requeue "asked to stop${asked:+ by $asked}; a checkpoint is in $run"
   [ -z "$asked" ] || requeue "asked to stop by $asked, and lost (exit code $code) before a checkpoint: $(told retry)"
   requeue "a process was lost (exit code $code): $(told retry)"

@@ -30,6 +30,10 @@ StrategyName = Literal["single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero
 # what is meant is set
 OF_ALL = {"ACCELERATE_DYNAMO_BACKEND": (("no",), "dynamo_backend", "leave it out")}
 OF_FSDP = {
+    **{
+        f"PARALLELISM_CONFIG_{kind}_SIZE": (("1",), f"parallelism_config_{kind.lower()}_size", "leave it 1")
+        for kind in ("TP", "CP", "SP")
+    },
     "FSDP_AUTO_WRAP_POLICY": (("transformer_based_wrap",), "fsdp_auto_wrap_policy", "every block is wrapped"),
     "FSDP_TRANSFORMER_CLS_TO_WRAP": (
         ("block,classtokenblock",), "fsdp_transformer_layer_cls_to_wrap", "every block is wrapped"
@@ -42,6 +46,7 @@ OF_FSDP = {
     "FSDP_IGNORED_MODULES": ((), "fsdp_ignored_modules", "leave it out"),
 }  # fmt: skip
 OF_DEEPSPEED = {
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": (("false", "none"), "zero3_init_flag", "leave it false"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         ("1",), "gradient_accumulation_steps", "set memory.micro_batches of the run"
     ),
@@ -100,8 +105,8 @@ def launch_settings() -> LaunchSettings:
         _refuse_unread(OF_FSDP)
         copies = _positive("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1")
         name = "hsdp" if copies != 1 else "fsdp2"
-        shard_size = _positive("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1") if copies != 1 else world_size
-        if copies * shard_size != world_size and copies != 1:
+        shard_size = _positive("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1" if copies != 1 else str(world_size))
+        if copies * shard_size != world_size:
             raise StrategyError(
                 f"{copies} copies of {shard_size} shards are not {world_size} processes: set dp_replicate_size and "
                 "dp_shard_size of the accelerate configuration (launch/hsdp.yaml)"

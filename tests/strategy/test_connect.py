@@ -2,16 +2,21 @@
 
 import multiprocessing
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate.utils import DistributedType
 from torch.distributed import FileStore
 
 from sptnet.strategy import connect
-from sptnet.strategy.connect import StrategyError, gpus_said, launch_settings
+from sptnet.strategy.connect import LaunchSettings, StrategyError, gpus_said, launch_settings
+from sptnet.strategy.create import create_strategy
 
 LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 NAMES = ("WORLD_SIZE", *LAUNCHED, "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP",
-         "FSDP_VERSION", "PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "PARALLELISM_CONFIG_DP_SHARD_SIZE",
+         "FSDP_VERSION", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
+         "PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "PARALLELISM_CONFIG_DP_SHARD_SIZE",
          "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")  # fmt: skip
 
 
@@ -45,12 +50,40 @@ def test_settings(environment, values, strategy):
      ({**LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"},
       "fsdp_reshard_after_forward"),
      ({**LAUNCHED, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping"),
-     ({**LAUNCHED, "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend")],
+     ({**LAUNCHED, "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend"),
+     ({**LAUNCHED, "ACCELERATE_USE_FSDP": "true"}, "FSDP version 1 is not run here"),
+     ({**LAUNCHED, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, "stage 0 is not run"),
+     ({**LAUNCHED, "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+       "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "DeepSpeed offloading is not run here"),
+     ({"WORLD_SIZE": "6", **LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+       "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"},
+      "2 copies of 2 shards are not 6 processes")],
 )  # fmt: skip
 def test_mistakes(environment, values, words):
     environment(values)
     with pytest.raises(StrategyError, match=words):
         launch_settings()
+
+
+@pytest.mark.parametrize(
+    ("asked", "got", "words"),
+    [
+        (("ddp", 2), (1, "MULTI_CPU"), "2 processes were asked for, accelerate connected 1"),
+        (("zero2", 2), (2, "MULTI_CPU"), "zero2 was asked for, accelerate gives MULTI_CPU: is deepspeed installed"),
+        (("ddp", 2), (2, "DEEPSPEED"), "ddp was asked for, accelerate gives DEEPSPEED"),
+    ],
+)
+def test_what_accelerate_falls_back_to_is_no_answer(asked, got, words):
+    accelerator = SimpleNamespace(num_processes=got[0], distributed_type=DistributedType(got[1]))
+    with pytest.raises(StrategyError, match=words):
+        connect._check(LaunchSettings(*asked, "no", asked[1]), accelerator)
+
+
+def test_a_wrapper_that_was_not_asked_for_is_refused(monkeypatch):
+    accelerator, launch = connect.connect(60, "cpu")
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(StrategyError, match="single was asked for, which makes a PromptedViT, not a Linear"):
+        create_strategy(accelerator, launch, model, lambda m: torch.optim.SGD(m.parameters(), lr=0.1, fused=True), 1)
 
 
 @pytest.mark.parametrize(
