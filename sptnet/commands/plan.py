@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     counts = _counts(config, arguments)
     if arguments.calibrate is not None:
+        if arguments.json or arguments.line:
+            raise ArgumentsError("--calibrate prints its own table: leave out --json and --line")
         return _calibrate(config, counts, arguments.calibrate)
     cluster = Cluster(arguments.nodes, arguments.gpus, gpu(arguments.gpu), arguments.precision, network)
     names = possible_on(cluster, arguments.strategy)

@@ -44,7 +44,7 @@ class Beside(NamedTuple):
 def compare(plan: Plan, ran: Ran) -> Sequence[Beside]:
     """The figures of a run beside its plan, which is of the run's strategy alone."""
     (line,) = plan.lines
-    rows = [_memory(line.peak, line.formula, ran)]
+    rows = [_memory(line.peak if ran.evaluated else line.peak_of_steps, line.formula, ran)]
     for phase in plan.steps:
         rows += _step(plan, phase, [told for told in ran.told if told.phase == phase])
     return rows

@@ -12,6 +12,7 @@ from sptnet.plan.hardware import Machine, this_machine
 from sptnet.plan.live import LiveBytes
 from sptnet.plan.seconds import Network, seconds_of
 from sptnet.plan.trial import Trial
+from sptnet.strategy.attention import choose_attention
 from sptnet.strategy.connect import connect
 
 ROUNDS = 5
@@ -40,6 +41,7 @@ def calibrate(config: Config, counts: Counts, images: int) -> tuple[Machine, Seq
     machine = this_machine(accelerator.device, launch.precision)
     model, prompt = build_untrained(config, counts.old, counts.classes - counts.old)
     size = model.image_size
+    choose_attention(model, accelerator.device, launch.precision)
     with LiveBytes() as live:
         learner = assemble(config, accelerator, launch, model, prompt, build_schedule(config, 10**6))
         trial = Trial(learner, (3, size, size), images, 1, live)

@@ -61,6 +61,11 @@ class Line:
     def peak(self) -> int:
         return max(counted.peak for counted in self.counted.values())
 
+    @property
+    def peak_of_steps(self) -> int:
+        """Before anything was evaluated."""
+        return max(counted.peak for phase, counted in self.counted.items() if phase != "evaluation")
+
 
 @dataclass(frozen=True)
 class Stored:

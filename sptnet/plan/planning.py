@@ -202,7 +202,11 @@ class Planner:
         rounds = -(-batches // cluster.ranks)  # of forward passes, by the rank that has most
         seconds["evaluation"] = Seconds(*(rounds * part for part in seconds["evaluation"]))
         total = sum(count * seconds[phase].total for phase, count in steps.items())
-        hours = (total + evaluations * seconds["evaluation"].total) / 3600
+        through = evaluations + 0.0  # passes of all evaluated images through the trunk
+        if self.cached and config.data.views is not None:
+            # every view once, and the last evaluation; those on the way read what is kept
+            through = 2 + config.data.views * (self.counts.labelled + self.counts.unlabelled) / looked_at
+        hours = (total + through * seconds["evaluation"].total) / 3600
         return Line(name, counted, *largest, self.fits(counted), seconds, hours, name.startswith("zero"))
 
     def _stored(self) -> Stored:

@@ -63,6 +63,7 @@ class Ran:
         device: cpu, cuda, a GPU's name, or None where the folder does not say.
         told: what it told of steps since its last start, but for the first ones and those that are of two phases.
         memory: bytes, the most that it told of.
+        evaluated: whether it told of it after an evaluation, too.
     """
 
     folder: Path
@@ -74,6 +75,7 @@ class Ran:
     device: str | None
     told: Sequence[Told]
     memory: float
+    evaluated: bool
 
     @property
     def on_cpu(self) -> bool:
@@ -109,7 +111,16 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Ran:
     device = start.device or _device_of_log(folder / LOG)
     memory = 1e6 * max(figure.peak_memory_mb for figure in figures)
     return Ran(
-        folder, config, strategy, nodes, gpus, precision, device, _intervals(figures, config.data.batch_size), memory
+        folder,
+        config,
+        strategy,
+        nodes,
+        gpus,
+        precision,
+        device,
+        _intervals(figures, config.data.batch_size),
+        memory,
+        _told_after_evaluation(folder / STEPS, start.step),
     )
 
 
@@ -137,6 +148,17 @@ def _figures(path: Path, start: int) -> Iterator[_Figures]:
                     continue
     except OSError:
         return
+
+
+def _told_after_evaluation(path: Path, start: int) -> bool:
+    """Whether a line of steps follows one of an evaluation, since the last start."""
+    evaluated = False
+    for _, record in lines_of(path):
+        if record is not None and record["step"] >= start:
+            if evaluated and "phase" in record:
+                return True
+            evaluated = evaluated or "phase" not in record
+    return False
 
 
 def _intervals(figures: Sequence[_Figures], batch: int) -> Sequence[Told]:

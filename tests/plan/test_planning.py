@@ -13,7 +13,7 @@ from sptnet.plan.dataset import Counts, counts_of
 from sptnet.plan.hardware import GPUS, PlanError
 from sptnet.plan.planned import Cluster, steps_of
 from sptnet.plan.planning import plan_run
-from sptnet.plan.seconds import Network, seconds_of
+from sptnet.plan.seconds import Network, Seconds, seconds_of
 from sptnet.plan.work import Collective, Kernel, Work
 
 SMALL = ["model.backbone_options={patch_size: 6, embed_dim: 96, depth: 2, num_heads: 3}", "init=null"]
@@ -52,6 +52,25 @@ def test_hours_and_gpu_hours_follow_from_the_steps(plan):
     line = plan.lines[0]
     seconds = sum(count * line.seconds[phase].total for phase, count in plan.steps.items())
     assert line.hours == pytest.approx((seconds + line.seconds["evaluation"].total) / 3600)  # 15 epochs, every 15
+
+
+def test_hours_of_a_run_from_kept_tokens_have_their_making(plan):
+    """Every view goes through the trunk once, and so does the last evaluation; those on the way read what is kept."""
+    options = ["model.train_from_block=-1", "data.views=4", "method=simgcd", "evaluate.every=1"]
+    config = load_config("quickstart_simgcd", [*SMALL, *options])
+    kept = plan_run(config, COUNTS, cluster(), ["ddp"], largest=False)
+    line = kept.lines[0]
+    seconds = sum(count * line.seconds[phase].total for phase, count in kept.steps.items())
+    through = 2 + 4 * (400 + 1000) / (1000 + 300)
+    assert line.hours == pytest.approx((seconds + through * line.seconds["evaluation"].total) / 3600)
+
+
+def test_a_step_is_bound_by_what_takes_most_of_it():
+    assert Seconds(3, 3, 4, 0, 0).bound == "matmul"
+    assert Seconds(2, 3, 4, 0, 0).bound == "memory"
+    assert Seconds(2, 1, 4, 0, 0).bound == "host"
+    assert Seconds(2, 1, 4, 5, 0).bound == "loader"
+    assert Seconds(2, 1, 1, 1, 4).bound == "network"
 
 
 def test_a_checkpoint_has_what_is_trained_and_its_momentum(plan):

@@ -52,6 +52,15 @@ def test_a_run_is_read_as_it_last_was(run):
     assert ran.memory == 2e9
 
 
+def test_whether_it_told_of_steps_after_an_evaluation(run):
+    step, evaluation = (records(1)[0] | {"step": 7}), {"step": 6, "evaluation": {}}
+    for order, evaluated in (([evaluation, step], True), ([step, evaluation], False), ([step], False)):
+        write(run, records=[*records(1), *order])
+        assert read_run(run).evaluated is evaluated
+    write(run, starts=[START | {"step": 7}], records=[*records(1), evaluation, step])
+    assert not read_run(run).evaluated  # it was before the last start
+
+
 def test_a_write_of_both_phases_tells_of_neither(run):
     mixed = [TOLD | {"step": step, "phase": ("prompt", "model")[step % 2], "images_per_s": 9.0} for step in range(4)]
     write(run, records=[*records(5.0), *mixed])
@@ -119,7 +128,9 @@ def test_what_a_gpu_measured_stands_beside_the_plan(planned):
     plan, ran = planned
     rows = {row.what: row for row in compare(plan, ran)}
     assert rows["memory at the peak"].measured == 2.0
-    assert rows["memory at the peak"].planned == plan.lines[0].peak / 1e9
+    # a run that has not evaluated yet has not had an evaluation's memory
+    assert rows["memory at the peak"].planned == plan.lines[0].peak_of_steps / 1e9
+    assert compare(plan, replace(ran, evaluated=True))[0].planned == plan.lines[0].peak / 1e9
     assert rows["memory at the peak"].broken
     assert rows["prompt step"].measured == pytest.approx(1e3 * 128 / 320)
     assert rows["model step"].measured == pytest.approx(1e3 * 128 / 640)
