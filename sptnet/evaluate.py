@@ -5,6 +5,7 @@ Two protocols: `unlabelled`, the unlabelled training images (transductive, the p
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -187,6 +188,8 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, d
     )
     if prompt is not None:
         prompt.to(accelerator.device)
+    if rank() == 0:
+        print(strategy.world, file=sys.stderr)
     with Progress(f"evaluate {folder}", active=rank() == 0) as progress:
         evaluated = evaluate(strategy, prompt, config, store, progress.of(store.manifest.samples))
     return config, *evaluated

@@ -94,9 +94,7 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
     mine = range(rank(), len(source), world_size())
     here: list[Sample] = []
     with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
-        progress.console.print(
-            f"{strategy.wrapper} on {world_size()} process{'es' * (world_size() > 1)}", highlight=False
-        )
+        progress.console.print(strategy.world, highlight=False)
         tokens: list[np.ndarray] = []
         for block in blocks(
             source, mine, lambda part: not paths[part].exists(), block_size=encoder.batch_size,

@@ -80,9 +80,7 @@ def predict_images(run_folder: Path, images: str, out: Path, what: What, workers
     mine = range(rank(), len(source), world_size())
     parts = _Parts(out, run, what)
     with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
-        progress.console.print(
-            f"{strategy.wrapper} on {world_size()} process{'es' * (world_size() > 1)}; {CALIBRATION}", highlight=False
-        )
+        progress.console.print(f"{strategy.world}; {CALIBRATION}", highlight=False)
         for part, samples, tokens, logits in _computed(run, source, mine, parts, forward, progress, workers):
             parts.write(part, samples, tokens, logits)
     return _finish(out, source, parts)

@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"{found.median} classes, between {found.low} and {found.high}: {num_old} old ones and, for the configuration,"
     )
-    print(f"model: {{num_new: {found.median - num_old}}}")
+    print(f"model: {{num_new: {max(1, found.median - num_old)}}}")
+    if found.median <= num_old:
+        print("It found no class beyond the old ones; a configuration looks for at least one.")
     print(f"{out / RESULT} has the curve, {out / PICTURE} a picture of it")
     return 0

@@ -58,7 +58,7 @@ if (list) {
   });
   document.addEventListener("click", (event) => {
     const link = event.target.closest("a[href^='#c']");
-    const one = link && document.getElementById(link.getAttribute("href").slice(1));
+    const one = link && /^#c\d+$/.test(link.getAttribute("href")) && document.getElementById(link.getAttribute("href").slice(1));
     if (one) { one.hidden = false; one.open = true; one.querySelector("summary").focus(); }
   });
   filter();

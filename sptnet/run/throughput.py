@@ -13,6 +13,7 @@ from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 
 T = TypeVar("T")
+KIB = 1024  # bytes in which Linux tells a process's memory
 MEASURED_FOR = 0.2  # seconds; a matrix product reaches its speed after milliseconds
 
 
@@ -73,7 +74,7 @@ def peak_memory_mb(device: torch.device) -> float:
     """The most memory that was taken so far, 10^6 bytes: of a GPU by torch's allocator, of a CPU by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB / 1e6
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -47,6 +47,12 @@ class Strategy(ABC):
         """Class name of what the model phase calls."""
         return type(self._wrapped).__name__
 
+    @property
+    def world(self) -> str:
+        """What the model is wrapped in and on how many processes, as commands say it."""
+        size = self.launch.world_size
+        return f"{self.wrapper} on {size} process{'es' * (size > 1)}"
+
     @abstractmethod
     def backward_model(self, losses: Sequence[Callable[[], Tensor]]) -> None:
         """Backward through losses that are computed one after the other; their gradients are added up.

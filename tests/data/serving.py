@@ -19,9 +19,9 @@ CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
 class Server(http.server.ThreadingHTTPServer):
     """Serves a folder.
 
-    `faults` maps a file name to what goes wrong with its next requests; `served` counts requests of whole files;
-    `parts` lists names and bytes of those of parts, which are sent where `sends_parts`, with `damaged` bytes, and whole
-    files else. Shards are held back until `released`.
+    `faults` maps a file name to what goes wrong with its next requests; `served` counts requests of whole files,
+    `missed` all of files that are not there; `parts` lists names and bytes of those of parts, which are sent where
+    `sends_parts`, with `damaged` bytes, and whole files else. Shards are held back until `released`.
     """
 
     daemon_threads = True
@@ -29,7 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, root: Path):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.root, self.faults, self.served = root, {}, Counter()
+        self.root, self.faults, self.served, self.missed = root, {}, Counter(), Counter()
         self.parts, self.sends_parts, self.damaged = [], False, range(0)
         self.released = threading.Event()
         self.released.set()
@@ -53,6 +53,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         name = self.path.rpartition("/")[2]
         path = self.server.root / name
         if not path.is_file() or self.path != f"/digits/{name}":
+            self.server.missed[name] += with_body
             return self.send_error(404)
         fault = None
         if with_body and (part := self.headers.get("Range")):

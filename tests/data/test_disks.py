@@ -36,4 +36,5 @@ def test_a_node_looks_at_a_disk_of_its_own_only(digits, tmp_path, shared):
     for process in processes:
         process.wait(timeout=120)
     looked = ["is missing" in process.stderr for process in processes]
+    assert [process.returncode != 0 for process in processes] == looked
     assert looked == [not shared, shared]

@@ -48,7 +48,10 @@ def test_a_cold_start_asks_for_its_samples_and_waits_for_no_shard(server, sound,
     assert sorted(asked) == sorted(read)
     whole = sum(shard.bytes for shard in {want.shard for want in places_of(store, order, range(2))})
     assert sum(size for _, size in asked) < whole / 2
-    assert not list((tmp_path / "cache").rglob("*.tar"))
+    needed = {want.shard for want in places_of(store, order, range(2))}
+    there = {path.name for path in (tmp_path / "cache").rglob("*")}
+    assert {shard.index_sha256 for shard in needed} <= there  # files are named by what is in them
+    assert not {shard.sha256 for shard in needed} & there
 
 
 def test_what_is_on_the_node_is_read_there(server, sound, tmp_path):

@@ -24,12 +24,12 @@ from sptnet.data.store import LocalStore
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
 
 
-def batches(root, steps=range(6), workers=0, rank=0, world_size=1, tolerated=0):
+def batches(root, steps=range(6), workers=0, rank=0, world_size=1, tolerated=0, augment="affine"):
     config = load_config(CONFIG, [f"data.root={root}", "data.batch_size=48"])
     store, order = build_data(config)
     return list(
         train_batches(
-            store, order, augment="affine", image_size=24, seed=0, steps=steps, workers=workers, rank=rank,
+            store, order, augment=augment, image_size=24, seed=0, steps=steps, workers=workers, rank=rank,
             world_size=world_size, tolerated=tolerated,
         )
     )  # fmt: skip
@@ -77,10 +77,13 @@ def test_same_source_same_bytes(digits, tmp_path, capsys):
     assert "a conversion with other settings: --seed 0 there, 1 here" in capsys.readouterr().err
 
 
-def test_global_batches_are_the_same_bit_for_bit(digits):
-    whole = batches(digits)
+@pytest.mark.parametrize("augment", ["affine", "crop_flip"])
+def test_global_batches_are_the_same_bit_for_bit(digits, augment):
+    whole = batches(digits, augment=augment)
     for world_size, workers in ((2, 0), (4, 0), (3, 0), (6, 0), (1, 1), (1, 3), (2, 3)):
-        parts = [batches(digits, workers=workers, rank=r, world_size=world_size) for r in range(world_size)]
+        parts = [
+            batches(digits, workers=workers, rank=r, world_size=world_size, augment=augment) for r in range(world_size)
+        ]
         for step, batch in enumerate(whole):
             views = np.concatenate([part[step].views for part in parts], axis=1)
             assert np.array_equal(views, batch.views)

@@ -60,7 +60,7 @@ class Hanging(Dataset):
 
 
 def test_one_that_hangs_is_ended_a_while_after_it_was_asked(monkeypatch):
-    monkeypatch.setattr("sptnet.data.workers.OUTLIVED", 2)
+    monkeypatch.setattr("sptnet.data.workers.OUTLIVED", 15)
     others = set(multiprocessing.active_children())
     items = load(Hanging(), range(3), 1)
     next(items)

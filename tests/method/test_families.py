@@ -106,12 +106,9 @@ def test_trained_parts_and_gradients(name):
     )
     torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-3)
     whole = twin(images)
-    for parameter, gradient in zip(
-        twin.parameters(),
-        torch.autograd.grad(whole.projections.sum() + whole.logits.square().sum(), list(twin.parameters())),
-        strict=True,
-    ):
-        assert gradient.shape == parameter.shape
+    # of every parameter: autograd refuses one that the outputs do not depend on
+    for gradient in torch.autograd.grad(whole.projections.sum() + whole.logits.square().sum(), list(twin.parameters())):
+        assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)

@@ -1,6 +1,7 @@
 """Runs that are started, killed and continued, as a user would."""
 
 import json
+import re
 import subprocess
 import time
 
@@ -10,6 +11,7 @@ from launching import ENVIRONMENT, ROOT, launcher
 
 from sptnet.cli import main
 from sptnet.run.checkpoint import checkpoints, read_facts
+from sptnet.strategy.create import WRAPPERS
 
 # 22 steps per epoch; phases of 4 steps and checkpoints every 3: continued in the middle of either phase
 SMALL = ["init=null", "schedule.epochs=2", "schedule.k=4", "evaluate.every=2", "checkpoint.every=3", "log_every=2",
@@ -39,9 +41,12 @@ def start(run, data, strategy, processes, *extra):
     return Forked(whole[whole.index("sptnet") - 1 :], strategy, processes, precision or "no")
 
 
-def finish(*arguments):
-    process = start(*arguments)
+def finish(run, data, strategy, processes, *extra):
+    process = start(run, data, strategy, processes, *extra)
     assert process.wait() == 0, process.told[-3000:]
+    name = strategy.partition(" ")[0]
+    found = re.findall(r"(\w+) \((\w+)\), (\d+) x cpu", (run / "log.txt").read_text())
+    assert found[-1] == (name, WRAPPERS[name], str(processes))
     return process.told
 
 
@@ -68,12 +73,15 @@ def last_step(run):
     return read_facts(there[-1]).step if there else 0
 
 
-def killed_at(step, run, *arguments, pause=0.0):
+def killed_at(step, run, data, strategy, processes, *extra, pause=0.0):
     """Start a run, and kill it `pause` seconds after a checkpoint of at least this step is whole."""
-    process = start(run, *arguments)
+    process = start(run, data, strategy, processes, *extra)
     until_checkpoint(process, run, step)
     time.sleep(pause)
+    assert process.poll() is None, "it ended before it could be killed"
     process.kill()
+    written_by = read_facts(checkpoints(run)[-1]).written_by
+    assert (written_by["strategy"], written_by["world_size"]) == (strategy.partition(" ")[0], processes)
 
 
 def steps_of(run, total=44):

@@ -28,6 +28,7 @@ def test_what_was_forked_meanwhile_keeps_nothing(tmp_path):
     child = forks.Process(target=first.release)
     child.start()
     child.join()
+    assert child.exitcode == 0
     with pytest.raises(OccupiedError):
         RunLock(tmp_path / "run")
     begun = forks.Barrier(2)
@@ -51,7 +52,8 @@ def no_flock(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
 
-def test_a_lease_that_is_renewed_is_respected(tmp_path, no_flock):
+def test_a_lease_that_is_renewed_is_respected(tmp_path, no_flock, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 60)  # it is seen to be renewed long before
     first = RunLock(tmp_path)
     with pytest.raises(OccupiedError, match=r"trained by process \d+ on "):
         RunLock(tmp_path)

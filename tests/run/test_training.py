@@ -121,9 +121,12 @@ def test_other_numbers_are_refused_with_the_list_of_differences(again, capsys):
 
 def test_kernels_are_part_of_a_run_and_an_older_checkpoint_had_the_usual_ones(again, capsys):
     facts = read_facts(checkpoints(again.parent / "interrupted")[-1])
-    assert not {"matmul_precision", "deterministic"} & facts.numbers.keys()
-    assert main(["train", str(again), "deterministic=true", "matmul_precision=highest"]) == 1
-    told = "deterministic was False, is True; matmul_precision was 'high', is 'highest'. Name in resume.allow"
+    assert not {"matmul_precision", "deterministic", "compile"} & facts.numbers.keys()
+    assert main(["train", str(again), "compile=true", "deterministic=true", "matmul_precision=highest"]) == 1
+    told = (
+        "compile was False, is True; deterministic was False, is True; matmul_precision was 'high', is 'highest'. "
+        "Name in resume.allow"
+    )
     assert told in capsys.readouterr().err
     assert main(["train", str(again), "deterministic=true", "resume.allow=[deterministic]"]) == 0
     assert read_facts(checkpoints(again.parent / "interrupted")[-1]).numbers["deterministic"] is True
