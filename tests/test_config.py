@@ -1,10 +1,13 @@
 """Configuration: what it inherits, and one line for each mistake."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sptnet.build import build_data
+from sptnet.cli import main
 from sptnet.config import ConfigError
 from sptnet.config_file import load_config
 
@@ -51,3 +54,14 @@ def test_configs_inherit_and_read_numbers_as_people_write_them(tmp_path):
     (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
     with pytest.raises(ConfigError, match="leads back"):
         load_config(tmp_path / "loop.yaml")
+
+
+def test_the_schema_takes_what_is_taken_and_no_key_more(capsys):
+    """Editors read it; every configuration that comes with the project is one that it allows."""
+    assert main(["config", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    keys = set(schema["properties"])
+    assert {"run", "data", "model", "optimizer", "schedule", "method"} <= keys
+    assert schema["additionalProperties"] is False
+    for path in CONFIGS.glob("*.yaml"):
+        assert set(yaml.safe_load(path.read_text())) - {"base"} <= keys

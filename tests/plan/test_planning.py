@@ -1,6 +1,7 @@
 """The plan as a user gets it: numbers that follow from the configuration, and one line where it cannot be."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -187,3 +188,9 @@ def test_json_has_what_the_table_has(digits, capsys, monkeypatch):
     assert facts["recommended"] == "ddp"
     assert line["cost"] == pytest.approx(2 * line["gpu_hours"])
     assert line["phases"]["model"]["collectives"] >= 3  # the objective's two, and DDP's
+    assert main([*command, "--price", "2"]) == 0
+    table = capsys.readouterr().out
+    assert "planned, not measured" in table
+    assert re.search(rf"ddp +│.*│ +{line['cost']:.2f} │", table), table
+    assert main([*command, "--line"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
