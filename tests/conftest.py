@@ -1,7 +1,6 @@
 """Shared by all tests: the reference numbers, and a small dataset of real images made by the real tool."""
 
 import os
-import socket
 from pathlib import Path
 
 # One thread, here and in what is started from here: the models are tiny, threads that wait for a core that others have
@@ -31,14 +30,6 @@ def reference():
         return np.load(path) if path.suffix == ".npz" else path
 
     return read
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The objective by rows is the textbook one of the whole batch, value and gradient, on any number of ranks."""
 
 import math
-import os
 import pickle
 
 import pytest
@@ -67,10 +66,9 @@ def shares(rank, size, cases, folder):
         torch.save((mine, tuple(told.terms), told.gradients, told.asked, told.used), folder / f"{number}-{rank}.pt")
 
 
-def rank_of_a_world(rank, size, port, cases, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_of_a_world(rank, size, cases, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=size)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     shares(rank, size, cases, folder)
     dist.barrier()
     dist.destroy_process_group()
@@ -110,10 +108,10 @@ def test_on_one_rank_it_is_that_of_the_whole_batch(tmp_path, monkeypatch, kind, 
     assert_the_whole_batchs(tmp_path, 0, 1, kind)
 
 
-def test_on_two_ranks_it_is_that_of_the_whole_batch_or_the_mean_of_their_own(tmp_path, free_port):
+def test_on_two_ranks_it_is_that_of_the_whole_batch_or_the_mean_of_their_own(tmp_path):
     """Three images a rank: every other slice begins with an unlabelled slot."""
     cases = [("in turn", 2**24, True), ("in turn", 50, True), ("any", 50, True), ("in turn", 2**24, False)]
-    torch.multiprocessing.spawn(rank_of_a_world, (2, free_port, cases, tmp_path), 2)
+    torch.multiprocessing.spawn(rank_of_a_world, (2, cases, tmp_path), 2)
     for number, (kind, _, _) in enumerate(cases[:3]):
         assert_the_whole_batchs(tmp_path, number, 2, kind)
     assert_the_mean_of_every_ranks_own(tmp_path, 3, 2)

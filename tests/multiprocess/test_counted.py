@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import socket
 import tracemalloc
 from functools import partial
 from pathlib import Path
@@ -69,8 +68,8 @@ def run(root: Path, out: Path, window: int, fault: str = "") -> dict:
     return told
 
 
-def rank_of_a_world(number: int, size: int, port: int, root: Path, cases: list[tuple[Path, int, str]]) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=size)
+def rank_of_a_world(number: int, size: int, meeting: Path, root: Path, cases: list[tuple[Path, int, str]]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=size)
     for case in cases:
         run(root, *case)
         dist.barrier()
@@ -113,10 +112,8 @@ def three(split, tmp_path_factory):
     """What three ranks made of windows of 500 and of one window, sound and with every fault."""
     folder = tmp_path_factory.mktemp("three")
     cases = [(folder / f"{window}{fault}", window, fault) for window in (500, 10**6) for fault in ("", *FAULTS)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(rank_of_a_world, (3, port, split[0], cases), 3, start_method="fork")
+    given = 3, folder / "meeting", split[0], cases
+    torch.multiprocessing.start_processes(rank_of_a_world, given, 3, start_method="fork")
     return folder
 
 

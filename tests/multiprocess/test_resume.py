@@ -32,16 +32,31 @@ from sptnet.run.checkpoint import checkpoints, read_facts
 SLOW = pytest.mark.slow
 
 
+class Wholes(dict):
+    """Uninterrupted runs by strategy, made when they are asked for: `single` on this process, others on two."""
+
+    def __init__(self, data, folder):
+        super().__init__()
+        self.data, self.folder = data, folder
+
+    def __missing__(self, strategy):
+        run = self[strategy] = self.folder / strategy
+        if strategy == "single":
+            assert train_here(run, self.data) == 0
+        else:
+            finish(run, self.data, strategy, 2)
+        return run
+
+
 @pytest.fixture(scope="module")
 def whole(digits, tmp_path_factory):
-    """Uninterrupted runs on one process and on two."""
-    runs = {strategy: tmp_path_factory.mktemp("whole") / strategy for strategy in ("single", "ddp")}
-    assert train_here(runs["single"], digits) == 0
-    finish(runs["ddp"], digits, "ddp", 2)
-    return runs
+    return Wholes(digits, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(("strategy", "processes"), [pytest.param("single", 1, marks=SLOW), ("ddp", 2)])
+@pytest.mark.parametrize(
+    ("strategy", "processes"),
+    [("ddp", 2), *(pytest.param(*world, marks=SLOW) for world in (("single", 1), ("fsdp2", 2), ("zero3", 2)))],
+)
 def test_killed_at_any_moment_and_continued_it_is_bit_for_bit_the_same(whole, digits, tmp_path, strategy, processes):
     run = tmp_path / "run"
     moments = random.Random(processes)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ WAITING = """
 import os, sys, time
 import torch, torch.distributed as dist
 from sptnet.run.signals import StopRequest
-dist.init_process_group("gloo")
+dist.init_process_group("gloo", init_method=sys.argv[1], rank=int(sys.argv[2]), world_size=2)
 if dist.get_rank() == 1:
     time.sleep(60)
     os._exit(0)
@@ -52,15 +51,9 @@ def test_a_signal_that_whoever_started_it_ignores_stays_ignored(number):
         signal.signal(number, before)
 
 
-def test_a_second_signal_ends_a_process_that_waits_in_a_collective():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", WAITING], env=environment | {"RANK": str(rank)}, stdout=subprocess.PIPE)
-        for rank in range(2)
-    ]
+def test_a_second_signal_ends_a_process_that_waits_in_a_collective(tmp_path):
+    command = [sys.executable, "-c", WAITING, f"file://{tmp_path}/meeting"]
+    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE) for rank in range(2)]
     try:
         assert ranks[0].stdout.readline() == b"waiting\n"
         time.sleep(1)
