@@ -152,7 +152,7 @@ def test_killed_or_stopped_it_goes_on_with_what_is_missing(digits_in_folders, tm
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.csv"))}
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*.csv"))}
 
 
 @pytest.mark.slow

@@ -223,7 +223,7 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(digits, tmp_path):
     died = time.monotonic()
     rank_of(process, 1).kill()
     told, _ = process.communicate(timeout=60)
-    assert time.monotonic() - died < 30
+    assert time.monotonic() - died < 60  # torchrun gives the others 30 s; a collective would wait for ten minutes
     assert process.returncode != 0
     assert "rank 0: failed in the " in told
     assert "rank      : 1" in told  # the launcher's summary
@@ -233,7 +233,7 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(digits, tmp_path):
 @SLOW
 def test_a_rank_that_hangs_ends_the_run_by_timeout(digits, tmp_path):
     run = tmp_path / "run"
-    process = launched(run, digits, "ddp", 2, "schedule.epochs=100", "collective_timeout_s=8")
+    process = launched(run, digits, "ddp", 2, "schedule.epochs=100", "collective_timeout_s=20")
     until_checkpoint(process, run, 3)
     rank_of(process, 1).suspend()
     told, _ = process.communicate(timeout=100)

@@ -247,13 +247,14 @@ def test_a_terminal_that_goes_away_ends_no_run(again, monkeypatch):
     assert main(["train", str(again)]) == 0
 
 
-def test_files_are_written_for_others_to_read(again):
+def test_files_are_written_for_others_to_read_and_no_thread_stays(again):
+    threads = threading.active_count()
     assert main(["train", str(again)]) == 0
     run = again.parent / "interrupted"
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE((run / "model.safetensors").stat().st_mode) == 0o666 & ~mask
-    assert threading.active_count() < 10
+    assert threading.active_count() <= threads + 1  # TensorBoard's may be ending
 
 
 @pytest.mark.parametrize(
