@@ -6,7 +6,6 @@ model is ViT-B/16 at 224 with random weights, its last block and head trained.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from sptnet.method.schedule import Schedule
 from sptnet.run.checkpoint import Facts
 from sptnet.run.resume import prompt_state
 from sptnet.run.saving import Writer
+from sptnet.run.throughput import peak_memory_mb
 from sptnet.steps import Learner
 from sptnet.strategy.base import parameter_groups
 from sptnet.strategy.connect import connect
@@ -48,12 +48,6 @@ def learner_of(checkpointing: str, micro_batches: int, batch: int) -> Learner:
     return Learner(strategy, GCDLoss(), schedule, prompt, optimizer, True, micro_batches)
 
 
-def peak_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
 def measure(checkpointing: str, micro_batches: int, phase: str, batch: int) -> dict[str, float]:
     """Seconds of a step after the first, peak MB, and, of the model phase, the stall and the time of a checkpoint."""
     learner = learner_of(checkpointing, micro_batches, batch)
@@ -65,7 +59,7 @@ def measure(checkpointing: str, micro_batches: int, phase: str, batch: int) -> d
         start = time.perf_counter()
         learner.step(step, views, targets, labelled).terms.total.item()
         seconds = time.perf_counter() - start
-    told = {"s": seconds, "MB": peak_mb(device)}
+    told = {"s": seconds, "MB": peak_memory_mb(device)}
     with tempfile.TemporaryDirectory() as run:
         writer = Writer(Path(run), 0, 1, 1, "benchmark")
         start = time.perf_counter()

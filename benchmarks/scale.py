@@ -151,7 +151,7 @@ def alone(work: Callable[..., None], *given: object) -> tuple[float, float]:
         before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         work(*given)
         took = time.process_time() - begin
-        pipe.put((took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3))
+        pipe.put((took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6))
 
     process = multiprocessing.get_context("fork").Process(target=measured)
     process.start()

@@ -47,7 +47,7 @@ def steps(
 ) -> dict[str, tuple[Callable[[], None], Callable[[], None], float]]:
     """(ours, plain, operations of ours) of both phases, the steps as functions without arguments."""
     ours = create_model(backbone, *CLASSES, image_size=image_size, weights="none").to(device)
-    choose_attention(ours, torch.device(device), precision)
+    choose_attention(ours, torch.device(device), precision, micro_batches=1)
     plain = Plain(backbone, image_size).to(device)
     prompt = create_prompt("all", image_size, ours.patch_size, 1, min(30, image_size // 4)).to(device)
     views = torch.randn(2 * batch, 3, image_size, image_size, device=device)

@@ -5,7 +5,6 @@ Two protocols: `unlabelled`, the unlabelled training images (transductive, the p
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -188,8 +187,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, d
     )
     if prompt is not None:
         prompt.to(accelerator.device)
-    if rank() == 0:
-        print(strategy.world, file=sys.stderr)
     with Progress(f"evaluate {folder}", active=rank() == 0) as progress:
+        progress.say(strategy.world)
         evaluated = evaluate(strategy, prompt, config, store, progress.of(store.manifest.samples))
     return config, *evaluated

@@ -135,7 +135,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
     work = work_of_steps(model, prompt, images, row)
     peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
-    choose_attention(model, accelerator.device, launch.precision)
+    choose_attention(model, accelerator.device, launch.precision, config.memory.micro_batches)
     learner = assemble(config, accelerator, launch, model, prompt, schedule)
     continues, lock = agree_where_to_continue(config)
     run = Run(

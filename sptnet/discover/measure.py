@@ -68,7 +68,7 @@ def measure(first: Config, second: Config, one_size: bool) -> dict[str, Any]:
         for config in (first, second) if second.method == "sptnet" else (first,):
             config = _at_size(config, size)
             built, prompt = build_untrained(config, *classes)
-            choose_attention(built, accelerator.device, launch.precision)
+            choose_attention(built, accelerator.device, launch.precision, config.memory.micro_batches)
             schedule = build_schedule(config, order.steps_per_epoch)
             learners.append(assemble(config, accelerator, launch, built, prompt, schedule))
         cost = bench.cost(learners[0], learners[-1], size)

@@ -43,19 +43,23 @@ class Beside(NamedTuple):
 
 def compare(plan: Plan, ran: Ran) -> Sequence[Beside]:
     """The figures of a run beside its plan, which is of the run's strategy alone."""
-    (line,) = plan.lines
-    rows = [_memory(line.peak if ran.evaluated else line.peak_of_steps, line.formula, ran)]
+    rows = [_memory(plan, ran)]
     for phase in plan.steps:
         rows += _step(plan, phase, [told for told in ran.told if told.phase == phase])
     return rows
 
 
-def _memory(planned: int, formula: bool, ran: Ran) -> Beside:
-    what, promised = "memory at the peak", MEMORY_BY_FORMULA if formula else MEMORY
+def _memory(plan: Plan, ran: Ran) -> Beside:
+    (line,) = plan.lines
+    planned = line.peak if ran.evaluated else line.peak_of_steps  # nothing has been evaluated yet
+    what, promised = "memory at the peak", MEMORY_BY_FORMULA if line.formula else MEMORY
     if ran.device is None or ran.on_cpu:
         where = "on a CPU" if ran.on_cpu else "on an unknown device"
         note = f"{where} a run tells of its process only: {ran.memory / 1e9:.2f} GB, programs and libraries in it"
         return Beside(what, "GB", planned / 1e9, None, promised, note)
+    if plan.stored.cache is not None:
+        note = "nothing is promised of a run that keeps tokens: it may have made them in this process"
+        return Beside(what, "GB", planned / 1e9, ran.memory / 1e9, None, note)
     return Beside(what, "GB", planned / 1e9, ran.memory / 1e9, promised)
 
 

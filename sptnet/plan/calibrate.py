@@ -41,7 +41,7 @@ def calibrate(config: Config, counts: Counts, images: int) -> tuple[Machine, Seq
     machine = this_machine(accelerator.device, launch.precision)
     model, prompt = build_untrained(config, counts.old, counts.classes - counts.old)
     size = model.image_size
-    choose_attention(model, accelerator.device, launch.precision)
+    choose_attention(model, accelerator.device, launch.precision, config.memory.micro_batches)
     with LiveBytes() as live:
         learner = assemble(config, accelerator, launch, model, prompt, build_schedule(config, 10**6))
         trial = Trial(learner, (3, size, size), images, 1, live)

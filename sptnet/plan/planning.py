@@ -101,8 +101,16 @@ class Planner:
     size: Size
 
     def __post_init__(self) -> None:
-        self.cached = stored_type(self.config, self.model) is not None and self.config.trunk_cache != "off"
+        self.cached = stored_type(self.config, self.model) is not None and self._keeps_tokens()
         self.states = 1 if self.config.optimizer.name == "sgd" else 2  # that the optimizer keeps of a parameter
+
+    def _keeps_tokens(self) -> bool:
+        """As `trunk_cache` decides it: unasked it keeps none that cost more views than the run looks at."""
+        if self.config.trunk_cache != "auto":
+            return self.config.trunk_cache != "off"
+        views, counts = self.config.data.views or 0, self.counts
+        made = views * (counts.labelled + counts.unlabelled) + counts.unlabelled + counts.test
+        return made < 2 * self.schedule.total_steps * self.config.data.batch_size
 
     def plan(self, names: Sequence[StrategyName], largest: bool) -> Plan:
         """The plan, with the largest batches where they are asked for."""

@@ -59,6 +59,13 @@ class Progress:
             self._told = time.monotonic()
             self._say(f"{self.title}: {what} {done}/{total}")
 
+    def say(self, line: str) -> None:
+        """A line beside the bar, or of a log."""
+        if self.bar:
+            self.bar.console.print(line, highlight=False)
+        elif self.active:
+            self._say(line)
+
     def of(self, total: Callable[..., int]) -> Callable[..., None]:
         """`advance` for things whose total is known by their name."""
         return lambda what, done: self.advance(what, done, total(what))

@@ -13,9 +13,12 @@ from sptnet.method.model import PromptedViT
 LONGEST = 577
 
 
-def choose_attention(model: PromptedViT, device: torch.device, precision: str) -> None:
-    """Let a model that is to be trained attend as is fastest in this precision."""
-    if multiplies_bf16(device, precision):
+def choose_attention(model: PromptedViT, device: torch.device, precision: str, micro_batches: int) -> None:
+    """Let a model that is to be trained attend as is fastest in this precision.
+
+    In pieces a step looks at every image twice, first without a gradient: both looks are to be the fused kernel's.
+    """
+    if micro_batches == 1 and multiplies_bf16(device, precision):
         attend_by_products(model)
 
 

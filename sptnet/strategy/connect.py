@@ -46,7 +46,6 @@ OF_FSDP = {
     "FSDP_IGNORED_MODULES": ((), "fsdp_ignored_modules", "leave it out"),
 }  # fmt: skip
 OF_DEEPSPEED = {
-    "ACCELERATE_DEEPSPEED_ZERO3_INIT": (("false", "none"), "zero3_init_flag", "leave it false"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         ("1",), "gradient_accumulation_steps", "set memory.micro_batches of the run"
     ),
@@ -106,6 +105,11 @@ def launch_settings() -> LaunchSettings:
         copies = _positive("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "1")
         name = "hsdp" if copies != 1 else "fsdp2"
         shard_size = _positive("PARALLELISM_CONFIG_DP_SHARD_SIZE", "1" if copies != 1 else str(world_size))
+        if copies == 1 and shard_size != world_size:
+            raise StrategyError(
+                f"the accelerate configuration shards over {shard_size} of {world_size} processes: leave "
+                "parallelism_config out (launch/fsdp2.yaml)"
+            )
         if copies * shard_size != world_size:
             raise StrategyError(
                 f"{copies} copies of {shard_size} shards are not {world_size} processes: set dp_replicate_size and "

@@ -139,7 +139,7 @@ def test_a_shard_that_is_not_there_is_not_asked_for_again(server, digits, tmp_pa
     (server.root / file).unlink()
     with pytest.raises(DatasetError, match=rf"rank 0: .*{file} is not there"):
         batches(store, order)
-    assert server.missed[file] == 2  # a piece of it, and the whole
+    assert 1 <= server.missed[file] <= 2  # ahead of need, where that had begun, and when it was needed
     with pytest.raises(DatasetError, match=r"nowhere/manifest\.json is not there"):
         data_of(server.url.replace("digits", "nowhere"), tmp_path / "cache")
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -40,11 +41,12 @@ class Wholes(dict):
         self.data, self.folder = data, folder
 
     def __missing__(self, strategy):
-        run = self[strategy] = self.folder / strategy
+        run = self.folder / strategy
         if strategy == "single":
             assert train_here(run, self.data) == 0
         else:
             finish(run, self.data, strategy, 2)
+        self[strategy] = run
         return run
 
 
@@ -60,7 +62,7 @@ def whole(digits, tmp_path_factory):
 def test_killed_at_any_moment_and_continued_it_is_bit_for_bit_the_same(whole, digits, tmp_path, strategy, processes):
     run = tmp_path / "run"
     moments = random.Random(processes)
-    for step in (3, 12, 21):
+    for step in (3, 9, 15):
         # somewhere in the steps after it, or while it writes the next
         killed_at(step + moments.randrange(6), run, digits, strategy, processes, pause=moments.uniform(0, 0.2))
     told = finish(run, digits, strategy, processes)
@@ -187,9 +189,10 @@ def test_gone_back_it_forgets_what_came_after(whole, digits, tmp_path):
     assert late != early
     inode = late.stat().st_ino
     process = start(run, digits, "single", 1, f"resume={early}", "checkpoint.keep=5")
-    while inode in (path.stat().st_ino for path in checkpoints(run)):
-        assert process.poll() is None, process.told[-2000:]
-        time.sleep(0.01)
+    with suppress(FileNotFoundError):  # it goes while it is looked at
+        while late.stat().st_ino == inode:
+            assert process.poll() is None, process.told[-2000:]
+            time.sleep(0.01)
     process.kill()
     finish(run, digits, "single", 1)
     assert np.array_equal(steps_of(run), steps_of(whole["single"]))
@@ -220,10 +223,8 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(digits, tmp_path):
     run = tmp_path / "run"
     process = launched(run, digits, "ddp", 2, "schedule.epochs=100")
     until_checkpoint(process, run, 3)
-    died = time.monotonic()
     rank_of(process, 1).kill()
-    told, _ = process.communicate(timeout=60)
-    assert time.monotonic() - died < 60  # torchrun gives the others 30 s; a collective would wait for ten minutes
+    told, _ = process.communicate(timeout=120)  # torchrun gives the others 30 s, a collective would wait ten minutes
     assert process.returncode != 0
     assert "rank 0: failed in the " in told
     assert "rank      : 1" in told  # the launcher's summary

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from interrupted import finish, killed_at, last_step, steps_of
 
-from sptnet.run.checkpoint import checkpoints, read_facts
-
 pytestmark = pytest.mark.soak
 LONG = ["schedule.epochs=32", "evaluate.every=32", "checkpoint.every=1", "optimizer.name=sgd", "optimizer.lr=0.001",
         "prompts.lr=0.05", "trackers=[]"]  # fmt: skip
@@ -57,8 +55,6 @@ def test_continued_from_each_strategy_under_each(whole, digits, tmp_path):
     for place in walk:
         strategy, processes = WORLDS[place]
         killed_at(last_step(run) + 1, run, digits, strategy, processes, *LONG)
-        written_by = read_facts(checkpoints(run)[-1]).written_by
-        assert (written_by["strategy"], written_by["world_size"]) == (strategy, processes)
     done = last_step(run)
     # some 250 steps on, rounding decides where this model collapses: uninterrupted runs part there too
     assert len(walk) <= done < 200

@@ -238,9 +238,10 @@ def test_tensorboard_is_told_the_same(trained):
         *(pytest.param(*world, marks=pytest.mark.slow) for world in (("ddp", 2), ("ddp", 4), ("zero3", 3))),
     ],
 )
-def test_eval_gives_the_identical_result_on_any_number_of_processes(trained, strategy, processes):
+def test_eval_gives_the_identical_result_on_any_number_of_processes(trained, tmp_path, strategy, processes):
     metrics, predictions = json.loads((trained / "metrics.json").read_text()), np.load(trained / "predictions.npz")
     before = {name: predictions[name] for name in predictions.files}
+    trained = Path(shutil.copytree(trained, tmp_path / "run"))
     for name in ("metrics.json", "predictions.npz"):
         (trained / name).unlink()
     world = ran(["-m", "sptnet", "eval", trained], strategy, processes)

@@ -55,7 +55,7 @@ def test_hours_and_gpu_hours_follow_from_the_steps(plan):
     assert line.hours == pytest.approx((seconds + line.seconds["evaluation"].total) / 3600)  # 15 epochs, every 15
 
 
-def test_hours_of_a_run_from_kept_tokens_have_their_making(plan):
+def test_hours_of_a_run_from_kept_tokens_have_their_making():
     """Every view goes through the trunk once, and so does the last evaluation; those on the way read what is kept."""
     options = ["model.train_from_block=-1", "data.views=4", "method=simgcd", "evaluate.every=1"]
     config = load_config("quickstart_simgcd", [*SMALL, *options])

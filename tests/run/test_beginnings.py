@@ -55,7 +55,14 @@ def test_from_what_the_authors_trained(reference, digits, tmp_path, file, method
             assert torch.equal(trained[f"prompt.{name}"], value), name
 
 
-def test_what_the_authors_trained_for_other_classes_is_refused(reference, digits, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("model.num_new=6", "10 classes at 48 pixels, the run 11 at 48"),
+        ("model.image_size=24", "10 classes at 48 pixels, the run 10 at 24"),
+    ],
+)
+def test_what_the_authors_trained_for_something_else_is_refused(reference, digits, tmp_path, capsys, other, told):
     settings = [f"init={reference('reference_sptnet.pt')}", f"run={tmp_path / 'run'}", f"data.root={digits}"]
-    assert main(["train", f"{ROOT}/configs/quickstart.yaml", *settings, "init_num_heads=3"]) == 2
-    assert "has 10 classes at 48 pixels, the run 10 at 24" in capsys.readouterr().err
+    assert main(["train", f"{ROOT}/configs/quickstart.yaml", *settings, *REFERENCE_MODEL, other]) == 2
+    assert told in capsys.readouterr().err

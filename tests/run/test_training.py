@@ -254,7 +254,7 @@ def test_files_are_written_for_others_to_read_and_no_thread_stays(again):
     mask = os.umask(0)
     os.umask(mask)
     assert stat.S_IMODE((run / "model.safetensors").stat().st_mode) == 0o666 & ~mask
-    assert threading.active_count() <= threads + 1  # TensorBoard's may be ending
+    assert threading.active_count() <= threads + 1  # the one that waits for signals may be ending
 
 
 @pytest.mark.parametrize(

@@ -97,11 +97,11 @@ def test_long_sequences_stay_as_they_are():
 def test_it_is_chosen_in_bf16_on_a_cpu_with_instructions_for_it(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    cases = (0, cpu, "bf16"), (1, cpu, "bf16"), (1, cpu, "no"), (1, cpu, "fp16"), (1, gpu, "bf16")
-    for able, device, precision in cases:
+    cases = [(0, cpu, "bf16", 1), (1, cpu, "bf16", 1), (1, cpu, "no", 1), (1, cpu, "fp16", 1), (1, gpu, "bf16", 1)]
+    for able, device, precision, pieces in [*cases, (1, cpu, "bf16", 2)]:
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: bool(able))
-        choose_attention(model := tiny(), device, precision)
-        assert bool(model.backbone.blocks[0]._forward_pre_hooks) is bool(able and device == cpu and precision == "bf16")
+        choose_attention(model := tiny(), device, precision, pieces)
+        assert bool(model.backbone.blocks[0]._forward_pre_hooks) is ((able, device, precision, pieces) == cases[1])
 
 
 def test_a_run_has_it(digits, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from sptnet.strategy.create import create_strategy
 LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 NAMES = ("WORLD_SIZE", *LAUNCHED, "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP",
          "FSDP_VERSION", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE",
-         "PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "PARALLELISM_CONFIG_DP_SHARD_SIZE",
+         "PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "PARALLELISM_CONFIG_DP_SHARD_SIZE", "PARALLELISM_CONFIG_TP_SIZE",
          "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS")  # fmt: skip
 
 
@@ -57,7 +57,13 @@ def test_settings(environment, values, strategy):
        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "DeepSpeed offloading is not run here"),
      ({"WORLD_SIZE": "6", **LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
        "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"},
-      "2 copies of 2 shards are not 6 processes")],
+      "2 copies of 2 shards are not 6 processes"),
+     ({"WORLD_SIZE": "4", **LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+       "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "1", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2"},
+      "shards over 2 of 4 processes: leave parallelism_config out"),
+     ({"WORLD_SIZE": "4", **LAUNCHED, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+       "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2", "PARALLELISM_CONFIG_TP_SIZE": "2"},
+      "parallelism_config_tp_size of the accelerate configuration is 2, which nothing here reads")],
 )  # fmt: skip
 def test_mistakes(environment, values, words):
     environment(values)
@@ -79,7 +85,7 @@ def test_what_accelerate_falls_back_to_is_no_answer(asked, got, words):
         connect._check(LaunchSettings(*asked, "no", asked[1]), accelerator)
 
 
-def test_a_wrapper_that_was_not_asked_for_is_refused(monkeypatch):
+def test_a_wrapper_that_was_not_asked_for_is_refused():
     accelerator, launch = connect.connect(60, "cpu")
     model = torch.nn.Linear(2, 2)
     with pytest.raises(StrategyError, match="single was asked for, which makes a PromptedViT, not a Linear"):
