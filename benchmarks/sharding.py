@@ -69,7 +69,7 @@ def planning(images: int, out: Path, answer: Connection) -> None:
     assert found is not None
     assert sum(len(shard.uids) for shard in planned) == len(found.train) == images
     lap()
-    answer.send((times, before / 1e6, most / 1e6, len(planned), len(source.part("train").names) / images))
+    answer.send((times, before * 1024 / 1e9, most * 1024 / 1e9, len(planned), len(source.part("train").names) / images))
 
 
 def measured(images: int, scratch: Path) -> tuple[list[float], float, float, int, float]:
