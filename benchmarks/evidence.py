@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from grocery import ROOT, SPTNET, accuracies, call, console, figures, frame_of, model_of
+from grocery import ROOT, SPTNET, accuracies, call, console, figures, frame_of, minutes, model_of
 from rich.table import Table
 
 LONGER = "longer"  # one schedule over the whole length, from kept tokens
@@ -125,12 +125,9 @@ def tell(given: argparse.Namespace) -> None:
     table.add_row("SimGCD, where they begin", *(figures(starts, kind) for kind in ("unlabelled", "test")), "", "")
     for arm in given.arms:
         runs = [folder_of(given, arm, seed) for seed in given.seeds]
-        # of its last call; a run that was killed between its end and this file has none
-        told = [run / "evidence.json" for run in runs if (run / "evidence.json").exists()]
-        taken = [json.loads(path.read_text())["seconds"] / 60 for path in told]
         table.add_row(
             arm, *(figures(runs, kind) for kind in ("unlabelled", "test")), paired(given, arm),
-            ", ".join(f"{minutes:.0f}" for minutes in taken),
+            minutes(runs, "evidence.json"),
         )  # fmt: skip
     console.print(table)
 

@@ -112,5 +112,11 @@ def figures(runs: list[Path], protocol: str) -> str:
     )
 
 
+def minutes(runs: list[Path], name: str) -> str:
+    """What the last call of each run took, by its file `name`; one that was killed before it was written has none."""
+    told = [run / name for run in runs if (run / name).exists()]
+    return ", ".join(f"{json.loads(path.read_text())['seconds'] / 60:.0f}" for path in told)
+
+
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-from grocery import ROOT, SPTNET, call, console, figures, model_of
+from grocery import ROOT, SPTNET, call, console, figures, minutes, model_of
 from rich.table import Table
 
 RECIPE = "4 views, 100 epochs"
@@ -58,12 +58,9 @@ def main() -> None:
                 )  # fmt: skip
                 (run / "study.json").write_text(json.dumps({"seconds": seconds}))
         used = [json.loads((run / "metrics.json").read_text())["unlabelled"]["classes_used"] for run in runs]
-        taken = [
-            json.loads((run / "study.json").read_text())["seconds"] for run in runs if (run / "study.json").exists()
-        ]
         table.add_row(
             arm, *(figures(runs, protocol) for protocol in ("unlabelled", "test")), ", ".join(map(str, used)),
-            ", ".join(f"{seconds / 60:.0f}" for seconds in taken),
+            minutes(runs, "study.json"),
         )  # fmt: skip
     console.print(table)
 

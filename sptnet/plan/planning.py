@@ -108,9 +108,12 @@ class Planner:
         """As `trunk_cache` decides it: unasked it keeps none that cost more views than the run looks at."""
         if self.config.trunk_cache != "auto":
             return self.config.trunk_cache != "off"
+        return self._views_made() < 2 * self.schedule.total_steps * self.config.data.batch_size
+
+    def _views_made(self) -> int:
+        """Views that go through the trunk to be kept: the known ones, and the one that is evaluated."""
         views, counts = self.config.data.views or 0, self.counts
-        made = views * (counts.labelled + counts.unlabelled) + counts.unlabelled + counts.test
-        return made < 2 * self.schedule.total_steps * self.config.data.batch_size
+        return views * (counts.labelled + counts.unlabelled) + counts.unlabelled + counts.test
 
     def plan(self, names: Sequence[StrategyName], largest: bool) -> Plan:
         """The plan, with the largest batches where they are asked for."""
@@ -210,10 +213,8 @@ class Planner:
         rounds = -(-batches // cluster.ranks)  # of forward passes, by the rank that has most
         seconds["evaluation"] = Seconds(*(rounds * part for part in seconds["evaluation"]))
         total = sum(count * seconds[phase].total for phase, count in steps.items())
-        through = evaluations + 0.0  # passes of all evaluated images through the trunk
-        if self.cached and config.data.views is not None:
-            # every view once, and the last evaluation; those on the way read what is kept
-            through = 2 + config.data.views * (self.counts.labelled + self.counts.unlabelled) / looked_at
+        # passes of all evaluated images through the trunk; evaluations on the way, but for the last, read what is kept
+        through = 1 + self._views_made() / looked_at if self.cached else evaluations
         hours = (total + through * seconds["evaluation"].total) / 3600
         return Line(name, counted, *largest, self.fits(counted), seconds, hours, name.startswith("zero"))
 

@@ -1,6 +1,7 @@
 """What a run was, and what it told of itself while it trained, as its folder says."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -102,26 +103,17 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Ran:
         nodes, gpus = (nodes, ranks // nodes) if even else (1, ranks)
     if nodes * gpus != ranks:
         raise PlanError(f"{folder / STARTS} says {ranks} ranks, and {nodes} x {gpus} of them")
-    figures = list(_figures(folder / STEPS, start.step))
-    if not figures:
+    told = list(_figures(folder / STEPS, start.step))
+    if not told:
         raise PlanError(
             f"{folder} has told of no step since its last start ({STEPS}): let it train, or plan its configuration: "
             f"sptnet plan {folder / CONFIG} --nodes {nodes} --gpus {gpus}"
         )
     device = start.device or _device_of_log(folder / LOG)
-    memory = 1e6 * max(figure.peak_memory_mb for figure in figures)
-    return Ran(
-        folder,
-        config,
-        strategy,
-        nodes,
-        gpus,
-        precision,
-        device,
-        _intervals(figures, config.data.batch_size),
-        memory,
-        _told_after_evaluation(folder / STEPS, start.step),
-    )
+    figures = [figure for figure, _ in told]
+    memory, evaluated = 1e6 * max(figure.peak_memory_mb for figure in figures), told[-1][1]
+    intervals = _intervals(figures, config.data.batch_size)
+    return Ran(folder, config, strategy, nodes, gpus, precision, device, intervals, memory, evaluated)
 
 
 def _last_start(folder: Path) -> _Start:
@@ -137,28 +129,22 @@ def _last_start(folder: Path) -> _Start:
         raise PlanError(f"the last line of {folder / STARTS} is damaged: {error}") from None
 
 
-def _figures(path: Path, start: int) -> Iterator[_Figures]:
-    """Of steps since the last start; damaged lines, and a file that is not there, tell nothing."""
+def _figures(path: Path, start: int) -> Iterator[tuple[_Figures, bool]]:
+    """Of steps since the last start, and whether an evaluation came before; damaged lines, and a file that is not
+    there, tell nothing.
+    """
+    evaluated = False
     try:
         for _, record in lines_of(path):
-            if record is not None and record["step"] >= start and "phase" in record:
-                try:
-                    yield typed(record, _Figures)
-                except DamagedError:
-                    continue
+            if record is None or record["step"] < start:
+                continue
+            if "phase" not in record:
+                evaluated = True
+                continue
+            with suppress(DamagedError):
+                yield typed(record, _Figures), evaluated
     except OSError:
         return
-
-
-def _told_after_evaluation(path: Path, start: int) -> bool:
-    """Whether a line of steps follows one of an evaluation, since the last start."""
-    evaluated = False
-    for _, record in lines_of(path):
-        if record is not None and record["step"] >= start:
-            if evaluated and "phase" in record:
-                return True
-            evaluated = evaluated or "phase" not in record
-    return False
 
 
 def _intervals(figures: Sequence[_Figures], batch: int) -> Sequence[Told]:
