@@ -1,10 +1,13 @@
-"""The command that users start runs with."""
+"""The command that users start runs with, and what a run has told."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = dict(os.environ)
@@ -21,6 +24,14 @@ def heeding_signals():
     """For `preexec_fn`: what a terminal starts heeds SIGINT and SIGHUP, also where the tests run in the background."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
+
+
+def losses(run, steps):
+    """Of every step of a run of so many, in order and each told once."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if "phase" in line]
+    assert [line["step"] for line in told] == list(range(steps))
+    return np.array([line["total"] for line in told])
 
 
 def loaded_by(command_line, arguments):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from forked import Forked, ran
-from launching import ENVIRONMENT, ROOT
+from launching import ENVIRONMENT, ROOT, losses
 
 from sptnet import trunk_making
 from sptnet.cli import main
@@ -35,13 +35,6 @@ STEPS = 44
 def arguments(run, data, cache, *extra):
     settings = [f"run={run}", f"data.root={data}", f"trunk_cache={cache}", *SMALL, *extra]
     return ["train", f"{ROOT}/configs/quickstart_simgcd.yaml", *settings]
-
-
-def losses(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "phase" in line]
-    assert [line["step"] for line in steps] == list(range(STEPS))
-    return np.array([line["total"] for line in steps])
 
 
 def folder_in(cache):
@@ -64,7 +57,7 @@ def uncached(digits, tmp_path_factory):
         if kind not in found:
             run = tmp_path_factory.mktemp("uncached") / "run"
             assert main(arguments(run, digits, "off", f"data.tokens={kind}")) == 0
-            found[kind] = losses(run)
+            found[kind] = losses(run, STEPS)
         return found[kind]
 
     return of
@@ -82,8 +75,8 @@ def made(digits, tmp_path_factory):
 def test_from_the_cache_is_through_the_trunk(digits, uncached, tmp_path, kind, near):
     run = tmp_path / "run"
     assert main(arguments(run, digits, tmp_path / "cache", f"data.tokens={kind}")) == 0
-    np.testing.assert_allclose(losses(run), uncached(kind), rtol=near)
-    assert np.ptp(losses(run)) > 0.1
+    np.testing.assert_allclose(losses(run, STEPS), uncached(kind), rtol=near)
+    assert np.ptp(losses(run, STEPS)) > 0.1
     header = (run / "log.txt").read_text()
     assert re.search(r"trunk cache.*0\.0\d+ GB", header)
     # what is written goes through the trunk, as an evaluation of its own
@@ -102,7 +95,7 @@ def test_on_many_processes_the_same_files_and_the_same_losses(digits, uncached, 
     world = ran(["-m", "sptnet", *arguments(run, digits, cache, "data.tokens=float32")], strategy, processes)
     assert world.returncode == 0, world.stderr[-3000:]
     assert re.search(rf"strategy\W+{strategy} \(\w+\), {processes} x cpu", (run / "log.txt").read_text())
-    np.testing.assert_allclose(losses(run), uncached("float32"), rtol=1e-5)
+    np.testing.assert_allclose(losses(run, STEPS), uncached("float32"), rtol=1e-5)
     assert content(cache) == content(made / "cache")
 
 
@@ -112,7 +105,7 @@ def test_training_from_the_cache_opens_no_shard(digits, made, tmp_path, monkeypa
     monkeypatch.setattr("sptnet.train.evaluate_now", lambda *_: True)
     assert main(arguments(tmp_path / "run", digits, made / "cache", "data.tokens=float32")) == 0
     assert opened == []
-    assert (losses(tmp_path / "run") == losses(made / "run")).all()
+    assert (losses(tmp_path / "run", STEPS) == losses(made / "run", STEPS)).all()
 
 
 def training(run, data, cache):
@@ -138,7 +131,7 @@ def test_killed_while_it_is_made_it_goes_on_beside_another_run(digits, made, tmp
     assert content(cache) == whole
     assert not list(cache.glob("*/*.tmp"))
     for name in ("two", "three"):
-        np.testing.assert_array_equal(losses(tmp_path / name), losses(made / "run"))
+        np.testing.assert_array_equal(losses(tmp_path / name, STEPS), losses(made / "run", STEPS))
 
 
 def test_a_damaged_row_stops_the_run_with_a_checkpoint_and_is_made_again(digits, made, tmp_path, capsys):
@@ -156,7 +149,7 @@ def test_a_damaged_row_stops_the_run_with_a_checkpoint_and_is_made_again(digits,
     assert 0 < stopped < STEPS
     assert main(arguments(run, digits, cache, "data.tokens=float32")) == 0
     assert rows.read_bytes() == sound
-    np.testing.assert_array_equal(losses(run), losses(made / "run"))
+    np.testing.assert_array_equal(losses(run, STEPS), losses(made / "run", STEPS))
 
 
 @pytest.mark.parametrize("how", ["rows are gone", "rows are short", "no safetensors", "a FIFO"])
@@ -194,7 +187,7 @@ def test_a_run_continues_without_the_cache_that_it_began_with(digits, made, tmp_
         patch.setattr(Saver, "save", and_ask)
         assert main(arguments(run, digits, made / "cache", "data.tokens=float32")) == 75
     assert main(arguments(run, digits, "off", "data.tokens=float32")) == 0
-    np.testing.assert_allclose(losses(run), losses(made / "run"), rtol=1e-5)
+    np.testing.assert_allclose(losses(run, STEPS), losses(made / "run", STEPS), rtol=1e-5)
 
 
 def test_asked_to_stop_while_it_is_made_it_stops_and_keeps_what_is_there(digits, tmp_path, monkeypatch):
