@@ -2,7 +2,9 @@
 
 Queries, projection and MLP are those of one token. With one query values need not be computed for all tokens either:
 what a score weighs is W_v y, so W_v serves once, on the weighed sum. Where keys have neither a norm of their own nor a
-rotation that depends on their place, they fold too: q . (W_k y) = (W_k^T q) . y.
+rotation that depends on their place, they fold too: q . (W_k y) = (W_k^T q) . y. So does the gain g of the norm in
+front, y = g z + b: q . (W_k y) is (g W_k^T q) . z and a number that all tokens share. What is left for every token, z,
+has no parameter: where no gradient leads to the block's input, none of it is differentiated.
 
 The blocks *adopt* the children of timm's instead of holding it: the state dict keeps its keys, and a sharding strategy
 sees one module whose own forward runs. What has no exact shortcut here stays as timm has it.
@@ -57,8 +59,7 @@ class ClassTokenBlock(_Adopting):
 
     def forward(self, x: Tensor) -> Tensor:
         attn = self.attn
-        y = self.norm1(x)
-        token = self._by_keys(y) if self._needs_keys() else self._by_tokens(y)
+        token = self._by_keys(self.norm1(x)) if self._needs_keys() else self._by_tokens(x)
         token = attn.proj_drop(attn.proj(attn.norm(token)))
         token = x[:, :1] + self.drop_path1(self.ls1(token))
         return token + self.drop_path2(self.ls2(self.mlp(self.norm2(token))))
@@ -67,14 +68,15 @@ class ClassTokenBlock(_Adopting):
         attn = self.attn
         return not isinstance(attn.k_norm, nn.Identity) or (self.training and attn.attn_drop.p > 0)
 
-    def _by_tokens(self, y: Tensor) -> Tensor:
-        """Attention of the first of `y` [N, T, D] to all, [N, 1, D]; the bias of the keys moves all scores alike."""
+    def _by_tokens(self, x: Tensor) -> Tensor:
+        """Attention of the first of `x` [N, T, D] to all, [N, 1, D]; the bias of the keys moves all scores alike."""
         attn = self.attn
+        tokens = _Normed(self.norm1, x)
         weight, bias = attn.qkv.weight, attn.qkv.bias
         width = attn.num_heads * attn.head_dim
-        query = F.linear(y[:, 0], weight[:width], None if bias is None else bias[:width])
+        query = F.linear(tokens.first(), weight[:width], None if bias is None else bias[:width])
         query = attn.q_norm(query.unflatten(1, (attn.num_heads, attn.head_dim))) * attn.scale
-        return _folded(y, query, weight[width:], None if bias is None else bias[2 * width :])
+        return _folded(tokens, query, weight[width:], None if bias is None else bias[2 * width :])
 
     def _by_keys(self, y: Tensor) -> Tensor:
         """The same by keys and values of all tokens: keys that are normalised do not fold."""
@@ -115,11 +117,11 @@ class BeitClassTokenBlock(_WithGammas):
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         attn = self.attn
-        y = self.norm1(x)
+        tokens = _Normed(self.norm1, x)
         weight = attn.qkv.weight
         width = len(weight) // 3
-        query = F.linear(y[:, 0], weight[:width], attn.q_bias).unflatten(1, (attn.num_heads, -1)) * attn.scale
-        token = _folded(y, query, weight[width:], attn.v_bias, self._bias(shared_rel_pos_bias))
+        query = F.linear(tokens.first(), weight[:width], attn.q_bias).unflatten(1, (attn.num_heads, -1)) * attn.scale
+        token = _folded(tokens, query, weight[width:], attn.v_bias, self._bias(shared_rel_pos_bias))
         return self._behind_attention(x, attn.proj_drop(attn.proj(token)))
 
     def _bias(self, shared: Tensor | None) -> Tensor | None:
@@ -151,7 +153,7 @@ class EvaClassTokenBlock(_WithGammas):
         if attn.num_heads > key.shape[1]:
             key = key.repeat_interleave(attn.num_heads // key.shape[1], dim=1)
         shares = torch.softmax((query * attn.scale) @ key.transpose(2, 3), dim=-1).squeeze(2)
-        token = attn.norm(_values(y, shares, w_value, b_value, depth))
+        token = attn.norm(_values(shares.to(y.dtype) @ y, w_value, b_value, depth))
         if attn.gate is not None:
             token = token * attn.gate(y[:, :1]).sigmoid()
         return attn.proj_drop(attn.proj(token))
@@ -169,11 +171,38 @@ class EvaClassTokenBlock(_WithGammas):
         return list(zip(weights, (attn.q_bias, None, attn.v_bias), strict=True))  # the keys' is 0 for ever
 
 
-def _folded(y: Tensor, query: Tensor, weight: Tensor, bias: Tensor | None, of_scores: Tensor | None = None) -> Tensor:
+class _Normed:
+    """What a block's first norm makes of its input `x` [N, T, D]: `plain` [N, T, D], times `gain`, plus `shift` [D].
+
+    A norm that is not a LayerNorm is applied as it is, and leaves no gain and no shift.
+    """
+
+    def __init__(self, norm: nn.Module, x: Tensor):
+        self.gain: Tensor | None = None
+        self.shift: Tensor | None = None
+        if isinstance(norm, nn.LayerNorm):
+            self.plain = F.layer_norm(x, list(norm.normalized_shape), eps=norm.eps)
+            self.gain, self.shift = norm.weight, norm.bias
+        else:
+            self.plain = norm(x)
+
+    def first(self) -> Tensor:
+        """The first token, normalised: [N, D]."""
+        return self.scaled(self.plain[:, 0])
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Plain tokens, or a weighed mean of some, as the norm would give them: [..., D]."""
+        scaled = z if self.gain is None else z * self.gain
+        return scaled if self.shift is None else scaled + self.shift
+
+
+def _folded(
+    tokens: _Normed, query: Tensor, weight: Tensor, bias: Tensor | None, of_scores: Tensor | None = None
+) -> Tensor:
     """Attention of one token without keys and values of all: [N, 1, H * d].
 
     Args:
-        y: [N, T, D].
+        tokens: [N, T, D].
         query: [N, H, d], scaled.
         weight: [2 * H * d, D], of keys and values; bias: [H * d], of values.
         of_scores: [H, T], added to them.
@@ -181,16 +210,16 @@ def _folded(y: Tensor, query: Tensor, weight: Tensor, bias: Tensor | None, of_sc
     heads, depth = query.shape[1:]
     w_key, w_value = weight.chunk(2)
     folded = torch.einsum("nhd,hdc->nhc", query, w_key.unflatten(0, (heads, depth)))
-    scores = folded @ y.transpose(1, 2)
+    folded = folded if tokens.gain is None else folded * tokens.gain  # the shift moves all scores alike
+    scores = folded @ tokens.plain.transpose(1, 2)
     shares = torch.softmax(scores if of_scores is None else scores + of_scores, dim=-1)
-    return _values(y, shares, w_value, bias, depth)
+    return _values(tokens.scaled(shares.to(tokens.plain.dtype) @ tokens.plain), w_value, bias, depth)
 
 
-def _values(y: Tensor, shares: Tensor, weight: Tensor, bias: Tensor | None, depth: int) -> Tensor:
-    """What shares [N, H, T] of `y` [N, T, D] come to by values of weight [G * d, D]: [N, 1, H * d]."""
+def _values(weighed: Tensor, weight: Tensor, bias: Tensor | None, depth: int) -> Tensor:
+    """Values of weight [G * d, D] of what each head has weighed, [N, H, D]: [N, 1, H * d]."""
     of_heads = [None if tensor is None else tensor.unflatten(0, (-1, depth)) for tensor in (weight, bias)]
-    if (groups := shares.shape[1] * depth // len(weight)) > 1:
+    if (groups := weighed.shape[1] * depth // len(weight)) > 1:
         of_heads = [None if tensor is None else tensor.repeat_interleave(groups, dim=0) for tensor in of_heads]
-    # [N, H, T] @ [N, T, D] -> [N, H, D] -> [N, H, d]
-    value = torch.einsum("nhc,hdc->nhd", shares.to(y.dtype) @ y, of_heads[0])
+    value = torch.einsum("nhc,hdc->nhd", weighed, of_heads[0])
     return (value if of_heads[1] is None else value + of_heads[1]).flatten(1)[:, None]

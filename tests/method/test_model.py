@@ -3,6 +3,8 @@
 import pytest
 import timm
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sptnet import create_model, create_prompt
 from sptnet.method.families import BackboneError
@@ -29,17 +31,52 @@ def plain_twin(model, name, options):
 )
 def test_prompted_tokens_and_class_token_block_are_exact(name, options):
     model = create_model(name, 3, 2, image_size=32, weights="none", backbone_options=options, head_hidden=32)
+    with torch.no_grad():
+        for parameter in model.parameters():  # gains of norms begin at 1, their shifts and most biases at 0
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     prompt = create_prompt("all", 32, 8, 1, 3)
     images = torch.randn(4, 3, 32, 32)
     twin = plain_twin(model, name, options)
     torch.testing.assert_close(model(images, prompt()).features, twin(images + prompt()), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model(images).features, twin(images), rtol=1e-5, atol=1e-5)
-    ours = torch.autograd.grad(model(images, prompt()).features.square().sum(), list(prompt.parameters()))
-    plain = torch.autograd.grad(twin(images + prompt()).square().sum(), list(prompt.parameters()))
+    parts = list(prompt.parameters())
+    trained, of_twin = ([*m.blocks[-1].parameters()] for m in (model.backbone, twin))
+    ours = torch.autograd.grad(model(images, prompt()).features.square().sum(), parts + trained)
+    plain = torch.autograd.grad(twin(images + prompt()).square().sum(), parts + of_twin)
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     both = model(images, prompt(), with_clean=True).logits
     torch.testing.assert_close(both, torch.cat([model(images).logits, model(images, prompt()).logits]))
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that is computed; a view of one that was there is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        there = {tensor.untyped_storage().data_ptr() for tensor in tree_leaves(args) if torch.is_tensor(tensor)}
+        for tensor in tree_leaves(out):
+            if torch.is_tensor(tensor) and tensor.untyped_storage().data_ptr() not in there:
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "beit_base_patch16_224"])
+def test_tokens_that_no_gradient_leads_to_are_not_differentiated(name):
+    model = create_model(name, 3, 2, image_size=32, weights="none", backbone_options=TINY, head_hidden=32)
+    with torch.no_grad():
+        tokens = model.trunk(torch.randn(64, 3, 32, 32))
+    with Largest() as forward:
+        out = model(tokens)
+        total = out.projections.sum() + out.logits.square().sum()
+    with Largest() as backward:
+        total.backward()
+    assert all(parameter.grad is not None for parameter in model.backbone.blocks[-1].parameters())
+    assert forward.elements == tokens.numel() > backward.elements
 
 
 def test_prompt_sizes_of_the_paper():

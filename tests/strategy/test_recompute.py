@@ -20,7 +20,7 @@ def gradients(spec):
     )  # fmt: skip
     passes = Counter()
     for number, block in enumerate(model.backbone.blocks):
-        block.norm1.register_forward_pre_hook(lambda *_, number=number: passes.update([number]))
+        block.norm2.register_forward_pre_hook(lambda *_, number=number: passes.update([number]))
     checkpoint_blocks(model, spec)
     generator = torch.Generator().manual_seed(0)
     images, prompt = (torch.randn(n, 3, 16, 16, generator=generator) for n in (3, 1))
