@@ -18,11 +18,11 @@ import torch
 from photographs import photographs
 from rich.console import Console
 from rich.table import Table
-from sptnet_shards import imagefolder
-from sptnet_shards.convert import Job, convert
-from sptnet_shards.images import Resize
-from sptnet_shards.plan import Settings
+from sptnet_shards.conversion.convert import Job, convert
+from sptnet_shards.conversion.images import Resize
+from sptnet_shards.conversion.plan import Settings
 from sptnet_shards.progress import ShardProgress
+from sptnet_shards.sources import imagefolder
 
 from sptnet.data.image import decode, resize_short_side
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from photographs import photographs
 from rich.console import Console
 from rich.table import Table
-from sptnet_shards.checks import check_source
+from sptnet_shards.conversion.checks import check_source
+from sptnet_shards.conversion.plan import Settings, plan, shard_counts
+from sptnet_shards.conversion.record import make_folder
+from sptnet_shards.conversion.scan import fingerprint, read_items, write_items
 from sptnet_shards.items import Item, Items
-from sptnet_shards.plan import Settings, plan, shard_counts
-from sptnet_shards.record import make_folder
-from sptnet_shards.scan import fingerprint, read_items, write_items
 from sptnet_shards.source import Folder, Source
 
 CLASSES = 1000

@@ -4,12 +4,23 @@ import argparse
 import os
 from pathlib import Path
 
-from sptnet_shards import aircraft, cifar, csv_list, cub, digits, discover, herbarium_19, imagefolder, imagenet, scars
-from sptnet_shards.discover import add_new
 from sptnet_shards.names import CONTACT_SHEET, SUFFIX
 from sptnet_shards.published import FORCED, PARTS
 from sptnet_shards.share import share as task_share
 from sptnet_shards.source import SourceCommand
+from sptnet_shards.sources import (
+    aircraft,
+    cifar,
+    csv_list,
+    cub,
+    digits,
+    discover,
+    herbarium_19,
+    imagefolder,
+    imagenet,
+    scars,
+)
+from sptnet_shards.sources.discover import add_new
 
 LARGEST_SIDE = 8192  # pixels of --resize
 

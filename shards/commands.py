@@ -10,22 +10,22 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from sptnet_shards import record
 from sptnet_shards.arguments import SOURCES
-from sptnet_shards.convert import Job, convert, finish_only
-from sptnet_shards.finish import Unfinished
-from sptnet_shards.images import Resize
-from sptnet_shards.index import finish_index, index
-from sptnet_shards.indexing import Indexing
+from sptnet_shards.conversion import record
+from sptnet_shards.conversion.convert import Job, convert, finish_only
+from sptnet_shards.conversion.finish import Unfinished
+from sptnet_shards.conversion.images import Resize
+from sptnet_shards.conversion.plan import Settings
 from sptnet_shards.names import CONTACT_SHEET
-from sptnet_shards.places import place_of
-from sptnet_shards.plan import Settings
 from sptnet_shards.progress import ShardProgress
 from sptnet_shards.protocol import deviation
 from sptnet_shards.published import PARTS
 from sptnet_shards.share import ALONE
 from sptnet_shards.show import classes_told, classes_without_samples, contact_sheet, table, under_way
 from sptnet_shards.source import Source, SourceCommand, SourceError
+from sptnet_shards.tars.index import finish_index, index
+from sptnet_shards.tars.indexing import Indexing
+from sptnet_shards.tars.places import place_of
 from sptnet_shards.verify import verify, verify_across
 
 from sptnet.data.files import write_whole

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from rich.table import Table
 from rich.text import Text
-from sptnet_shards.plan import PREFIX
-from sptnet_shards.record import MEMBERS, SUFFIX, read_conversion, recorded
+from sptnet_shards.conversion.plan import PREFIX
+from sptnet_shards.conversion.record import MEMBERS, SUFFIX, read_conversion, recorded
 
 from sptnet.data.files import open_regular, writer_of
 from sptnet.data.image import DecodeError

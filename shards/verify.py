@@ -8,11 +8,11 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from sptnet_shards.index import index_file
-from sptnet_shards.members import LONGEST_LABEL, label_of, split_member
 from sptnet_shards.share import ALONE, Share
 from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import IMAGE_MEMBERS, OpenTar, TarError
+from sptnet_shards.tars.index import index_file
+from sptnet_shards.tars.members import LONGEST_LABEL, label_of, split_member
 from sptnet_shards.workers import run_all
 
 from sptnet.data.files import file_sha256, open_regular, read_regular

@@ -8,10 +8,10 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
-from sptnet_shards import digits as digits_source
-from sptnet_shards import imagefolder
 from sptnet_shards.make_shards import main as make_shards
 from sptnet_shards.protocol import labelled_positions
+from sptnet_shards.sources import digits as digits_source
+from sptnet_shards.sources import imagefolder
 
 from sptnet.build import build_data
 from sptnet.config_file import load_config

@@ -85,7 +85,7 @@ def test_a_bug_of_ours_is_a_traceback(tmp_path, monkeypatch):
 
 
 def test_an_item_of_no_class_is_one_line():
-    from sptnet_shards.checks import check_source
+    from sptnet_shards.conversion.checks import check_source
 
     source = Source("made", ["a", "b"], 1, [Item("a", "1", 1), Item("c", "2", 1)], [], lambda where: b"")
     with pytest.raises(SourceError, match="of class 'c', which training does not have"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from made import accepted, encoded, long_png, photos, put, refused
 from PIL import Image
-from sptnet_shards.images import BadImage, Resize, keep
+from sptnet_shards.conversion.images import BadImage, Resize, keep
 
 from sptnet.data.augment import prepare
 from sptnet.data.image import DecodeError, decode, resize

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from made import encoded, put, refused
 from scipy.io import savemat
-from sptnet_shards import cifar, published
+from sptnet_shards import published
 from sptnet_shards.source import Source, SourceError
+from sptnet_shards.sources import cifar
 
 
 @pytest.mark.parametrize("name", published.PARTS)
@@ -131,7 +132,7 @@ def test_pickles(kind, tmp_path, capsys):
 
 
 def test_arrays_are_those_that_numpy_would_build(tmp_path):
-    from sptnet_shards.arrays import unpickled
+    from sptnet_shards.sources.arrays import unpickled
 
     for protocol in (2, 3, 4, 5):
         for array in (

@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 from made import accepted, encoded, put, refused, samples, tar_of
-from sptnet_shards import imagenet
 from sptnet_shards.source import SourceError
+from sptnet_shards.sources import imagenet
 
 from sptnet.data.manifest import KINDS, read_manifest
 

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from launching import contents
 from PIL import Image
 from sptnet_shards.make_shards import main
 
@@ -35,10 +36,6 @@ def photos(tmp_path_factory):
 
 def command(photos, out, *extra):
     return ["imagefolder", str(photos), str(out), "--old", "2", "--name", "photos", *extra]
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")

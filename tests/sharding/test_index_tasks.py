@@ -6,8 +6,11 @@ import re
 import shutil
 
 import pytest
-from sptnet_shards import commands, finish, places
+from launching import contents
+from sptnet_shards import commands
+from sptnet_shards.conversion import finish
 from sptnet_shards.make_shards import main
+from sptnet_shards.tars import places
 from test_same_bytes import png
 from test_tools import write_tar
 
@@ -27,10 +30,6 @@ def tars(tmp_path_factory):
             files += [(f"{i}.png", png(9 * number + i)), (f"{i}.cls", str((number + i) % 4).encode())]
         write_tar(root / name, files)
     return root
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

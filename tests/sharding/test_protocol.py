@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sptnet_shards.imagenet import chosen_classes
 from sptnet_shards.items import Item
 from sptnet_shards.protocol import class_split, deviation, labelled_positions
 from sptnet_shards.source import Source, SourceError
+from sptnet_shards.sources.imagenet import chosen_classes
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "labelled_subsets.json"
 SUBSETS = json.loads(REFERENCE.read_text())

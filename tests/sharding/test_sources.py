@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from sptnet_shards import aircraft, cifar, csv_list, cub, herbarium_19, imagenet, scars
 from sptnet_shards.arguments import SOURCES
 from sptnet_shards.make_shards import main
 from sptnet_shards.protocol import class_split
 from sptnet_shards.source import SourceError
+from sptnet_shards.sources import aircraft, cifar, csv_list, cub, herbarium_19, imagenet, scars
 
 
 def jpeg(value: int = 0) -> bytes:

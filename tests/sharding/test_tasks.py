@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
-from sptnet_shards import commands, convert, finish, record, scan
+from launching import contents
+from sptnet_shards import commands
+from sptnet_shards.conversion import convert, finish, record, scan
 from sptnet_shards.items import Item, Items
 from sptnet_shards.make_shards import main
 from sptnet_shards.share import Share, share
@@ -30,10 +32,6 @@ def photos(tmp_path_factory):
 
 def run(photos, out, *extra):
     return ["imagefolder", str(photos), str(out), "--old", "2", "--workers", "1", *extra]
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

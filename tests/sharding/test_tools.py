@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sptnet_shards import imagenet
 from sptnet_shards.make_shards import main
 from sptnet_shards.source import SourceError
+from sptnet_shards.sources import imagenet
 
 from sptnet.data.manifest import KINDS, read_manifest
 from sptnet.data.reader import ShardReader

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
-from sptnet_shards.record import FOLDER
+from sptnet_shards.conversion.record import FOLDER
 from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import StreamedTar
 

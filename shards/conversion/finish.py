@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sptnet_shards import record
-from sptnet_shards.checks import near_duplicates
-from sptnet_shards.duplicates import duplicates
-from sptnet_shards.plan import Planned, Settings
-from sptnet_shards.record import Conversion
+from sptnet_shards.conversion import record
+from sptnet_shards.conversion.checks import near_duplicates
+from sptnet_shards.conversion.duplicates import duplicates
+from sptnet_shards.conversion.plan import Planned, Settings
+from sptnet_shards.conversion.record import Conversion
+from sptnet_shards.conversion.writer import Written
 from sptnet_shards.source import Source, SourceError
-from sptnet_shards.writer import Written
 
 from sptnet.data.manifest import KINDS, MANIFEST, DatasetError, Manifest, Shards, Skipped, read_manifest, write_manifest
 

@@ -6,9 +6,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sptnet_shards.images import BadImage
+from sptnet_shards.conversion.images import BadImage
+from sptnet_shards.conversion.plan import Planned, Settings
 from sptnet_shards.items import UNKNOWN as UNKNOWN_CLASS
-from sptnet_shards.plan import Planned, Settings
 from sptnet_shards.source import Source, SourceError
 from webdataset import TarWriter
 

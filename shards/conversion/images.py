@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sptnet_shards.image_header import size_in_header
+from sptnet_shards.conversion.image_header import size_in_header
 from sptnet_shards.names import SUFFIX, ImageFormat
 
 from sptnet.data.image import DecodeError, check_size, decode, resize_short_side, to_pillow

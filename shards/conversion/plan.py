@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sptnet_shards.images import Resize, Transform, keep
+from sptnet_shards.conversion.images import Resize, Transform, keep
 from sptnet_shards.protocol import labelled_positions
 from sptnet_shards.source import Source, SourceError
 

@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sptnet_shards.discover import add_new, of_unknown
 from sptnet_shards.items import UNKNOWN, Columns
 from sptnet_shards.source import (
     LARGEST_LIST,
@@ -19,6 +18,7 @@ from sptnet_shards.source import (
     need_folder,
     old_first,
 )
+from sptnet_shards.sources.discover import add_new, of_unknown
 
 from sptnet.data.files import read_regular
 

@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from sptnet_shards import record
-from sptnet_shards.checks import check_source
-from sptnet_shards.finish import Converted, Unfinished, finish
-from sptnet_shards.plan import Planned, Settings, plan, shard_counts
+from sptnet_shards.conversion import record
+from sptnet_shards.conversion.checks import check_source
+from sptnet_shards.conversion.finish import Converted, Unfinished, finish
+from sptnet_shards.conversion.plan import Planned, Settings, plan, shard_counts
+from sptnet_shards.conversion.record import Conversion
+from sptnet_shards.conversion.scan import fingerprint, need_the_same_source, read_items, turn_to_scan, write_items
+from sptnet_shards.conversion.writer import Written, index_name, write_shard
 from sptnet_shards.published import check_published
-from sptnet_shards.record import Conversion
-from sptnet_shards.scan import fingerprint, need_the_same_source, read_items, turn_to_scan, write_items
 from sptnet_shards.share import ALONE, Share
 from sptnet_shards.source import Read, Source, SourceError
 from sptnet_shards.workers import run_all
-from sptnet_shards.writer import Written, index_name, write_shard
 
 from sptnet.data.files import file_sha256
 from sptnet.data.manifest import MANIFEST, DatasetError, Shard, read_manifest

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
+from sptnet_shards.conversion.plan import Planned
+from sptnet_shards.conversion.writer import Written
 from sptnet_shards.items import UNKNOWN
-from sptnet_shards.plan import Planned
 from sptnet_shards.source import Source
-from sptnet_shards.writer import Written
 
 
 def duplicates(planned: Sequence[Planned], written: Sequence[Written], source: Source) -> list[str]:

@@ -26,8 +26,8 @@ import torch
 from PIL import features
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from sptnet_shards.conversion.writer import Written
 from sptnet_shards.source import SourceError
-from sptnet_shards.writer import Written
 
 from sptnet.data.fields import STRICT, Count, Digest
 from sptnet.data.files import read_regular, remove_leftovers, write_once, write_whole

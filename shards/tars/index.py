@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sptnet_shards.checks import check_classes, near_duplicates
-from sptnet_shards.discover import of_unknown
-from sptnet_shards.finish import Converted, Unfinished, look
-from sptnet_shards.indexing import Indexing, check, claim, conversion_of, need_same
+from sptnet_shards.conversion.checks import check_classes, near_duplicates
+from sptnet_shards.conversion.finish import Converted, Unfinished, look
+from sptnet_shards.conversion.record import CONVERSION, FOLDER, LARGEST, MEMBERS
 from sptnet_shards.items import UNKNOWN, Items
-from sptnet_shards.members import Members, members_of, parsed
-from sptnet_shards.places import Place
 from sptnet_shards.progress import Scan
 from sptnet_shards.protocol import labelled_positions
-from sptnet_shards.record import CONVERSION, FOLDER, LARGEST, MEMBERS
 from sptnet_shards.share import ALONE, Share
 from sptnet_shards.source import Source, SourceError, need_classes
+from sptnet_shards.sources.discover import of_unknown
 from sptnet_shards.tar_members import IMAGE_MEMBERS
+from sptnet_shards.tars.indexing import Indexing, check, claim, conversion_of, need_same
+from sptnet_shards.tars.members import Members, members_of, parsed
+from sptnet_shards.tars.places import Place
 
 from sptnet.data.fields import LONGEST_NAME
 from sptnet.data.manifest import KINDS, LARGEST_MANIFEST, MANIFEST, Kind, Manifest, Shard, Shards, parse_manifest

@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sptnet_shards.conversion.record import FOLDER, ITEMS, SCANNING
 from sptnet_shards.items import Items
-from sptnet_shards.record import FOLDER, ITEMS, SCANNING
 from sptnet_shards.source import Read, Source, SourceError
 
 from sptnet.data.files import WRITING, open_regular, read_regular, replacing, temporary_of, writer_of

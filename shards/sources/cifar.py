@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from sptnet_shards import arrays
 from sptnet_shards.items import Item
 from sptnet_shards.published import FORCED
 from sptnet_shards.source import Source, SourceCommand, SourceError
+from sptnet_shards.sources import arrays
 
 from sptnet.data.files import read_regular
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from pydantic import TypeAdapter, ValidationError
-from sptnet_shards.places import Place
-from sptnet_shards.plan import Settings
-from sptnet_shards.record import CONVERSION, LARGEST, Conversion, difference
+from sptnet_shards.conversion.plan import Settings
+from sptnet_shards.conversion.record import CONVERSION, LARGEST, Conversion, difference
 from sptnet_shards.source import SourceError
+from sptnet_shards.tars.places import Place
 
 from sptnet.data.fields import is_file_name, name_fault
 from sptnet.data.manifest import MANIFEST

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json
 from sptnet_shards.items import UNKNOWN, Columns, Item, Items
-from sptnet_shards.places import Place
 from sptnet_shards.progress import Scan
 from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import IMAGE_MEMBERS, Member, StreamedTar, TarError
+from sptnet_shards.tars.places import Place
 
 from sptnet.data.files import LARGEST_IMAGE
 

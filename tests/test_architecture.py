@@ -1,0 +1,28 @@
+"""A folder of the code says in its docstring what is in it: nothing that is there is left out."""
+
+import re
+
+import pytest
+from launching import ROOT
+
+SAID_BY_ITS_NAME = {"sptnet/commands"}  # a file per command
+FOLDERS = sorted(
+    str(found.parent.relative_to(ROOT))
+    for top in ("sptnet", "shards")
+    for found in (ROOT / top).rglob("__init__.py")
+    if found.parent != ROOT / "sptnet"  # docs/architecture.md has that one
+)
+
+
+@pytest.mark.parametrize("folder", [name for name in FOLDERS if name not in SAID_BY_ITS_NAME])
+def test_a_folder_names_what_is_in_it(folder):
+    told = (ROOT / folder / "__init__.py").read_text()
+    there = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+    assert {name for name in there if not re.search(rf"\b{name}\b", told)} == set()
+
+
+def test_the_document_names_what_is_at_the_top():
+    told = (ROOT / "docs" / "architecture.md").read_text()
+    there = {path.name for path in (ROOT / "sptnet").glob("*.py")}
+    there |= {f"{path.parent.name}/" for path in (ROOT / "sptnet").glob("*/__init__.py")}
+    assert {name for name in there - {"__init__.py"} if name not in told} == set()
