@@ -1,4 +1,4 @@
-"""The command that users start runs with, and what a run has told."""
+"""The command that users start runs with, and what commands leave: what a run has told, the files of a folder."""
 
 import json
 import os
@@ -32,6 +32,11 @@ def losses(run, steps):
     told = [line for line in lines if "phase" in line]
     assert [line["step"] for line in told] == list(range(steps))
     return np.array([line["total"] for line in told])
+
+
+def contents(folder):
+    """Bytes of all files in a folder and below it, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def loaded_by(command_line, arguments):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from forked import Forked, ran
+from launching import contents
 
 from sptnet.cli import main
 from sptnet.data.augment import normalise
@@ -18,10 +19,6 @@ from sptnet.data.store import LocalStore
 from sptnet.trained import TrainedRun
 
 TINY = ["--backbone", "vit_tiny_patch16_224", "--weights", "none", "--image-size", "32"]
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from forked import Forked, ran
-from launching import ROOT
+from launching import ROOT, contents
 from PIL import Image
 
 import sptnet
@@ -39,10 +39,6 @@ def rows(out):
 def errors(out):
     with open(out / "errors.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
-
-
-def contents(out):
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")

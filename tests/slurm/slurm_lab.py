@@ -83,6 +83,17 @@ class Job:
         """What Slurm sends before the time limit."""
         self.lab.run("scancel", "--batch", "--signal=USR1", self.id)
 
+    def loses(self, node: str) -> None:
+        """Lose a node that it was asked to have, and finish on others."""
+        self.lab.run("scontrol", "update", f"JobId={self.id}", "ReqNodeList=", check=False)
+        self.lab.cluster("kill-node", node)
+        try:
+            self.until(lambda: self.show("Restarts") == "1")
+            self.lab.run("scontrol", "update", f"JobId={self.id}", "ReqNodeList=", check=False)
+            self.finished()
+        finally:
+            self.lab.start_node(node)
+
     def steps(self, stage: str = "sptnet") -> list[dict]:
         path = self.root / stage / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []

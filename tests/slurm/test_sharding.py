@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import contents
 from PIL import Image
 from slurm_lab import why_not
 from sptnet_shards.make_shards import main
@@ -29,10 +30,6 @@ def photos(tmp_path_factory):
             pixels = draws.integers(0, 256, (30, 40, 3), np.uint8)
             Image.fromarray(pixels).resize((800, 600)).save(root / name / f"{i:03d}.jpg", quality=90)
     return root
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import ENVIRONMENT, ROOT, launcher
+from launching import ENVIRONMENT, ROOT, launcher, losses
 from PIL import Image
 from sklearn.datasets import load_digits
 from slurm_lab import CLUSTER, Job, why_not
@@ -58,16 +58,9 @@ def whole(alone):
     return alone()
 
 
-def losses(root: Path, stage: str) -> np.ndarray:
-    lines = [json.loads(line) for line in (root / stage / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "phase" in line]
-    assert [line["step"] for line in steps] == list(range(STEPS))
-    return np.array([line["total"] for line in steps])
-
-
 def assert_the_same_run(root: Path, reference: Path) -> None:
     for stage in ("simgcd", "sptnet"):
-        np.testing.assert_allclose(losses(root, stage), losses(reference, stage), rtol=1e-5)
+        np.testing.assert_allclose(*(losses(path / stage, STEPS) for path in (root, reference)), rtol=1e-5)
         ours, theirs = (np.load(path / stage / "predictions.npz") for path in (root, reference))
         for protocol in ("unlabelled", "test"):
             assert np.array_equal(ours[f"{protocol}_uid"], theirs[f"{protocol}_uid"])
@@ -108,14 +101,7 @@ def test_asked_to_stop_in_either_phase_it_is_requeued_and_gives_the_same_numbers
 def test_a_node_is_lost_and_another_takes_its_place(lab, whole, digits, tmp_path):
     job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, options=("--nodelist=n2,n3",))
     job.until(lambda: job.in_phase("prompt", after=10))
-    lab.run("scontrol", "update", f"JobId={job.id}", "ReqNodeList=", check=False)
-    lab.cluster("kill-node", "n3")
-    try:
-        job.until(lambda: job.show("Restarts") == "1")
-        lab.run("scontrol", "update", f"JobId={job.id}", "ReqNodeList=", check=False)
-        job.finished()
-    finally:
-        lab.start_node("n3")
+    job.loses("n3")
     assert [sorted(nodes) for _, nodes in job.worlds()] == [["n2", "n3"], ["n1", "n2"]]
     assert_the_same_run(job.root, whole)
 
