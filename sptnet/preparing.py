@@ -15,10 +15,10 @@ from sptnet.data.order import BatchOrder
 from sptnet.data.store import Store
 from sptnet.data.tokens import Tokens
 from sptnet.method.schedule import Schedule
-from sptnet.run.checkpoint import CheckpointError, is_of_run, remove_from
+from sptnet.run.checkpoint import Facts, is_of_run, remove_from
 from sptnet.run.lock import RunLock
 from sptnet.run.provenance import describe, size_of
-from sptnet.run.resume import agree_where_to_continue, backbone_of, numbers_of, restore
+from sptnet.run.resume import agree_where_to_continue, backbone_of, facts_to_continue, numbers_of, restore
 from sptnet.run.saving import Saver
 from sptnet.run.signals import StopRequest
 from sptnet.run.throughput import Throughput, matmul_peak, work_of_steps
@@ -108,8 +108,11 @@ class Run:
 def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     """Everything of a run, put back to where it stood, and the header that says what it is; all ranks call it.
 
+    A run that cannot go on from its checkpoint is refused before tokens are made, which may take hours.
+
     Raises:
         StoppedError: asked to stop while tokens were made; what is made stays.
+        CheckpointError, RunError, DatasetError, ConfigError, PartsError: it cannot begin; the message says why.
     """
     store, order = build_data(config)
     schedule = build_schedule(config, order.steps_per_epoch)
@@ -122,45 +125,58 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     # all this is of the whole model: a strategy may take it apart
     numbers, backbone = numbers_of(config, store.manifest, model.statistics), backbone_of(config, model)
     size = size_of(model, prompt)
-    chosen = choose(
-        config, store, model, backbone["sha256"], accelerator.device, launch.precision,
-        schedule.total_steps * config.data.batch_size,
-    )  # fmt: skip
-    cache = None if isinstance(chosen, str) else chosen
-    if cache is not None:
-        make(cache, config, store, model, accelerator.device, stop.here)
-        if on_any_rank(stop.here(), accelerator.device):
-            raise StoppedError
-    model.round_tokens = stored_type(config, model)
-    row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
-    work = work_of_steps(model, prompt, images, row)
-    peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
-    choose_attention(model, accelerator.device, launch.precision, config.memory.micro_batches)
-    learner = assemble(config, accelerator, launch, model, prompt, schedule)
     continues, lock = agree_where_to_continue(config)
-    run = Run(
-        config, store, order, schedule, learner,
-        saver=Saver(config, learner, numbers, backbone),
-        throughput=Throughput(config.data.batch_size, launch.world_size, accelerator.device, work, peak),
-        replaced=ReplacedSamples(config.data.tolerate_bad_samples),
-        guard=NonFiniteGuard(config, scaled=launch.precision == "fp16"),
-        start=0, continues=continues, lock=lock, cache=cache,
-    )  # fmt: skip
-    if run.continues is not None:
-        saved = restore(run.continues, learner, numbers, backbone, config.resume.allow)
-        if saved.step > schedule.total_steps:
-            raise CheckpointError(
-                f"{run.continues} is of step {saved.step}, beyond the {schedule.total_steps} of this schedule: raise "
-                "schedule.epochs, or start anew with resume=none"
-            )
-        run.start, run.replaced.total = saved.step, int(saved.counters.get("bad_samples", 0))
-        run.guard.skipped = int(saved.counters.get("skipped_steps", 0))
-        run.guard.faulty = int(saved.counters.get("faulty_steps", run.guard.skipped))
-    if rank() == 0:
-        own = run.continues is not None and is_of_run(run.continues, Path(config.run))
-        remove_from(Path(config.run), run.start if own else -1)
-    header = describe(config, learner, store.manifest, order, size, run.continues)
+    try:
+        saved = None
+        if continues is not None:
+            saved = facts_to_continue(continues, config, numbers, backbone, launch.precision, schedule.total_steps)
+        looks = schedule.total_steps * config.data.batch_size
+        chosen = choose(config, store, model, backbone["sha256"], accelerator.device, launch.precision, looks)
+        cache = None if isinstance(chosen, str) else chosen
+        if cache is not None:
+            make(cache, config, store, model, accelerator.device, stop.here)
+            if on_any_rank(stop.here(), accelerator.device):
+                raise StoppedError
+        model.round_tokens = stored_type(config, model)
+        row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
+        work = work_of_steps(model, prompt, images, row)
+        peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
+        choose_attention(model, accelerator.device, launch.precision, config.memory.micro_batches)
+        learner = assemble(config, accelerator, launch, model, prompt, schedule)
+        run = Run(
+            config, store, order, schedule, learner,
+            saver=Saver(config, learner, numbers, backbone),
+            throughput=Throughput(config.data.batch_size, launch.world_size, accelerator.device, work, peak),
+            replaced=ReplacedSamples(config.data.tolerate_bad_samples),
+            guard=NonFiniteGuard(config, scaled=launch.precision == "fp16"),
+            start=0, continues=continues, lock=lock, cache=cache,
+        )  # fmt: skip
+        if saved is not None:
+            _go_on(run, saved)
+        _remove_what_is_left_behind(run)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    header = describe(config, learner, store.manifest, order, size, continues)
     if config.data.views is not None:
         told = chosen if isinstance(chosen, str) else chosen.where()
         header |= {"views": f"{config.data.views} of every image, known ones", "trunk cache": told}
     return run, header
+
+
+def _go_on(run: Run, saved: Facts) -> None:
+    """Put back what a checkpoint has: state, step, and what went wrong before it."""
+    assert run.continues is not None
+    restore(run.continues, saved, run.learner)
+    run.start, run.replaced.total = saved.step, int(saved.counters.get("bad_samples", 0))
+    run.guard.skipped = int(saved.counters.get("skipped_steps", 0))
+    run.guard.faulty = int(saved.counters.get("faulty_steps", run.guard.skipped))
+
+
+def _remove_what_is_left_behind(run: Run) -> None:
+    """The folder's checkpoints of later steps, which belong to a way that is not gone on; all where it starts anew."""
+    if rank() == 0:
+        folder = Path(run.config.run)
+        own = run.continues is not None and is_of_run(run.continues, folder)
+        remove_from(folder, run.start if own else -1)

@@ -32,8 +32,8 @@ TRAINING: tuple[Kind, ...] = ("labelled", "unlabelled")
 
 def make(
     cache: TrunkCache, config: Config, store: Store, model: PromptedViT, device: torch.device, asked: Callable[[], bool]
-) -> bool:
-    """Make what is missing, and wait until all of it is there for all ranks; all call it. False if asked to stop.
+) -> None:
+    """Make what is missing, and wait until all of it is there for all ranks; all call it. Asked to stop, it returns.
 
     Raises:
         PartsError: the cache cannot be written.
@@ -55,13 +55,12 @@ def make(
                 kind_source = ShardSource(store, [kind for kind in kinds if store.manifest.samples(kind)])
                 making = _Making(cache, kind_source, tokens_of, config, progress, stopped)
                 if not making.all_parts():
-                    return False
+                    return
     if others is not None:
         others.add("there", 1)
         patience = _Patience()
         while (there := others.add("there", 0)) < world_size() and not stopped():
             patience.wait(there, "the other ranks' trunk caches")
-    return not stopped()
 
 
 class _Patience:

@@ -99,6 +99,19 @@ def test_on_many_processes_the_same_files_and_the_same_losses(digits, uncached, 
     assert content(cache) == content(made / "cache")
 
 
+def test_a_run_that_cannot_go_on_is_told_before_tokens_are_made(digits, made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sptnet.preparing.make", lambda *_: pytest.fail("tokens are made"))
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    (run / "finished").unlink()
+    other = arguments(run, digits, tmp_path / "cache", "data.tokens=float32", "data.views=4")
+    for _ in range(2):  # the folder is let go of
+        assert main(other) == 1
+        assert "data.views was 3, is 4" in capsys.readouterr().err
+    shorter = arguments(run, digits, tmp_path / "cache", "schedule.epochs=3", "resume.allow=[schedule,data]")
+    assert main(shorter) == 1
+    assert "is of step 44, beyond the 33 of this schedule" in capsys.readouterr().err
+
+
 def test_training_from_the_cache_opens_no_shard(digits, made, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr("sptnet.data.store.LocalStore.open", lambda store, shard: opened.append(shard.file))

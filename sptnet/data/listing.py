@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,10 +35,13 @@ class ListingError(SptnetError, ValueError):
     on_all_ranks = True
 
 
-def images_below(root: Path) -> Iterator[bytes]:
+def images_below(root: Path, passed_over: Counter[str] | None = None) -> Iterator[bytes]:
     """Paths, relative to `root`, of files that are images by their suffix: sorted within every folder, its own first.
 
     Names that begin with a dot are left out; links to folders are not followed.
+
+    Args:
+        passed_over: counts files of other suffixes, by suffix, when all paths were taken.
 
     Raises:
         ListingError: a folder that cannot be read.
@@ -55,8 +59,11 @@ def images_below(root: Path) -> Iterator[bytes]:
             raise ListingError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from None
         pending += [os.path.join(below, name) for name, is_folder in reversed(there) if is_folder]
         for name, is_folder in there:
-            if not is_folder and os.path.splitext(os.fsdecode(name))[1].lower() in IMAGE_SUFFIXES:
+            suffix = os.path.splitext(os.fsdecode(name))[1].lower()
+            if not is_folder and suffix in IMAGE_SUFFIXES:
                 yield os.path.join(below, name)
+            elif not is_folder and passed_over is not None:
+                passed_over[suffix] += 1
 
 
 def images_named_by(path: Path) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ from typing import Any
 from sptnet.data.manifest import Manifest, read_manifest
 from sptnet.discover import stages
 from sptnet.discover.children import Children
-from sptnet.discover.choices import choices_of, keep, look_at_machine
+from sptnet.discover.choices import choices_of, keep, look_at_files, look_at_machine
 from sptnet.discover.closing import say_goodbye, told_apart
 from sptnet.discover.kept import Estimated, read_kept
 from sptnet.discover.planning import planned
@@ -30,10 +30,11 @@ def discover(request: Request, hours: float, processes: int | None) -> None:
     remarks = check(request)
     begin_parts(request.out / "discover.json", request.says())
     with Children(request.out) as children:
-        choices = choices_of(request)
+        files = look_at_files(request)
+        choices = choices_of(request, files)
         machine = look_at_machine(request, processes, choices["precision"])
         journey = Journey(request, hours, machine, children, 9 + (request.new is None))
-        for remark in remarks:
+        for remark in (*remarks, files.left_out()):
             journey.warn(remark)
         journey.take(stages.shards(request, choices["resize"]))
         manifest = read_manifest(request.out / "shards")

@@ -93,25 +93,28 @@ def agree_where_to_continue(config: Config) -> tuple[Path | None, RunLock | None
     return (Path(text) if text else None), lock
 
 
-def restore(
-    path: Path, learner: Learner, numbers: dict[str, Any], backbone: dict[str, str], allow: Sequence[str]
+def facts_to_continue(
+    path: Path, config: Config, numbers: dict[str, Any], backbone: dict[str, str], precision: str, total_steps: int
 ) -> Facts:
-    """Put a checkpoint's state into a learner; rank 0 reads it and sends it to the others.
+    """What a checkpoint says of itself, on all ranks, where a run may go on from it.
 
     Args:
-        numbers, backbone: of this run, compared with the checkpoint's.
-        allow: dotted keys, or sections, that may differ.
+        config: `resume.allow` has dotted keys, or sections, that may differ.
+        numbers, backbone, precision: of this run, compared with the checkpoint's.
+        total_steps: of its schedule.
 
     Raises:
-        CheckpointError: a damaged checkpoint, or one whose run had other numbers; the message lists the differences.
+        CheckpointError: a damaged checkpoint, one whose run had other numbers (the message lists the differences), or
+            one beyond the schedule.
     """
-    facts, _ = _on_all_ranks(lambda: (read_facts(path), {}), learner.strategy.device)
+    allow = config.resume.allow
+    facts, _ = _on_all_ranks(lambda: (read_facts(path), {}), torch.device("cpu"))
     told = [f"{key} was {old!r}, is {new!r}" for key, old, new in _differences(facts.numbers, numbers, allow)]
     if facts.backbone["sha256"] != backbone["sha256"] and "backbone" not in allow:
         told.append(f"backbone was {facts.backbone['source']}, is {backbone['source']}, and their weights differ")
-    before, now = facts.written_by.get("precision", "no"), learner.strategy.launch.precision
-    if before != now and "precision" not in allow:
-        told.append(f"precision was {before}, is {now} (--mixed_precision of accelerate launch)")
+    before = facts.written_by.get("precision", "no")
+    if before != precision and "precision" not in allow:
+        told.append(f"precision was {before}, is {precision} (--mixed_precision of accelerate launch)")
     wrote, ranks = facts.written_by.get("world_size", world_size()), world_size()
     if numbers["loss.scope"] == "local" and wrote != ranks and "world_size" not in allow:
         told.append(f"world_size was {wrote}, is {ranks}, by which loss.scope=local compares other images")
@@ -120,6 +123,20 @@ def restore(
             f"{path} is of a run with other numbers: {'; '.join(told)}. Name in resume.allow what may differ, or start "
             "anew with resume=none"
         )
+    if facts.step > total_steps:
+        raise CheckpointError(
+            f"{path} is of step {facts.step}, beyond the {total_steps} of this schedule: raise schedule.epochs, or "
+            "start anew with resume=none"
+        )
+    return facts
+
+
+def restore(path: Path, facts: Facts, learner: Learner) -> None:
+    """Put a checkpoint's state into a learner; rank 0 reads it and sends it to the others.
+
+    Raises:
+        CheckpointError: it is damaged, or of another model.
+    """
     _, tensors = _on_all_ranks(lambda: (facts, read_tensors(path, facts)), learner.strategy.device)
     try:
         learner.strategy.load_trained_state(tensors)
@@ -133,7 +150,6 @@ def restore(
             scaler.load_state_dict({**scaler.state_dict(), **scaling})
     except KeyError as error:
         raise CheckpointError(f"{path} has no tensor {error}: it is of another model") from None
-    return facts
 
 
 def _on_all_ranks(
