@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
-# one process per GPU; without a GPU two processes on the CPU
-PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)" 2>/dev/null || echo 2)
+# one process per GPU, as many as deal the quickstart's 128 images evenly; without a GPU two processes on the CPU
+PROCESSES ?= $(shell $(BIN)/python -c "import torch; print(1 << (torch.cuda.device_count() or 2).bit_length() - 1)" \
+    2>/dev/null || echo 2)
 LAUNCH = $(BIN)/accelerate launch --config_file launch/ddp.yaml --num_processes $(PROCESSES)
 
-.PHONY: quickstart test test-all soak test-slurm test-browser lint bench clean
+.PHONY: install quickstart test test-all soak test-slurm test-browser lint bench clean
 .DELETE_ON_ERROR:
+
+install: .venv/run  ## sptnet and what it needs into .venv, nothing else
 
 quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/finished  ## shard digits, train SimGCD then SPTNet, look
 	@$(BIN)/sptnet report $(RUN)/kmeans $(RUN)/simgcd $(RUN)/sptnet --html $(RUN)/page.html

@@ -18,6 +18,8 @@ ARMS: dict[str, list[str]] = {
     RECIPE: [],
     "2 views": ["data.views=2"],
     "8 views": ["data.views=8"],
+    "2 views, rate 0.1": ["data.views=2", "optimizer.lr=0.1"],
+    "8 views, rate 0.1": ["data.views=8", "optimizer.lr=0.1"],
     "16 views": ["data.views=16"],
     "50 epochs": ["schedule.epochs=50", "loss.teacher_warmup_epochs=15"],
     "200 epochs": ["schedule.epochs=200", "loss.teacher_warmup_epochs=60"],

@@ -57,6 +57,8 @@ experiment() {  # NAME [section.key=value ...]
   check "$name"
   case $STRATEGY in
     ddp | single) ;;
+    hsdp) [[ $SLURM_JOB_NUM_NODES -gt 1 && $PROCESSES -gt 1 ]] || stop "STRATEGY=hsdp shards on every node and" \
+      "copies from node to node: it needs two nodes or more, of two processes or more; fsdp2 does not" ;;
     *) [ $((SLURM_JOB_NUM_NODES * PROCESSES)) -gt 1 ] || stop "STRATEGY=$STRATEGY needs more than one process" ;;
   esac
   root=$RUNS/$name/seed-$seed
@@ -163,12 +165,15 @@ on_node() {  # CONFIG [section.key=value ...]
   export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=110
   # shards behind a URL are kept on the node's own disk; what the user says comes later, and wins
   set -- "$1" "data.remote.cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/sptnet-${USER:-$(id -un)}" "${@:2}"
+  local sizes=()
+  [ "$STRATEGY" != hsdp ] || sizes=(--parallelism_config_dp_replicate_size "$SLURM_JOB_NUM_NODES" \
+    --parallelism_config_dp_shard_size "$PROCESSES")
   if [ "$total" -eq 1 ]; then  # no launcher: it would not pass USR1 on
     ACCELERATE_MIXED_PRECISION=$PRECISION exec "$BIN/python" -m sptnet train "$@"
   fi
   exec "$BIN/accelerate" launch --config_file "launch/$STRATEGY.yaml" --mixed_precision "$PRECISION" \
     --num_machines "$SLURM_JOB_NUM_NODES" --num_processes "$total" --machine_rank "$SLURM_NODEID" \
-    --main_process_ip "$address" --main_process_port "$port" \
+    --main_process_ip "$address" --main_process_port "$port" ${sizes[@]+"${sizes[@]}"} \
     -m sptnet train "$@"
 }
 

@@ -59,7 +59,7 @@ class DataConfig(Section):
     """Which shards, and how they become batches."""
 
     root: PathText
-    """A folder made by shards/make_shards.py, or an fsspec URL of one (s3://, gs://, https://)."""
+    """A folder made by sptnet-shards, or an fsspec URL of one (s3://, gs://, https://)."""
     remote: RemoteConfig = RemoteConfig()
     batch_size: int = Field(128, gt=0, le=2**24)
     """Images of the global batch, half of them labelled."""

@@ -29,10 +29,10 @@ from sptnet.run.folder import METRICS, RunError, read_config, writing
 from sptnet.run.model_file import load_model
 from sptnet.run.predictions import PredictionParts, save_predictions
 from sptnet.run.progress import Progress
-from sptnet.strategy.base import Strategy, parameter_groups
+from sptnet.strategy.base import Strategy
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
-from sptnet.strategy.create import create_strategy
+from sptnet.strategy.create import create_evaluator
 from sptnet.strategy.kernels import choose_kernels
 
 PROTOCOLS: tuple[Kind, Kind] = ("unlabelled", "test")
@@ -182,9 +182,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, d
         raise RunError(f"{config.data.root} has other classes than {folder} was trained with: give its own data.root")
     if facts.precision is not None:
         launch = launch._replace(precision=facts.precision)
-    strategy = create_strategy(
-        accelerator, launch, model, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1, config.memory.frozen_blocks
-    )
+    strategy = create_evaluator(accelerator, launch, model, config.memory.frozen_blocks)
     if prompt is not None:
         prompt.to(accelerator.device)
     with Progress(f"evaluate {folder}", active=rank() == 0) as progress:

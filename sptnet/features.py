@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,10 +21,10 @@ from sptnet.data.manifest import KINDS, DatasetError
 from sptnet.data.store import Store, open_store
 from sptnet.method.model import Outputs
 from sptnet.run.parts import ImageProgress, begin_parts, write_part
-from sptnet.strategy.base import Strategy, parameter_groups
+from sptnet.strategy.base import Strategy
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import StrategyError, connect
-from sptnet.strategy.create import create_strategy
+from sptnet.strategy.create import create_evaluator
 from sptnet.strategy.kernels import choose_kernels, kernels_told
 from sptnet.trained import Encoder
 
@@ -48,9 +47,7 @@ def forward_on_ranks(encoder: Encoder) -> tuple[Forward, Strategy]:
     accelerator, launch = connect(TIMEOUT_S)
     if launch.strategy not in ("single", "ddp"):
         raise StrategyError(f"every process has a copy of the model here, not {launch.strategy}: use launch/ddp.yaml")
-    strategy = create_strategy(
-        accelerator, launch, encoder.module, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1
-    )
+    strategy = create_evaluator(accelerator, launch, encoder.module)
     choose_kernels(strategy.device, *encoder.kernels)
     strategy.module.eval()
     prompt = None if encoder.prompt is None else encoder.prompt.to(strategy.device)

@@ -89,7 +89,7 @@ def share_of(
         unit, own = F.normalize(leaves[0], dim=1), leaves[1]
         known = _known(targets, labelled, place)
         log_sum = log_sum_of_predictions(own, loss.student_temperature)
-        told, of_batch = _told_by_all(leaves, [unit, known, log_sum], said, whole)
+        (used, finite, asked), of_batch = _told_by_all(leaves, [unit, known, log_sum], said, whole)
         # every other row is labelled where all slices are laid end to end in the order of slots, or begin alike
         in_turn = labelled is None and (whole or images % LABELLED_STRIDE == 0)
         batch = _batch_of(of_batch, images, LABELLED_STRIDE if in_turn else 1, whole)
@@ -98,7 +98,6 @@ def share_of(
         of_unit, terms, fault = _by_contrast(loss, unit, mine, batch, ranks, whole)
         gradients = torch.autograd.grad([unit, value], leaves, [of_unit, torch.ones_like(value)])
     of_projections, of_logits = (gradient if whole else gradient / ranks for gradient in gradients)
-    used, finite, asked = told
     return Share(
         GCDTerms(loss.weighted(*terms), *terms), (of_projections, of_logits), fault + (~finite).sum(), ~finite,
         asked.sum(0), used.any(0),

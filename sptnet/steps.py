@@ -28,7 +28,7 @@ from sptnet.strategy.collectives import summed
 Forward = Callable[[Tensor], Outputs]  # [V, b, 3, H, W] -> outputs of 2b images, view-major
 PROJECTIONS, LOGITS = 1, 2  # fields of Outputs
 HALVES = 2  # of a batch's outputs: two views, or an image and its prompted copy
-IMAGES_NDIM = 5  # of views, [V, b, 3, H, W]; tokens have one fewer
+VIEWS_NDIM = 5  # of views, [V, b, 3, H, W]; tokens have one fewer
 
 
 class Flags(NamedTuple):
@@ -147,7 +147,7 @@ class Learner:
         self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said
     ) -> tuple[Share, Tensor]:
         prompt = None if self.prompt is None else self.prompt().detach()
-        frozen = self.strategy.module.train_from_block > 0 and pieces[0].ndim == IMAGES_NDIM
+        frozen = self.strategy.module.train_from_block > 0 and pieces[0].ndim == VIEWS_NDIM
         if len(pieces) > 1 and frozen and self.strategy.parts_trunk:
             # [2 * p, T, D] view-major -> [2, p, T, D]
             kept = [self.strategy.forward_trunk(*_looked_at(piece, prompt)) for piece in pieces]

@@ -315,7 +315,7 @@ def read_manifest(root: Path, look: bool = True) -> Manifest:
             manifest = load_manifest(file, str(path))
     except FileNotFoundError:
         raise DatasetError(
-            f"{root} holds no dataset ({MANIFEST} is missing): make one with shards/make_shards.py"
+            f"{root} holds no dataset ({MANIFEST} is missing): make one with sptnet-shards"
         ) from None
     except OSError as error:
         raise unreadable(f"{path} cannot be read", error) from None

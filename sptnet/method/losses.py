@@ -166,7 +166,7 @@ class GCDLoss:
     def __call__(
         self, projections: Tensor, logits: Tensor, targets: Tensor, labelled: Tensor, teacher_temperature: float
     ) -> GCDTerms:
-        """Compute the objective of a batch that is all here.
+        """Compute the objective of a batch that is all here; training computes the same by rows (sptnet/objective.py).
 
         Args:
             projections: [2B, D], the first views of the batch, then the second ones.

@@ -8,7 +8,7 @@ from torch import nn
 
 from sptnet.config_sections import FrozenBlocks
 from sptnet.method.model import PromptedViT
-from sptnet.strategy.base import Strategy
+from sptnet.strategy.base import Strategy, parameter_groups
 from sptnet.strategy.connect import LaunchSettings, StrategyError
 from sptnet.strategy.fsdp import FSDPStrategy
 from sptnet.strategy.plain import PlainStrategy
@@ -50,3 +50,12 @@ def create_strategy(
         wanted = WRAPPERS[launch.strategy]
         raise StrategyError(f"{launch.strategy} was asked for, which makes a {wanted}, not a {strategy.wrapper}")
     return strategy
+
+
+def create_evaluator(
+    accelerator: Accelerator, launch: LaunchSettings, model: PromptedViT, frozen_blocks: FrozenBlocks = "auto"
+) -> Strategy:
+    """The same for a model that is not trained: strategies insist on an optimizer, and this one never steps."""
+    return create_strategy(
+        accelerator, launch, model, lambda m: torch.optim.SGD(parameter_groups(m, 0.0)), 1, frozen_blocks
+    )
