@@ -18,7 +18,7 @@
 #   sptnet train    finishes its step on all ranks, writes a checkpoint, exits with 75
 #   batch shell     reads what the ranks noted ($SPTNET_OUTCOME), and requeues the job, which continues where it stood
 # Where Slurm itself ends the job (a node is gone, scancel, preemption without a signal), it decides what comes next.
-set -uo pipefail
+set -uo pipefail  # bash before 4.4 takes an empty array for an unset one: ${a[@]+"${a[@]}"}
 STRATEGY=${STRATEGY:-ddp} PRECISION=${PRECISION:-no} RUNS=${RUNS:-runs} RESTARTS=${RESTARTS:-3}
 BIN=${SPTNET_BIN:-.venv/bin} PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
 [ "$PROCESSES" != 0 ] || PROCESSES=1  # so Slurm says that a node has no GPU
@@ -68,9 +68,9 @@ experiment() {  # NAME [section.key=value ...]
   say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST: $name, seed $seed, $STRATEGY," \
     "$SLURM_JOB_NUM_NODES x $PROCESSES processes, precision $PRECISION"
   settings_of simgcd "$@"
-  stage "configs/${name}_simgcd.yaml" "$root/simgcd" "${settings[@]}" "seed=$seed"
+  stage "configs/${name}_simgcd.yaml" "$root/simgcd" ${settings[@]+"${settings[@]}"} "seed=$seed"
   settings_of sptnet "$@"
-  stage "configs/$name.yaml" "$root/sptnet" "${settings[@]}" "seed=$seed" "init=$root/simgcd"
+  stage "configs/$name.yaml" "$root/sptnet" ${settings[@]+"${settings[@]}"} "seed=$seed" "init=$root/simgcd"
   "$BIN/sptnet" report "$root/simgcd" "$root/sptnet"
 }
 

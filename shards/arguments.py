@@ -109,7 +109,9 @@ def _add_conversion(command: argparse.ArgumentParser) -> None:
         "--shard-mb", type=positive, default=256, help="about how large a shard becomes (default: %(default)s MB)"
     )
     kept = command.add_mutually_exclusive_group()
-    kept.add_argument("--keep", action="store_true", help="copy the image bytes untouched (the default)")
+    kept.add_argument(
+        "--keep", action="store_true", help="copy the image bytes untouched, BMP, GIF and TIFF as PNG (the default)"
+    )
     kept.add_argument("--resize", type=side, metavar="PIXELS", help="store images with this short side (bicubic)")
     command.add_argument("--format", choices=list(SUFFIX), help="of --resize (default: jpeg)")
     command.add_argument("--quality", type=quality, help="of --resize, for JPEG and WebP (default: 95)")

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from sptnet_shards.items import Item, Items
 from sptnet_shards.progress import Scan
 
-from sptnet.data.files import LARGEST_IMAGE, read_regular
+from sptnet.data.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, read_regular
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 TAKEN = ", ".join(sorted(IMAGE_SUFFIXES))
-NO_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows puts into folders
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
 Read = Callable[[str], bytes]

@@ -1,6 +1,7 @@
 """A run before its first step: its parts, put back to where it stood."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,7 @@ class Run:
 def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     """Everything of a run, put back to where it stood, and the header that says what it is; all ranks call it.
 
-    A run that cannot go on from its checkpoint is refused before tokens are made, which may take hours.
+    A run that cannot go on from its checkpoint is told so before tokens are made, which may take hours.
 
     Raises:
         StoppedError: asked to stop while tokens were made; what is made stays.
@@ -125,44 +126,54 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     # all this is of the whole model: a strategy may take it apart
     numbers, backbone = numbers_of(config, store.manifest, model.statistics), backbone_of(config, model)
     size = size_of(model, prompt)
-    continues, lock = agree_where_to_continue(config)
-    try:
-        saved = None
-        if continues is not None:
-            saved = facts_to_continue(continues, config, numbers, backbone, launch.precision, schedule.total_steps)
-        looks = schedule.total_steps * config.data.batch_size
-        chosen = choose(config, store, model, backbone["sha256"], accelerator.device, launch.precision, looks)
-        cache = None if isinstance(chosen, str) else chosen
-        if cache is not None:
-            make(cache, config, store, model, accelerator.device, stop.here)
-            if on_any_rank(stop.here(), accelerator.device):
-                raise StoppedError
-        model.round_tokens = stored_type(config, model)
-        row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
-        work = work_of_steps(model, prompt, images, row)
-        peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
-        choose_attention(model, accelerator.device, launch.precision, config.memory.micro_batches)
-        learner = assemble(config, accelerator, launch, model, prompt, schedule)
+
+    def saved_in(checkpoint: Path | None) -> Facts | None:
+        if checkpoint is None:
+            return None
+        return facts_to_continue(checkpoint, config, numbers, backbone, launch.precision, schedule.total_steps)
+
+    looks = schedule.total_steps * config.data.batch_size
+    chosen = choose(config, store, model, backbone["sha256"], accelerator.device, launch.precision, looks)
+    cache = None if isinstance(chosen, str) else chosen
+    if cache is not None:
+        with ExitStack() as held:  # and let go of: what a lost node still makes must not shut out who comes for it
+            saved_in(_agree_where_to_continue(config, held)[0])
+        make(cache, config, store, model, accelerator.device, stop.here)
+        if on_any_rank(stop.here(), accelerator.device):
+            raise StoppedError
+    model.round_tokens = stored_type(config, model)
+    row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
+    work = work_of_steps(model, prompt, images, row)
+    peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
+    choose_attention(model, accelerator.device, launch.precision, config.memory.micro_batches)
+    learner = assemble(config, accelerator, launch, model, prompt, schedule)
+    with ExitStack() as held:
+        checkpoint, lock = _agree_where_to_continue(config, held)
         run = Run(
             config, store, order, schedule, learner,
             saver=Saver(config, learner, numbers, backbone),
             throughput=Throughput(config.data.batch_size, launch.world_size, accelerator.device, work, peak),
             replaced=ReplacedSamples(config.data.tolerate_bad_samples),
             guard=NonFiniteGuard(config, scaled=launch.precision == "fp16"),
-            start=0, continues=continues, lock=lock, cache=cache,
+            start=0, continues=checkpoint, lock=lock, cache=cache,
         )  # fmt: skip
-        if saved is not None:
+        if (saved := saved_in(checkpoint)) is not None:
             _go_on(run, saved)
         _remove_what_is_left_behind(run)
-    except BaseException:
-        if lock is not None:
-            lock.release()
-        raise
-    header = describe(config, learner, store.manifest, order, size, continues)
+        header = describe(config, learner, store.manifest, order, size, checkpoint)
+        held.pop_all()
     if config.data.views is not None:
         told = chosen if isinstance(chosen, str) else chosen.where()
         header |= {"views": f"{config.data.views} of every image, known ones", "trunk cache": told}
     return run, header
+
+
+def _agree_where_to_continue(config: Config, held: ExitStack) -> tuple[Path | None, RunLock | None]:
+    """The checkpoint to go on from, on all ranks, and rank 0's lock, which `held` releases unless it is emptied."""
+    checkpoint, lock = agree_where_to_continue(config)
+    if lock is not None:
+        held.callback(lock.release)
+    return checkpoint, lock
 
 
 def _go_on(run: Run, saved: Facts) -> None:

@@ -29,6 +29,7 @@ from sptnet.strategy.kernels import kernels_told
 
 DEFAULT = Path("~/.cache/sptnet/tokens")
 CODE = 1  # raise it where the tokens of the same views become others
+SHORTCUT = 2  # likewise of the last block, which is of the trunk where nothing of the backbone is trained
 BLOCK = 32  # images of a forward pass, a view at a time; another number may round differently
 TRIAL = 8  # images of the forward passes that are timed
 PASSES = 4
@@ -115,9 +116,11 @@ def _look(
 ) -> TrunkCache:
     shape, seconds = _try(config, model, device, precision)
     mean, std = model.statistics
+    whole_backbone = model.train_from_block == len(model.backbone.blocks)
     fingerprint = {
-        "schema": SCHEMA, "code": CODE, "dataset": store.manifest.digest(), "weights": weights,
-        "backbone": config.model.backbone, "options": config.model.backbone_options, "block": model.train_from_block,
+        "schema": SCHEMA, "code": [CODE, SHORTCUT] if whole_backbone else CODE,
+        "dataset": store.manifest.digest(), "weights": weights, "backbone": config.model.backbone,
+        "options": config.model.backbone_options, "block": model.train_from_block,
         "image_size": model.image_size, "augment": config.data.augment, "crop": CROP_RATIO, "mean": list(mean),
         "std": list(std), "views": shape.views, "dtype": shape.dtype, "precision": precision, "device": device.type,
         "images": BLOCK, **kernels_told(device, config.matmul_precision, config.deterministic),

@@ -1,6 +1,7 @@
 """A folder of the code says in its docstring what is in it: nothing that is there is left out."""
 
 import re
+import tomllib
 
 import pytest
 from launching import ROOT
@@ -22,7 +23,25 @@ def test_a_folder_names_what_is_in_it(folder):
 
 
 def test_the_document_names_what_is_at_the_top():
-    told = (ROOT / "docs" / "architecture.md").read_text()
+    told = (ROOT / "docs" / "architecture.md").read_text().split("```")[1]
     there = {path.name for path in (ROOT / "sptnet").glob("*.py")}
     there |= {f"{path.parent.name}/" for path in (ROOT / "sptnet").glob("*/__init__.py")}
     assert {name for name in there - {"__init__.py"} if name not in told} == set()
+
+
+def test_shards_are_forbidden_all_that_is_not_the_format_and_images():
+    may_know = {
+        "sptnet", "sptnet.errors", "sptnet.names", "sptnet.data",
+        *(f"sptnet.data.{name}" for name in ("exif", "fields", "files", "image", "keyed", "manifest", "paths",
+                                             "shard_index", "shard_lines", "shard_list", "sheet")),
+    }  # fmt: skip
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (forbidden,) = (
+        set(contract["forbidden_modules"])
+        for contract in contracts
+        if contract.get("source_modules") == ["sptnet_shards"]
+    )
+    there = {f"sptnet.{path.stem}" for path in (ROOT / "sptnet").iterdir() if path.suffix == ".py" or path.is_dir()}
+    there |= {f"sptnet.data.{path.stem}" for path in (ROOT / "sptnet" / "data").glob("*.py")}
+    there = {name for name in there if not name.endswith(("__init__", "__pycache__"))}
+    assert there - forbidden <= may_know

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from typing import NamedTuple
 
+from PIL import Image
 from sptnet_shards.conversion.image_header import size_in_header
 from sptnet_shards.names import SUFFIX, ImageFormat
 
@@ -28,12 +29,12 @@ Transform = Callable[[bytes], Member]
 
 
 def keep(encoded: bytes) -> Member:
-    """The bytes untouched; the type is told by content, not by name.
+    """The bytes untouched; what is neither JPEG nor PNG nor WebP, by its content, as a PNG of the pixels that it has.
 
     A whole file is known by its first and last bytes, which costs nothing; whatever looks otherwise is decoded to see.
 
     Raises:
-        BadImage: it does not decode, it is neither JPEG nor PNG nor WebP, or it is out of all proportion.
+        BadImage: it does not decode, or is out of all proportion.
     """
     if encoded.startswith(JPEG_START):
         suffix, whole = "jpg", encoded.endswith(JPEG_END)
@@ -45,15 +46,32 @@ def keep(encoded: bytes) -> Member:
         suffix, whole = "", False
     size = size_in_header(encoded, suffix) if whole else None
     try:
-        if size is None:
-            decode(encoded)
-        else:
+        if size is not None:
             check_size(*size)
+        else:
+            pixels = decode(encoded)
+            if not suffix:
+                return _stored(to_pillow(pixels), "png")
     except DecodeError as error:
         raise BadImage(f"does not decode: {error}") from None
-    if not suffix:
-        raise BadImage("is neither JPEG nor PNG nor WebP: convert it, or store it anew with --resize")
     return Member(suffix, encoded)
+
+
+def _stored(image: Image.Image, image_format: ImageFormat, quality: int = 0) -> Member:
+    """Encoded anew; raises BadImage where the format cannot hold one of this size."""
+    written = io.BytesIO()
+    try:
+        if image_format == "png":
+            image.save(written, "PNG")
+        elif image_format == "webp":
+            image.save(written, "WEBP", quality=quality)
+        else:
+            # full colour resolution: halving it costs more accuracy than it saves bytes at these qualities
+            image.save(written, "JPEG", quality=quality, subsampling=0)
+    except (OSError, ValueError, MemoryError) as error:  # WebP ends at 16,383 pixels, JPEG at 65,535
+        size = f"{image.width} x {image.height}"
+        raise BadImage(f"cannot be stored as {image_format} of {size} pixels: {error}") from None
+    return Member(SUFFIX[image_format], written.getvalue())
 
 
 class Resize:
@@ -72,19 +90,7 @@ class Resize:
             image = to_pillow(resize_short_side(decode(encoded), self.size))
         except DecodeError as error:
             raise BadImage(f"does not decode: {error}") from None
-        written = io.BytesIO()
-        try:
-            if self.image_format == "png":
-                image.save(written, "PNG")
-            elif self.image_format == "webp":
-                image.save(written, "WEBP", quality=self.quality)
-            else:
-                # full colour resolution: halving it costs more accuracy than it saves bytes at these qualities
-                image.save(written, "JPEG", quality=self.quality, subsampling=0)
-        except (OSError, ValueError, MemoryError) as error:  # WebP ends at 16,383 pixels, JPEG at 65,535
-            size = f"{image.width} x {image.height}"
-            raise BadImage(f"cannot be stored as {self.image_format} of {size} pixels: {error}") from None
-        return Member(SUFFIX[self.image_format], written.getvalue())
+        return _stored(image, self.image_format, self.quality)
 
     def recorded(self) -> dict[str, object]:
         """What the manifest says of it."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from sptnet_shards.items import Items
 from sptnet_shards.source import (
-    IMAGE_SUFFIXES,
     TAKEN,
     Folder,
     Source,
@@ -17,6 +16,8 @@ from sptnet_shards.source import (
     need_folder,
     old_first,
 )
+
+from sptnet.data.files import IMAGE_SUFFIXES
 
 # what parts of a dataset are called elsewhere; beside class folders, and as one, each is a mistake
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}

@@ -24,6 +24,6 @@ What is computed once over many images, and kept:
     tokens        what enters the first trained block cache_room  room for it among others
     sheet         contact sheets
 
-Imports nothing of `sptnet` but `errors` and `names`. `manifest`, `keyed`, `image`, `sheet` and what these stand on are
-all that `shards/` may know. Begin with `order.py`.
+Imports nothing of `sptnet` but `errors` and `names`. `manifest`, `shard_index`, `paths`, `keyed`, `image`, `sheet` and
+what these stand on are all that `shards/` may know. Begin with `order.py`.
 """

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 LARGEST_IMAGE = 2**29  # bytes of an encoded image; the largest that is decoded has fewer, as a TIFF without compression
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}  # of what image.FORMATS reads
+NO_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows puts into folders
 CHUNK = 2**20
 # without O_NONBLOCK the opening of a FIFO waits for somebody who writes into it
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC

@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from sptnet.data.blocks import UNKNOWN, Sample
-from sptnet.data.files import LARGEST_IMAGE, read_regular, replacing
+from sptnet.data.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, read_regular, replacing
 from sptnet.data.manifest import UnreachableError
 from sptnet.errors import SptnetError, outcome_of_reading
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 PATHS, STARTS = "listing.bin", "listing.npy"
 COLUMN = "image"
 SMALLEST, LARGEST = 256, 4096  # images of a part
@@ -62,7 +61,7 @@ def images_below(root: Path, passed_over: Counter[str] | None = None) -> Iterato
             suffix = os.path.splitext(os.fsdecode(name))[1].lower()
             if not is_folder and suffix in IMAGE_SUFFIXES:
                 yield os.path.join(below, name)
-            elif not is_folder and passed_over is not None:
+            elif not is_folder and passed_over is not None and os.fsdecode(name).lower() not in NO_IMAGES:
                 passed_over[suffix] += 1
 
 

@@ -314,9 +314,7 @@ def read_manifest(root: Path, look: bool = True) -> Manifest:
         with os.fdopen(open_regular(path), "rb", buffering=0) as file:
             manifest = load_manifest(file, str(path))
     except FileNotFoundError:
-        raise DatasetError(
-            f"{root} holds no dataset ({MANIFEST} is missing): make one with sptnet-shards"
-        ) from None
+        raise DatasetError(f"{root} holds no dataset ({MANIFEST} is missing): make one with sptnet-shards") from None
     except OSError as error:
         raise unreadable(f"{path} cannot be read", error) from None
     if look:

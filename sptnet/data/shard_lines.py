@@ -79,7 +79,10 @@ class _Lines(NamedTuple):
 
     def rows(self, length: int) -> NDArray[np.uint8]:
         """So many bytes of each, [n, length]: behind a shorter line what follows it in the text."""
-        return np.lib.stride_tricks.sliding_window_view(self.text, length)[self.begins]
+        apart = np.diff(self.begins)
+        if len(apart) and (apart == apart[0]).all():  # as lines of shards that are equally long are: nothing is copied
+            return np.ndarray((len(self.begins), length), np.uint8, self.text, self.begins[0], (apart[0], 1))
+        return np.ndarray((len(self.text) - length + 1, length), np.uint8, self.text, 0, (1, 1))[self.begins]
 
     def are(self, line: bytes) -> bool:
         """Whether all of them are this one."""

@@ -5,12 +5,13 @@ import os
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from sptnet.data.files import write_whole
-from sptnet.data.listing import IMAGE_SUFFIXES, images_below
+from sptnet.data.files import IMAGE_SUFFIXES, write_whole
+from sptnet.data.listing import images_below
+from sptnet.discover.children import Children
 from sptnet.discover.kept import Choices, read_kept
 from sptnet.discover.request import Request
 from sptnet.discover.stages import Machine
@@ -20,7 +21,6 @@ from sptnet.run.throughput import matmul_peak
 CHOICES = "plan.json"
 LARGE_IMAGE = 150_000  # bytes of an image file, from which on decoding them again and again takes too long
 SAMPLED = 1000  # image files of a folder that are looked at for it
-AS_THEY_ARE = {".jpg", ".jpeg", ".png", ".webp"}  # by their suffix, the images that shards hold without a --resize
 CROP = 0.875  # of an image's short side that a model sees
 WORTH_IT = 1.5  # times as fast, from which on half precision is taken
 
@@ -36,49 +36,45 @@ def look_at_machine(request: Request, processes: int | None, precision: str) -> 
     return Machine(processes, cores, precision, told if isinstance(told, int) else workers)
 
 
-class Files(NamedTuple):
-    """What lies in the folders of a request.
+def choices_of(request: Request, children: Children) -> dict[str, Any]:
+    """What is chosen once for a journey: precision, whether stored images are made smaller; and what is left out.
 
-    Attributes:
-        mean_bytes: of the first images of every folder; 0 where there are none.
-        as_they_are: whether shards can hold all images without storing them anew.
-        passed_over: files that are no images by their suffix, by suffix.
+    Raises:
+        ListingError, PartsError, StageError: the folders cannot be read, or the file cannot.
+        StoppedError: asked to stop.
     """
-
-    mean_bytes: float
-    as_they_are: bool
-    passed_over: Counter[str]
-
-    def left_out(self) -> str | None:
-        """A sentence where files are passed over."""
-        if not self.passed_over:
-            return None
-        kinds = ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(self.passed_over.items()))
-        taken = " ".join(sorted(IMAGE_SUFFIXES))
-        return f"files are left out for their suffix: {kinds}. Images are {taken}; convert those that are images too"
-
-
-def look_at_files(request: Request) -> Files:
-    """Their names, and sizes of some. Raises ListingError."""
-    sizes, suffixes, passed_over = [], set(), Counter[str]()
-    for root in (request.labelled, request.unlabelled, *([] if request.test is None else [request.test])):
-        for number, name in enumerate(images_below(root, passed_over)):
-            path = os.path.join(root, os.fsdecode(name))
-            suffixes.add(os.path.splitext(path)[1].lower())
-            if number < SAMPLED:
-                with suppress(OSError):  # it is named where it is read
-                    sizes.append(os.stat(path).st_size)
-    return Files(sum(sizes) / max(1, len(sizes)), suffixes <= AS_THEY_ARE, passed_over)
-
-
-def choices_of(request: Request, files: Files) -> dict[str, Any]:
-    """What is chosen once for a journey: precision, and whether stored images are made smaller."""
     path = request.out / CHOICES
     with suppress(FileNotFoundError):
         return read_kept(path, Choices).model_dump(exclude_unset=True)
-    choices = {"precision": _precision(), "resize": _resize(request, files)}
+    mean_bytes, left_out = _look_at_files(request, children)
+    choices = {"precision": _precision(), "resize": _resize(request, mean_bytes), "left_out": left_out}
     keep(request.out, choices)
     return choices
+
+
+def _look_at_files(request: Request, children: Children) -> tuple[float, str | None]:
+    """Mean bytes of the first images of every folder, 0 where there are none, and a sentence on what is left out."""
+    trees = [request.unlabelled]
+    for root in (request.labelled, *([] if request.test is None else [request.test])):
+        trees += sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    sizes, passed_over = [], Counter[str]()
+    for tree in trees:
+        for number, name in enumerate(images_below(tree, passed_over)):
+            if number < SAMPLED:
+                with suppress(OSError):  # it is named where it is read
+                    sizes.append(os.stat(os.path.join(tree, os.fsdecode(name))).st_size)
+            if number % SAMPLED == 0:
+                children.check()
+    return sum(sizes) / max(1, len(sizes)), _left_out(passed_over)
+
+
+def _left_out(passed_over: Counter[str]) -> str | None:
+    """A sentence on files that are no images by their suffix."""
+    if not passed_over:
+        return None
+    kinds = ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(passed_over.items()))
+    taken = " ".join(sorted(IMAGE_SUFFIXES))
+    return f"files are left out for their suffix: {kinds}. Images are {taken}; convert those that are images too"
 
 
 def keep(out: Path, choices: dict[str, Any]) -> None:
@@ -95,9 +91,9 @@ def _precision() -> str:
     return "bf16" if half > WORTH_IT * whole else "no"
 
 
-def _resize(request: Request, files: Files) -> int | None:
-    """The short side that stored images get; None: they are kept as they are, small and of formats that can be."""
-    if files.mean_bytes < LARGE_IMAGE and files.as_they_are:
+def _resize(request: Request, mean_bytes: float) -> int | None:
+    """The short side that stored images get, where the files are large; None: they are kept as they are."""
+    if mean_bytes < LARGE_IMAGE:
         return None
     size = request.chosen().get("model.image_size", 224)
     return max(256, round(size / CROP)) if isinstance(size, int) else 256

@@ -79,8 +79,8 @@ def _about_images(out: Path, manifest: Manifest) -> list[str]:
     told = []
     if manifest.skipped:
         told.append(
-            f"{len(manifest.skipped)} images could not be taken into the shards, damaged or of no format that they "
-            f"hold, and had no part in training, the first: {manifest.skipped[0]['file']}"
+            f"{len(manifest.skipped)} images do not decode and had no part in training, the first: "
+            f"{manifest.skipped[0]['file']}"
         )
     if bad := unreadable(out / "sorted"):
         told.append(f"{bad} images of the unlabelled ones cannot be read: {out / 'sorted' / 'errors.csv'} names them")

@@ -6,7 +6,7 @@ from typing import Any
 from sptnet.data.manifest import Manifest, read_manifest
 from sptnet.discover import stages
 from sptnet.discover.children import Children
-from sptnet.discover.choices import choices_of, keep, look_at_files, look_at_machine
+from sptnet.discover.choices import choices_of, keep, look_at_machine
 from sptnet.discover.closing import say_goodbye, told_apart
 from sptnet.discover.kept import Estimated, read_kept
 from sptnet.discover.planning import planned
@@ -30,12 +30,13 @@ def discover(request: Request, hours: float, processes: int | None) -> None:
     remarks = check(request)
     begin_parts(request.out / "discover.json", request.says())
     with Children(request.out) as children:
-        files = look_at_files(request)
-        choices = choices_of(request, files)
+        choices = choices_of(request, children)
         machine = look_at_machine(request, processes, choices["precision"])
         journey = Journey(request, hours, machine, children, 9 + (request.new is None))
-        for remark in (*remarks, files.left_out()):
+        for remark in remarks:
             journey.warn(remark)
+        if left_out := choices.get("left_out"):
+            journey.remarks.append(left_out)  # the shards' command says it at once
         journey.take(stages.shards(request, choices["resize"]))
         manifest = read_manifest(request.out / "shards")
         journey.warn(few_images(manifest.samples("labelled"), manifest.samples("unlabelled"), manifest.num_old))

@@ -49,6 +49,7 @@ class Choices(BaseModel):
 
     precision: Literal["no", "bf16", "fp16"]
     resize: Annotated[int, Field(gt=0)] | None
+    left_out: str | None = None
     hours: float | None = None
     plan: Annotated[dict[str, Any], AfterValidator(_checked)] | None = None
 

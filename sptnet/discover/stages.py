@@ -58,7 +58,8 @@ def alone(*arguments: str, module: str = "sptnet") -> tuple[list[str], dict[str,
 def on_all(machine: Machine, *arguments: str, module: str = "sptnet") -> tuple[list[str], dict[str, str]]:
     """A command on all processes, through accelerate where there are several."""
     if machine.processes == 1:
-        environment = {} if machine.precision == "no" else {"ACCELERATE_MIXED_PRECISION": machine.precision}
+        said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        environment = {} if said == machine.precision else {"ACCELERATE_MIXED_PRECISION": machine.precision}
         return [sys.executable, "-m", module, *arguments], environment
     launcher = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(published("launch", "ddp")),

@@ -14,7 +14,7 @@ LAUNCH = 5e-6  # seconds of the host per operation: pytorch/pytorch#41383, witho
 BETWEEN_NODES = 25e9  # bytes/s of a GPU to other nodes, of a network card of 200 Gbit/s: assumed, not measured
 LATENCY = 2e-5  # seconds of a collective of no bytes inside of a node, and ...
 LATENCY_BETWEEN = 4e-5  # ... between nodes: assumed, not measured
-# images of two views that one core loads in a second: README.md, "Data", a core of an AMD EPYC, --resize 256
+# images of two views that one core loads in a second: docs/costs.md, a core of an AMD EPYC, --resize 256
 LOADED = 1592.0
 MAMF = "ml-engineering (S. Bekman), Maximum Achievable Matmul FLOPS, bf16"
 

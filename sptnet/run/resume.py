@@ -28,7 +28,7 @@ IRRELEVANT = ("model.weights",)  # a moved file is the same backbone: its digest
 
 def numbers_of(config: Config, manifest: Manifest, statistics: Statistics) -> dict[str, Any]:
     """Everything that decides the numbers of a run, by dotted key; another strategy or world size does not,
-    but for `loss.scope: local`, see `restore`.
+    but for `loss.scope: local`, see `facts_to_continue`.
 
     Args:
         statistics: by which its model's images are normalised; what is not said is ImageNet's.

@@ -1,14 +1,16 @@
 """What a journey notices of the files that it begins with."""
 
+import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from sptnet_shards.make_shards import main
 
-from sptnet.data.manifest import read_manifest
-from sptnet.discover.choices import LARGE_IMAGE, choices_of, look_at_files
+from sptnet.discover.children import Children, StoppedError
+from sptnet.discover.choices import LARGE_IMAGE, choices_of
 from sptnet.discover.request import Request
 
 
@@ -17,43 +19,53 @@ def request_of(root: Path) -> Request:
         folder = root / ("named/a" if number % 2 else "pile/deep")
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(folder / f"{number}.png")
+    (root / "out").mkdir()
     return Request(
         root / "named", root / "pile", root / "out", 1, None, "vit_tiny_patch16_224", "none", (), "continued"
     )
 
 
-def test_small_files_that_shards_can_hold_stay_as_they_are(tmp_path):
+def chosen(request):
+    with Children(request.out) as children:
+        return choices_of(request, children)
+
+
+def test_small_files_stay_as_they_are_and_nothing_is_told(tmp_path):
     request = request_of(tmp_path)
-    files = look_at_files(request)
-    assert files.left_out() is None
-    request.out.mkdir()
-    assert choices_of(request, files)["resize"] is None
+    (tmp_path / "pile" / "Thumbs.db").write_bytes(b"x")
+    (tmp_path / "named" / "read.me").write_text("no class has it, so no command looks at it")
+    choices = chosen(request)
+    assert (choices["resize"], choices["left_out"]) == (None, None)
 
 
 def test_large_files_are_stored_small(tmp_path):
     request = request_of(tmp_path)
     for name in "xy":
         (tmp_path / "pile" / f"{name}.jpg").write_bytes(bytes(4 * LARGE_IMAGE))
-    request.out.mkdir()
-    assert choices_of(request, look_at_files(request))["resize"] == 256
+    assert chosen(request)["resize"] == 256
 
 
-@pytest.mark.parametrize("suffix", ["bmp", "gif", "tiff"])
-def test_images_that_no_shard_holds_are_stored_anew_and_not_left_out(tmp_path, suffix):
-    request = request_of(tmp_path)
-    Image.fromarray(np.zeros((300, 300), np.uint8)).save(tmp_path / "pile" / f"x.{suffix}")
-    request.out.mkdir()
-    resize = choices_of(request, look_at_files(request))["resize"]
-    shards = [str(request.labelled), str(request.unlabelled), str(request.out / "shards"), "--on-error", "skip"]
-    assert main(["discover", *shards, "--resize", str(resize)]) == 0
-    manifest = read_manifest(request.out / "shards")
-    assert manifest.skipped == []
-    assert manifest.samples("unlabelled") == 3
-
-
-def test_files_that_are_passed_over_are_told_with_their_numbers(tmp_path):
+def test_files_that_are_passed_over_are_told_with_their_numbers_at_every_start(tmp_path):
     request = request_of(tmp_path)
     for name in ("1.HEIC", "2.heic", "deep/3.avif", "notes", ".hidden.heic"):
         (tmp_path / "pile" / name).write_bytes(b"x")
-    told = look_at_files(request).left_out()
-    assert "1 without one, 1 .avif, 2 .heic. Images are .bmp" in told
+    assert "1 without one, 1 .avif, 2 .heic. Images are .bmp" in chosen(request)["left_out"]
+    kept = (request.out / "plan.json").read_bytes()
+    (tmp_path / "pile" / "4.heic").write_bytes(b"x")  # looked at once
+    assert "2 .heic" in chosen(request)["left_out"]
+    assert (request.out / "plan.json").read_bytes() == kept
+
+
+def test_a_plan_of_before_has_nothing_to_tell(tmp_path):
+    request = request_of(tmp_path)
+    (request.out / "plan.json").write_text(json.dumps({"precision": "no", "resize": None}))
+    assert "left_out" not in chosen(request)
+
+
+def test_asked_to_stop_while_it_looks(tmp_path):
+    request = request_of(tmp_path)
+    with Children(request.out) as children:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StoppedError, match="asked to stop by SIGINT"):
+            choices_of(request, children)
+    assert not (request.out / "plan.json").exists()

@@ -94,8 +94,8 @@ def test_shards_among_the_images(out, tmp_path, capsys):
 
 def test_suffixes_are_those_of_formats_that_are_read():
     from PIL import Image
-    from sptnet_shards.source import IMAGE_SUFFIXES
 
+    from sptnet.data.files import IMAGE_SUFFIXES
     from sptnet.data.image import FORMATS
 
     assert {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS)

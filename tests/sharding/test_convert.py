@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from launching import contents
 from PIL import Image
 from sptnet_shards.make_shards import main
@@ -162,15 +165,27 @@ def test_resize_is_the_first_step_of_the_training_transform(photos, image_format
                 assert resize_short_side(stored, 32) is stored
 
 
-def test_formats_that_a_shard_cannot_hold(tmp_path, capsys):
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "tiff"])
+def test_formats_that_a_shard_does_not_hold_are_kept_as_png(tmp_path, suffix):
+    source, draws = tmp_path / "source", np.random.default_rng(0)
     for name in ("ant", "bee"):
-        (tmp_path / "source" / name).mkdir(parents=True)
+        (source / name).mkdir(parents=True)
         for i in range(4):
-            Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / "source" / name / f"{i}.bmp")
-    run = ["imagefolder", str(tmp_path / "source"), "--old", "1"]
-    assert main([*run, str(tmp_path / "kept")]) == 1
-    assert "is neither JPEG nor PNG nor WebP: convert it, or store it anew with --resize" in capsys.readouterr().err
-    assert main([*run, str(tmp_path / "resized"), "--resize", "9", "--format", "png"]) == 0
+            pixels = draws.integers(0, 256, (9, 7), np.uint8)
+            Image.fromarray(pixels).save(source / name / f"{i}.{suffix}")
+    assert main(["imagefolder", str(source), str(tmp_path / "kept"), "--old", "1"]) == 0
+    store = LocalStore(tmp_path / "kept")
+    files = sorted(source.rglob(f"*.{suffix}"))
+    seen = set()
+    for shard in store.manifest.shards:
+        with tarfile.open(tmp_path / "kept" / shard.file) as tar:
+            assert {Path(member.name).suffix for member in tar if "cls" not in member.name} == {".png"}
+        with open(tmp_path / "kept" / shard.file, "rb") as tar:
+            for uid, _, offset, size in store.entries(shard).tolist():
+                tar.seek(offset)
+                assert torch.equal(decode(tar.read(size)), decode(files[uid].read_bytes()))
+                seen.add(uid)
+    assert len(seen) == len(files)
 
 
 def test_shards_are_about_as_large_as_asked(tmp_path):

@@ -70,9 +70,10 @@ def assert_the_same_run(root: Path, reference: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2", "hsdp"])
 def test_two_nodes_give_the_numbers_of_one_machine(lab, whole, digits, tmp_path, strategy):
-    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, STRATEGY=strategy)
+    each = 4 if strategy == "hsdp" else 2  # launch/hsdp.yaml has the sizes of 2 x 2
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, STRATEGY=strategy, PROCESSES=str(each))
     job.finished()
-    assert job.worlds() == [(strategy, {"n1": 2, "n2": 2})]
+    assert job.worlds() == [(strategy, {"n1": each, "n2": each})]
     assert_the_same_run(job.root, whole)
     told = job.log.read_text()
     assert "All / Old / New, %" in told
