@@ -128,19 +128,11 @@ def _counts(config: "Config", arguments: argparse.Namespace) -> "Counts":
 
 def _calibrate(config: "Config", counts: "Counts", images: int) -> int:
     from rich.console import Console
-    from rich.table import Table
 
     from sptnet.plan.calibrate import calibrate
+    from sptnet.plan.telling import tell_steps
 
-    machine, taken = calibrate(config, counts, images)
-    table = Table(title=f"Steps on this machine ({machine.name}), s", title_justify="left")
-    for column in ("phase", "images", "measured", "planned", "planned, calibrated", "off"):
-        table.add_column(column, justify="right")
-    for step in taken:
-        off = f"{step.calibrated / step.measured - 1:+.0%}"
-        seconds = (f"{value:.4f}" for value in (step.measured, step.planned, step.calibrated))
-        table.add_row(step.phase, str(step.images), *seconds, off)
-    Console(width=110).print(table)
+    tell_steps(*calibrate(config, counts, images), Console(width=110))
     return 0
 
 

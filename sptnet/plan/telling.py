@@ -1,12 +1,13 @@
 """A plan as tables, as JSON, as one line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from sptnet.plan.hardware import SPARE
+from sptnet.plan.calibrate import Taken
+from sptnet.plan.hardware import SPARE, Machine
 from sptnet.plan.planned import Line, Plan
 from sptnet.plan.trial import KINDS
 
@@ -138,3 +139,15 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"{SPARE:.0%} of a GPU's memory is left to CUDA, NCCL and what is between blocks: assumed, not measured"
     best, why = plan.recommended
     yield why if best is None else f"recommended: {best.strategy}, since {why}"
+
+
+def tell_steps(machine: Machine, taken: Sequence[Taken], console: Console) -> None:
+    """Steps that were taken on this machine, beside what was planned for them."""
+    table = Table(title=f"Steps on this machine ({machine.name}), s", title_justify="left")
+    for column in ("phase", "images", "measured", "planned", "planned, calibrated", "off"):
+        table.add_column(column, justify="right")
+    for step in taken:
+        off = f"{step.calibrated / step.measured - 1:+.0%}"
+        seconds = (f"{value:.4f}" for value in (step.measured, step.planned, step.calibrated))
+        table.add_row(step.phase, str(step.images), *seconds, off)
+    console.print(table)
