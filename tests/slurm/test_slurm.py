@@ -70,15 +70,23 @@ def assert_the_same_run(root: Path, reference: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["ddp", "zero2", "fsdp2", "hsdp"])
 def test_two_nodes_give_the_numbers_of_one_machine(lab, whole, digits, tmp_path, strategy):
-    each = 4 if strategy == "hsdp" else 2  # launch/hsdp.yaml has the sizes of 2 x 2
-    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, STRATEGY=strategy, PROCESSES=str(each))
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, STRATEGY=strategy)
     job.finished()
-    assert job.worlds() == [(strategy, {"n1": each, "n2": each})]
+    assert job.worlds() == [(strategy, {"n1": 2, "n2": 2})]
     assert_the_same_run(job.root, whole)
     told = job.log.read_text()
     assert "All / Old / New, %" in told
     wrapped = {"ddp": "DistributedDataParallel", "zero2": "DeepSpeedEngine"}.get(strategy, "FSDPPromptedViT")
     assert f"({wrapped})" in told
+
+
+def test_hsdp_shards_on_a_node_and_copies_from_node_to_node(lab, digits, tmp_path):
+    job = Job(lab, tmp_path / "runs", f"data.root={digits}", *SHORT, STRATEGY="hsdp", PROCESSES="4")
+    job.until(lambda: job.steps("simgcd"))
+    lab.run("scancel", job.id)
+    assert job.worlds("simgcd") == [("hsdp", {"n1": 4, "n2": 4})]  # launch/hsdp.yaml has the sizes of 2 x 2
+    (start,) = (job.root / "simgcd" / "starts.jsonl").read_text().splitlines()
+    assert json.loads(start)["strategy"]["shard_size"] == 4
 
 
 def test_asked_to_stop_in_either_phase_it_is_requeued_and_gives_the_same_numbers(lab, whole, digits, tmp_path):
