@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from sptnet_shards.items import Item, Items
 from sptnet_shards.progress import Scan
 
-from sptnet.data.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, read_regular
+from sptnet.data.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, TAKEN, read_regular, told_by_suffix
 
-TAKEN = ", ".join(sorted(IMAGE_SUFFIXES))
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
 Read = Callable[[str], bytes]
@@ -188,7 +187,7 @@ class Folder:
 
     def other_suffixes(self) -> list[str]:
         """A sentence where `images` has passed files over for their suffix."""
-        kinds = ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(self.passed_over.items()))
+        kinds = told_by_suffix(self.passed_over)
         told = f"{self.root} has files that are left out for their suffix: {kinds}; images are {TAKEN}"
         return [told] if kinds else []
 

@@ -116,9 +116,9 @@ def _look(
 ) -> TrunkCache:
     shape, seconds = _try(config, model, device, precision)
     mean, std = model.statistics
-    whole_backbone = model.train_from_block == len(model.backbone.blocks)
+    all_frozen = model.train_from_block == len(model.backbone.blocks)
     fingerprint = {
-        "schema": SCHEMA, "code": [CODE, SHORTCUT] if whole_backbone else CODE,
+        "schema": SCHEMA, "code": [CODE, SHORTCUT] if all_frozen else CODE,
         "dataset": store.manifest.digest(), "weights": weights, "backbone": config.model.backbone,
         "options": config.model.backbone_options, "block": model.train_from_block,
         "image_size": model.image_size, "augment": config.data.augment, "crop": CROP_RATIO, "mean": list(mean),

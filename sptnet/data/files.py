@@ -13,7 +13,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import IO, NamedTuple
 
 LARGEST_IMAGE = 2**29  # bytes of an encoded image; the largest that is decoded has fewer, as a TIFF without compression
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}  # of what image.FORMATS reads
+TAKEN = ", ".join(sorted(IMAGE_SUFFIXES))
 NO_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows puts into folders
 CHUNK = 2**20
 # without O_NONBLOCK the opening of a FIFO waits for somebody who writes into it
@@ -31,6 +32,11 @@ TEMPORARY = re.compile(r"(.+)\.([\w-]{1,16})\.([0-9a-f]{8})\.(\d{1,10})\.[0-9a-f
 BOOT, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"
 # what file systems say that have no hard links
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def told_by_suffix(passed_over: Mapping[str, int]) -> str:
+    """How many files of which suffix, for a sentence; empty where there are none."""
+    return ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(passed_over.items()))
 
 
 class Writer(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sptnet.data.files import IMAGE_SUFFIXES, write_whole
+from sptnet.data.files import TAKEN, told_by_suffix, write_whole
 from sptnet.data.listing import images_below
 from sptnet.discover.children import Children
 from sptnet.discover.kept import Choices, read_kept
@@ -54,27 +54,27 @@ def choices_of(request: Request, children: Children) -> dict[str, Any]:
 
 def _look_at_files(request: Request, children: Children) -> tuple[float, str | None]:
     """Mean bytes of the first images of every folder, 0 where there are none, and a sentence on what is left out."""
-    trees = [request.unlabelled]
-    for root in (request.labelled, *([] if request.test is None else [request.test])):
-        trees += sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    of_classes = [request.labelled, *([] if request.test is None else [request.test])]
     sizes, passed_over = [], Counter[str]()
-    for tree in trees:
-        for number, name in enumerate(images_below(tree, passed_over)):
+    for trees in ([request.unlabelled], *map(_class_folders, of_classes)):
+        paths = (os.path.join(tree, os.fsdecode(name)) for tree in trees for name in images_below(tree, passed_over))
+        for number, path in enumerate(paths):
             if number < SAMPLED:
                 with suppress(OSError):  # it is named where it is read
-                    sizes.append(os.stat(os.path.join(tree, os.fsdecode(name))).st_size)
+                    sizes.append(os.stat(path).st_size)
             if number % SAMPLED == 0:
                 children.check()
-    return sum(sizes) / max(1, len(sizes)), _left_out(passed_over)
+    left_out = None
+    if passed_over:
+        left_out = (
+            f"files are left out for their suffix: {told_by_suffix(passed_over)}. Images are {TAKEN}; convert those "
+            "that are images too"
+        )
+    return sum(sizes) / max(1, len(sizes)), left_out
 
 
-def _left_out(passed_over: Counter[str]) -> str | None:
-    """A sentence on files that are no images by their suffix."""
-    if not passed_over:
-        return None
-    kinds = ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(passed_over.items()))
-    taken = " ".join(sorted(IMAGE_SUFFIXES))
-    return f"files are left out for their suffix: {kinds}. Images are {taken}; convert those that are images too"
+def _class_folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def keep(out: Path, choices: dict[str, Any]) -> None:
