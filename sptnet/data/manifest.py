@@ -144,7 +144,7 @@ class Manifest:
         before, after = ({k: v for k, v in told.items() if (k < "shards") == first} for first in (True, False))
         digest = hashlib.sha256(f'{json.dumps(before, sort_keys=True)[:-1]}, "shards": ['.encode())
         for number, record in enumerate(self.shards.digest_records()):
-            digest.update(f"{', ' if number else ''}{record}".encode())
+            digest.update((b", " if number else b"") + record)
         digest.update(f"], {json.dumps(after, sort_keys=True)[1:]}".encode())
         return digest.hexdigest()
 

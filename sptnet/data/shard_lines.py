@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.fields import LONGEST_NAME, MOST
-from sptnet.data.shard_list import CODES, MEMBER, Block, Shards
+from sptnet.data.shard_list import CODES, MEMBER, PLAIN, Block, Shards
 
 CHUNK = 2**20  # bytes that are read at a time
 LARGEST_REST = 2**28  # bytes before or behind the shards
@@ -21,7 +21,6 @@ KEYS = ("file", "index", "kind", "samples", "bytes", "sha256", "index_sha256")  
 LONG = len(str(MOST))  # digits
 LONGEST_LINE = LONGEST_NAME + 64  # bytes of a key, a name and what is around them, or of a digest
 _HEX, _DIGITS = b"0123456789abcdef", b"\0" + b"0123456789"  # zeros stand behind what is shorter than others
-_PLAIN = b"\0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."  # of the names that are taken here
 
 
 class Split(NamedTuple):
@@ -46,7 +45,7 @@ def split_manifest(file: IO[bytes]) -> Split | None:
         lines = _lines_of(rest)
         # a shard is taken when a line has begun behind it: with the comma in its last line
         whole = len(lines.begins) // (each := _lines_of_a_shard(lines)) * each
-        block = _block_of(lines.part(0, whole), each) if whole else None
+        block = _block_of(_compared(lines.part(0, whole), each), each) if whole else None
         if block is not None:
             blocks.append(block)
             rest = rest[lines.begins[whole - 1] + lines.lengths[whole - 1] + 1 :]
@@ -67,26 +66,35 @@ def _split(before: bytes, blocks: list[Block], rest: bytes) -> Split:
 class _Lines(NamedTuple):
     """Lines of a text, [n]: where they begin in its bytes, and how long they are without their ends.
 
-    LONGEST_LINE zeros stand behind the text.
+    LONGEST_LINE zeros stand behind the text. `same`, where its shards are equally long and no line is left out: of every
+    byte of the first one whether it is the same in all of them.
     """
 
     text: NDArray[np.uint8]
     begins: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    same: NDArray[np.bool_] | None = None
 
     def part(self, first: int, end: int | None = None, step: int = 1) -> "_Lines":
-        return _Lines(self.text, self.begins[first:end:step], self.lengths[first:end:step])
+        return self._replace(begins=self.begins[first:end:step], lengths=self.lengths[first:end:step])
 
     def rows(self, length: int) -> NDArray[np.uint8]:
         """So many bytes of each, [n, length]: behind a shorter line what follows it in the text."""
-        apart = np.diff(self.begins)
-        if len(apart) and (apart == apart[0]).all():  # as lines of shards that are equally long are: nothing is copied
-            return np.ndarray((len(self.begins), length), np.uint8, self.text, self.begins[0], (apart[0], 1))
+        if self.same is not None:  # of the same line of every shard: nothing is copied
+            return np.ndarray((len(self.begins), length), np.uint8, self.text, self.begins[0], (len(self.same), 1))
         return np.ndarray((len(self.text) - length + 1, length), np.uint8, self.text, 0, (1, 1))[self.begins]
+
+    def have(self, value: bytes, at: int = 0) -> bool:
+        """Whether all of them have `value`, so many bytes behind their beginning."""
+        first = self.begins[0] + at
+        if self.same is not None:
+            meant = slice(first, first + len(value))
+            return bool(self.same[meant].all()) and self.text[meant].tobytes() == value
+        return bool((self.rows(at + len(value))[:, at:] == np.frombuffer(value, np.uint8)).all())
 
     def are(self, line: bytes) -> bool:
         """Whether all of them are this one."""
-        return bool((self.lengths == len(line)).all()) and _all_are(self.rows(len(line)), line)
+        return bool((self.lengths == len(line)).all()) and self.have(line)
 
 
 def _lines_of(text: bytes) -> _Lines:
@@ -97,14 +105,20 @@ def _lines_of(text: bytes) -> _Lines:
     return _Lines(padded, begins, ends - begins)
 
 
-def _all_are(rows: NDArray[np.uint8], value: bytes) -> bool:
-    return bool((rows == np.frombuffer(value, np.uint8)).all())
+def _compared(lines: _Lines, each: int) -> _Lines:
+    """These lines, so many a shard, from the text's first byte on: with `same` where the shards are equally long."""
+    lengths = lines.lengths.reshape(-1, each)
+    if (lengths != lengths[0]).any():
+        return lines
+    size = int(lengths[0].sum()) + each
+    shards = lines.text[: len(lengths) * size].reshape(-1, size)
+    return lines._replace(same=(shards == shards[0]).all(0))
 
 
 def _lines_of_a_shard(lines: _Lines) -> int:
     """Without or with the file that says where its samples came from."""
     start = b'   "paths"'
-    with_paths = len(lines.begins) > 8 and _all_are(lines.part(8, 9).rows(len(start)), start)
+    with_paths = len(lines.begins) > 8 and lines.part(8, 9).have(start)
     return len(KEYS) + (2 if with_paths else 0) + 2
 
 
@@ -152,12 +166,12 @@ def _values(lines: _Lines, start: bytes, end: bytes) -> tuple[NDArray[np.uint8],
     shortest, longest = int(lengths.min()), int(lengths.max())
     if shortest <= 0 or longest > LONGEST_NAME:
         return None
-    whole = lines.rows(len(start) + longest + len(end))
-    if not _all_are(whole[:, : len(start)], start):
+    if not lines.have(start):
         return None
-    values = whole[:, len(start) :]
+    values = lines.rows(len(start) + longest + len(end))[:, len(start) :]
     if shortest == longest:  # the usual case
-        return (np.ascontiguousarray(values[:, :longest]), lengths) if _all_are(values[:, longest:], end) else None
+        whole = lines.have(end, len(start) + longest)
+        return (np.ascontiguousarray(values[:, :longest]), lengths) if whole else None
     rows = np.arange(len(lengths))
     if any((values[rows, lengths + i] != byte).any() for i, byte in enumerate(end)):
         return None
@@ -170,7 +184,7 @@ def _names(lines: _Lines, key: str, comma: bytes) -> NDArray[np.bytes_] | None:
         return None
     values, lengths = found
     # with its own zeros a name would have more of them than stand behind it
-    if values.tobytes().translate(None, _PLAIN) or (values[:, 0] == ord(".")).any():
+    if values.tobytes().translate(None, PLAIN) or (values[:, 0] == ord(".")).any():
         return None
     if np.count_nonzero(values) != lengths.sum():
         return None

@@ -19,6 +19,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 CODES = {kind: code for code, kind in enumerate(KINDS)}
 MEMBER = 1024  # bytes that a sample takes in a tar at least: a header and a block
 BLOCK = 8192  # shards of a block, where they come as objects
+PLAIN = b"\0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."  # of names that JSON has as they are
+HEX = np.frombuffer("".join(f"{value:02x}" for value in range(256)).encode(), np.uint16)
 KIND_BITS = np.frombuffer(secrets.token_bytes(8 * len(KINDS)), np.uint64)
 FACTORS = np.frombuffer(secrets.token_bytes(8 * LONGEST_NAME), np.uint64) | np.uint64(1)
 
@@ -112,20 +114,19 @@ class Shards(Sequence[Shard]):
             for file, index, size in zip(*columns, strict=True):
                 yield file.decode(), index.decode(), size
 
-    def digest_records(self) -> Iterator[str]:
+    def digest_records(self) -> Iterator[bytes]:
         """Blocks of them as `json.dumps(..., sort_keys=True)` writes a list of what decides which image a sample is."""
         for block, rows in self._parts():
-            columns = [
-                getattr(block, name)[rows].tolist() for name in ("bytes", "file", "index_file", "kind", "samples")
-            ]
-            hexes = [getattr(block, name)[rows].tobytes().hex() for name in ("index_sha256", "sha256")]
-            digests = [[text[begin : begin + 64] for begin in range(0, len(text), 64)] for text in hexes]
-            if records := [
-                f'{{"bytes": {size}, "file": {_quoted(file)}, "index": {_quoted(index)}, "index_sha256": '
-                f'"{index_sha256}", "kind": "{KINDS[kind]}", "samples": {samples}, "sha256": "{sha256}"}}'
-                for size, file, index, kind, samples, index_sha256, sha256 in zip(*columns, *digests, strict=True)
-            ]:
-                yield ", ".join(records)
+            columns = {
+                b"bytes": _decimal(block.bytes[rows]), b"file": _quoted(block.file[rows]),
+                b"index": _quoted(block.index_file[rows]), b"index_sha256": _hexadecimal(block.index_sha256[rows]),
+                b"kind": _quoted(np.array(KINDS, np.bytes_)[block.kind[rows]]),
+                b"samples": _decimal(block.samples[rows]), b"sha256": _hexadecimal(block.sha256[rows]),
+            }  # fmt: skip
+            if len(rows):
+                keys = [(b', "' if number else b'{"') + key + b'": ' for number, key in enumerate(columns)]
+                named = [part for key, values in zip(keys, columns.values(), strict=True) for part in (key, values)]
+                yield _joined([*named, b"}, "]).removesuffix(b", ")
 
     def fault(self) -> str | None:
         """What shards together must not be: an index, or a tar with one kind, that is there twice, or is both; or None.
@@ -204,8 +205,37 @@ class Shards(Sequence[Shard]):
         return core_schema.json_or_python_schema(made, python)
 
 
-def _quoted(name: bytes) -> str:
-    return encode_basestring_ascii(name.decode())
+def _joined(columns: Sequence[NDArray[np.uint8] | bytes]) -> bytes:
+    """Rows of text, one behind the other, of columns [n, length] that are filled up with zeros, and texts of each row."""
+    count = next(len(column) for column in columns if not isinstance(column, bytes))
+    rows = [
+        np.broadcast_to(np.frombuffer(column, np.uint8), (count, len(column))) if isinstance(column, bytes) else column
+        for column in columns
+    ]
+    return np.concatenate(rows, 1).tobytes().replace(b"\0", b"")
+
+
+def _decimal(values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Their digits, zeros before them: no digit is a zero byte."""
+    powers = 10 ** np.arange(len(str(values.max(initial=0))))[::-1]
+    told = (values[:, None] >= powers) | (powers == 1)
+    return np.where(told, values[:, None] // powers % 10 + ord("0"), 0).astype(np.uint8)
+
+
+def _hexadecimal(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[n, 32] -> [n, 66], between quotes."""
+    quote = np.full((len(values), 1), ord('"'), np.uint8)
+    return np.concatenate([quote, HEX[values].view(np.uint8), quote], 1)
+
+
+def _quoted(names: NDArray[np.bytes_]) -> NDArray[np.uint8]:
+    """As JSON has them, zeros behind them: a name has none of its own."""
+    text = names.tobytes()
+    if text.translate(None, PLAIN):
+        quoted = np.array([encode_basestring_ascii(name.decode()) for name in names.tolist()], np.bytes_)
+        return quoted.view(np.uint8).reshape(len(names), -1)
+    quote = np.full((len(names), 1), ord('"'), np.uint8)
+    return np.concatenate([quote, np.frombuffer(text, np.uint8).reshape(len(names), -1), quote], 1)
 
 
 def _hashed(values: NDArray[Any]) -> NDArray[np.uint64]:
