@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sptnet.data.features import FeatureFolder
-from sptnet.data.manifest import read_manifest
+from sptnet.data.format.manifest import read_manifest
 from sptnet.method.class_count import estimate_by_brent, estimate_by_tree
 from sptnet.method.whitening import fit_pca
 

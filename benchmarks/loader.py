@@ -29,7 +29,7 @@ from sptnet.data.image import decode
 from sptnet.data.loader import train_batches
 from sptnet.data.order import BatchOrder
 from sptnet.data.reader import ShardReader
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 from sptnet.method.families import IMAGENET
 
 BATCH, SIZE = 64, 224

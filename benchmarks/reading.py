@@ -18,7 +18,7 @@ from sptnet_shards.make_shards import main as make_shards
 
 from sptnet.data.order import StreamOrder
 from sptnet.data.reader import ShardReader
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 
 
 def ours(root: Path) -> Callable[[], int]:

@@ -28,8 +28,8 @@ from sptnet_shards.tars.indexing import Indexing
 from sptnet_shards.tars.places import place_of
 from sptnet_shards.verify import verify, verify_across
 
-from sptnet.data.files import write_whole
-from sptnet.data.manifest import KINDS, MANIFEST, Manifest, read_manifest
+from sptnet.data.format.files import write_whole
+from sptnet.data.format.manifest import KINDS, MANIFEST, Manifest, read_manifest
 from sptnet.errors import visible
 
 NUMBERED = re.compile(r"\d+\.tar")  # as img2dataset names them

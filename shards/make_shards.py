@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from sptnet_shards.arguments import parser
 from sptnet_shards.source import SourceError
 
-from sptnet.data.manifest import DatasetError
+from sptnet.data.format.manifest import DatasetError
 from sptnet.errors import visible
 
 INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sptnet.data.manifest import Shard
+from sptnet.data.format.manifest import Shard
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal
 SCAN_LINE_EVERY = 5.0

@@ -13,11 +13,11 @@ from rich.text import Text
 from sptnet_shards.conversion.plan import PREFIX
 from sptnet_shards.conversion.record import MEMBERS, SUFFIX, read_conversion, recorded
 
-from sptnet.data.files import open_regular, writer_of
+from sptnet.data.format.files import open_regular, writer_of
+from sptnet.data.format.manifest import KINDS, MANIFEST, UNKNOWN, Manifest
+from sptnet.data.format.shard_index import read_index
 from sptnet.data.image import DecodeError
 from sptnet.data.keyed import SHOW, permutation
-from sptnet.data.manifest import KINDS, MANIFEST, UNKNOWN, Manifest
-from sptnet.data.shard_index import read_index
 from sptnet.data.sheet import Row, crossed_tile, encoded_as, sheet_of, tile_of
 
 TILE, PER_CLASS, CLASSES, CAPTION = 64, 8, 100, 14  # pixels, samples, classes at most, pixels

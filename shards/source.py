@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sptnet_shards.items import Item, Items
 from sptnet_shards.progress import Scan
 
-from sptnet.data.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, TAKEN, read_regular, told_by_suffix
+from sptnet.data.format.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, TAKEN, read_regular, told_by_suffix
 
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from sptnet.data.files import open_regular
+from sptnet.data.format.files import open_regular
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")  # suffixes of the images of a WebDataset tar
 BLOCK = 512

@@ -8,9 +8,9 @@ import numpy as np
 
 from sptnet.counted import WINDOW, Counts, Predictions, windows_of
 from sptnet.data.features import FeatureFolder
+from sptnet.data.format.manifest import KINDS, Kind, Manifest
 from sptnet.data.loader import pixels
-from sptnet.data.manifest import KINDS, Kind, Manifest
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 from sptnet.evaluate import PROTOCOLS, save_evaluation, score
 from sptnet.features import open_dataset
 from sptnet.method.kmeans import Ids, Matrix, assign, semi_supervised_kmeans

@@ -9,9 +9,9 @@ from torch import nn
 
 from sptnet.config import Config, ConfigError
 from sptnet.config_sections import OptimizerConfig
-from sptnet.data.manifest import MANIFEST, Manifest
+from sptnet.data.format.manifest import MANIFEST, Manifest
 from sptnet.data.order import BatchOrder
-from sptnet.data.store import Store, open_store
+from sptnet.data.storage.store import Store, open_store
 from sptnet.method.losses import GCDLoss
 from sptnet.method.metrics import MAX_CLUSTERS
 from sptnet.method.model import PromptedViT, create_model

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sptnet.data.manifest import Kind
-from sptnet.data.store import Store
+from sptnet.data.format.manifest import Kind
+from sptnet.data.storage.store import Store
 from sptnet.errors import SptnetError
 from sptnet.run.parts import writing_parts
 from sptnet.strategy.collectives import exchange_rows, gather_packed, rank, summed, world_size

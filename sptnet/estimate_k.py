@@ -9,8 +9,8 @@ from math import log
 from pathlib import Path
 
 from sptnet.data.features import FeatureFolder
-from sptnet.data.files import write_whole
-from sptnet.data.manifest import KINDS
+from sptnet.data.format.files import write_whole
+from sptnet.data.format.manifest import KINDS
 from sptnet.features import open_dataset
 from sptnet.method.class_count import Estimate, Method, estimate_by_brent, estimate_by_tree
 from sptnet.points import ClusteringError, check_classes, projected

@@ -18,10 +18,10 @@ from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.counted import MILLION, Counts, count_once, rows_of, windows_of
 from sptnet.data.augment import normalise
-from sptnet.data.files import write_whole
+from sptnet.data.format.files import write_whole
+from sptnet.data.format.manifest import Kind
 from sptnet.data.loader import eval_batches
-from sptnet.data.manifest import Kind
-from sptnet.data.store import Store
+from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
 from sptnet.method.metrics import accuracy_of_counts
 from sptnet.method.prompts import Prompt

@@ -17,8 +17,8 @@ from sptnet.config_sections import RemoteConfig
 from sptnet.data.augment import normalise
 from sptnet.data.blocks import Block, Sample, ShardSource, blocks
 from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path
-from sptnet.data.manifest import KINDS, DatasetError
-from sptnet.data.store import Store, open_store
+from sptnet.data.format.manifest import KINDS, DatasetError
+from sptnet.data.storage.store import Store, open_store
 from sptnet.method.model import Outputs
 from sptnet.run.parts import ImageProgress, begin_parts, write_part
 from sptnet.strategy.base import Strategy

@@ -9,7 +9,7 @@ from tempfile import TemporaryFile
 import numpy as np
 
 from sptnet.data.features import FeatureFolder, Split
-from sptnet.data.manifest import Kind, Manifest
+from sptnet.data.format.manifest import Kind, Manifest
 from sptnet.errors import SptnetError
 from sptnet.method.kmeans import Ids, Matrix
 from sptnet.method.metrics import MAX_CLUSTERS

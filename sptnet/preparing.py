@@ -13,10 +13,10 @@ from sptnet.config import Config
 from sptnet.data.batches import Batch
 from sptnet.data.loader import train_batches
 from sptnet.data.order import BatchOrder
-from sptnet.data.store import Store
+from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
 from sptnet.method.schedule import Schedule
-from sptnet.run.checkpoint import Facts, is_of_run, remove_from
+from sptnet.run.checkpoint import Facts, left_behind, remove
 from sptnet.run.lock import RunLock
 from sptnet.run.provenance import describe, size_of
 from sptnet.run.resume import agree_where_to_continue, backbone_of, facts_to_continue, numbers_of, restore
@@ -188,6 +188,5 @@ def _go_on(run: Run, saved: Facts) -> None:
 def _remove_what_is_left_behind(run: Run) -> None:
     """The folder's checkpoints of later steps, which belong to a way that is not gone on; all where it starts anew."""
     if rank() == 0:
-        folder = Path(run.config.run)
-        own = run.continues is not None and is_of_run(run.continues, folder)
-        remove_from(folder, run.start if own else -1)
+        for checkpoint in left_behind(Path(run.config.run), run.continues):
+            remove(checkpoint)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sptnet.config import Config
 from sptnet.data.batches import Batch
-from sptnet.data.manifest import Kind
+from sptnet.data.format.manifest import Kind
 from sptnet.data.on_device import on_device
 from sptnet.data.tokens import DamagedTokensError
 from sptnet.evaluate import evaluate, save_evaluation

@@ -18,8 +18,8 @@ from torch import Tensor
 from sptnet.config import Config, ConfigError
 from sptnet.data.augment import CROP_RATIO, normalise
 from sptnet.data.cache_room import InUse, make_room
-from sptnet.data.manifest import KINDS
-from sptnet.data.store import Store
+from sptnet.data.format.manifest import KINDS
+from sptnet.data.storage.store import Store
 from sptnet.data.tokens import FINGERPRINT, SCHEMA, Tokens, TokenShape, folder_of, part_path
 from sptnet.method.model import PromptedViT
 from sptnet.run.parts import PartsError, begin_parts, writing_parts

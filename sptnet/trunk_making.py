@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sptnet.config import Config
 from sptnet.data.blocks import Block, ShardSource, blocks
-from sptnet.data.manifest import DatasetError, Kind
-from sptnet.data.store import Store
+from sptnet.data.format.manifest import DatasetError, Kind
+from sptnet.data.storage.store import Store
 from sptnet.data.tokens import PartWriter, part_path
 from sptnet.method.model import PromptedViT
 from sptnet.run.parts import ImageProgress, PartsError, writing_parts

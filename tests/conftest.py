@@ -45,7 +45,7 @@ def untrained(digits, tmp_path_factory) -> Path:
     """A run's folder as training leaves it, with a small random model whose classes are the tokens of ten images."""
     from sptnet.build import build_model, build_store
     from sptnet.config_file import load_config
-    from sptnet.data.files import write_whole
+    from sptnet.data.format.files import write_whole
     from sptnet.run.folder import FINISHED, open_run
     from sptnet.run.model_file import ModelFacts, save_model
     from sptnet.trained import TrainedRun

@@ -13,9 +13,9 @@ from launching import contents
 from sptnet.cli import main
 from sptnet.data.augment import normalise
 from sptnet.data.features import FeatureFolder
+from sptnet.data.format.manifest import KINDS
 from sptnet.data.loader import eval_batches
-from sptnet.data.manifest import KINDS
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 from sptnet.trained import TrainedRun
 
 TINY = ["--backbone", "vit_tiny_patch16_224", "--weights", "none", "--image-size", "32"]

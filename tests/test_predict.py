@@ -20,8 +20,8 @@ from PIL import Image
 import sptnet
 from sptnet.cli import main
 from sptnet.data import listing
-from sptnet.data.manifest import KINDS
-from sptnet.data.store import LocalStore
+from sptnet.data.format.manifest import KINDS
+from sptnet.data.storage.store import LocalStore
 from sptnet.run.model_file import ModelFacts, save_model
 
 ODD = ["with space.png", "new\nline.png", 'quo"te, comma.png', os.fsdecode(b"latin-\xe9.png"), "ünï.PNG"]

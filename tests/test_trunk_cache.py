@@ -110,11 +110,18 @@ def test_a_run_that_cannot_go_on_is_told_before_tokens_are_made(digits, made, tm
     shorter = arguments(run, digits, tmp_path / "cache", "schedule.epochs=3", "resume.allow=[schedule,data]")
     assert main(shorter) == 1
     assert "is of step 44, beyond the 33 of this schedule" in capsys.readouterr().err
+    (kept := max((run / "checkpoints").iterdir()) / "KEEP").touch()
+    anew = arguments(run, digits, tmp_path / "cache", "data.tokens=float32", "resume=none")
+    assert main(anew) == 1
+    assert "and marked KEEP" in capsys.readouterr().err
+    (part := kept.parent / "part-00000.safetensors").write_bytes(part.read_bytes()[:-1])
+    assert main(arguments(run, digits, tmp_path / "cache", "data.tokens=float32")) == 1
+    assert "is damaged (sha256)" in capsys.readouterr().err
 
 
 def test_training_from_the_cache_opens_no_shard(digits, made, tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr("sptnet.data.store.LocalStore.open", lambda store, shard: opened.append(shard.file))
+    monkeypatch.setattr("sptnet.data.storage.store.LocalStore.open", lambda store, shard: opened.append(shard.file))
     monkeypatch.setattr("sptnet.train.evaluate_now", lambda *_: True)
     assert main(arguments(tmp_path / "run", digits, made / "cache", "data.tokens=float32")) == 0
     assert opened == []

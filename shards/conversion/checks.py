@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from sptnet_shards.items import UNKNOWN, Items
 from sptnet_shards.source import Source, SourceError
 
-from sptnet.data.fields import name_fault
+from sptnet.data.format.fields import name_fault
 
 
 def check_source(source: Source) -> None:

@@ -10,8 +10,8 @@ from sptnet_shards.conversion.images import Resize, Transform, keep
 from sptnet_shards.protocol import labelled_positions
 from sptnet_shards.source import Source, SourceError
 
+from sptnet.data.format.manifest import KINDS, Kind
 from sptnet.data.keyed import DEAL, permutation
-from sptnet.data.manifest import KINDS, Kind
 
 TRAIN_SHARDS = 16  # at least, so that small datasets can be streamed and shuffled too
 SAMPLED = 64  # images that are resized to learn how large the others will be

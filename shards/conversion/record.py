@@ -29,9 +29,9 @@ from pydantic.dataclasses import dataclass
 from sptnet_shards.conversion.writer import Written
 from sptnet_shards.source import SourceError
 
-from sptnet.data.fields import STRICT, Count, Digest
-from sptnet.data.files import read_regular, remove_leftovers, write_once, write_whole
-from sptnet.data.manifest import Shard
+from sptnet.data.format.fields import STRICT, Count, Digest
+from sptnet.data.format.files import read_regular, remove_leftovers, write_once, write_whole
+from sptnet.data.format.manifest import Shard
 
 CONVERSION, FOLDER = "conversion.json", "conversion"
 ITEMS, SCANNING, SUFFIX, MEMBERS = "items.bin", "scanning", ".json", ".members"  # in that folder

@@ -12,10 +12,10 @@ from sptnet_shards.items import UNKNOWN as UNKNOWN_CLASS
 from sptnet_shards.source import Source, SourceError
 from webdataset import TarWriter
 
-from sptnet.data.files import replacing, write_whole
-from sptnet.data.manifest import UNKNOWN, Shard
-from sptnet.data.paths import encode_paths, paths_name
-from sptnet.data.shard_index import INDEX_DTYPE
+from sptnet.data.format.files import replacing, write_whole
+from sptnet.data.format.manifest import UNKNOWN, Shard
+from sptnet.data.format.paths import encode_paths, paths_name
+from sptnet.data.format.shard_index import INDEX_DTYPE
 
 TAR_BLOCK = 512
 

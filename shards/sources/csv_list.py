@@ -20,7 +20,7 @@ from sptnet_shards.source import (
 )
 from sptnet_shards.sources.discover import add_new, of_unknown
 
-from sptnet.data.files import read_regular
+from sptnet.data.format.files import read_regular
 
 COLUMNS = ("image", "class")
 

@@ -16,7 +16,7 @@ from sptnet_shards.source import (
     old_first,
 )
 
-from sptnet.data.files import IMAGE_SUFFIXES, TAKEN
+from sptnet.data.format.files import IMAGE_SUFFIXES, TAKEN
 
 # what parts of a dataset are called elsewhere; beside class folders, and as one, each is a mistake
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}

@@ -11,7 +11,7 @@ from sptnet_shards.source import Folder, Source, SourceCommand, SourceError, nee
 from sptnet_shards.sources.mat import MatError, read_columns
 from sptnet_shards.tar_members import Member, OpenTar, TarError
 
-from sptnet.data.files import LARGEST_IMAGE
+from sptnet.data.format.files import LARGEST_IMAGE
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = Path("ILSVRC2012_devkit_t12", "data")

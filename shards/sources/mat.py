@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sptnet.data.files import read_regular
+from sptnet.data.format.files import read_regular
 
 LARGEST_MAT = 2**24  # bytes; the devkits' have less than one million
 MEMORY = 2**31  # bytes beyond what the process has already

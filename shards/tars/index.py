@@ -26,10 +26,10 @@ from sptnet_shards.tars.indexing import Indexing, check, claim, conversion_of, n
 from sptnet_shards.tars.members import Members, members_of, parsed
 from sptnet_shards.tars.places import Place
 
-from sptnet.data.fields import LONGEST_NAME
-from sptnet.data.manifest import KINDS, LARGEST_MANIFEST, MANIFEST, Kind, Manifest, Shard, Shards, parse_manifest
-from sptnet.data.manifest import UNKNOWN as UNKNOWN_TARGET
-from sptnet.data.shard_index import INDEX_DTYPE
+from sptnet.data.format.fields import LONGEST_NAME
+from sptnet.data.format.manifest import KINDS, LARGEST_MANIFEST, MANIFEST, Kind, Manifest, Shard, Shards, parse_manifest
+from sptnet.data.format.manifest import UNKNOWN as UNKNOWN_TARGET
+from sptnet.data.format.shard_index import INDEX_DTYPE
 
 
 class _Summary(NamedTuple):

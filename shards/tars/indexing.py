@@ -11,8 +11,8 @@ from sptnet_shards.conversion.record import CONVERSION, LARGEST, Conversion, dif
 from sptnet_shards.source import SourceError
 from sptnet_shards.tars.places import Place
 
-from sptnet.data.fields import is_file_name, name_fault
-from sptnet.data.manifest import MANIFEST
+from sptnet.data.format.fields import is_file_name, name_fault
+from sptnet.data.format.manifest import MANIFEST
 
 AGAIN = f"remove {MANIFEST} and {CONVERSION} to index again"
 _CONVERSION = TypeAdapter(Conversion)

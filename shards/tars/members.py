@@ -17,7 +17,7 @@ from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import IMAGE_MEMBERS, Member, StreamedTar, TarError
 from sptnet_shards.tars.places import Place
 
-from sptnet.data.files import LARGEST_IMAGE
+from sptnet.data.format.files import LARGEST_IMAGE
 
 LONGEST_LABEL = 2**20  # bytes of a .cls or .json
 COLUMNS = (("classes", "<i4"), ("sizes", "<i8"), ("ends", "<i8"))

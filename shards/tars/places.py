@@ -12,7 +12,7 @@ from sptnet_shards.conversion.record import FOLDER
 from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import StreamedTar
 
-from sptnet.data.files import open_regular, read_regular, remove_leftovers, write_once, write_whole
+from sptnet.data.format.files import open_regular, read_regular, remove_leftovers, write_once, write_whole
 
 BUFFER = 2**22  # bytes that are read from a tar at once
 

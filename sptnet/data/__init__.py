@@ -1,15 +1,6 @@
 """From shards to batches.
 
-The on-disk format:
-    manifest      a dataset's shards and classes      fields      the types of what it says
-    shard_list    its shards as columns               shard_lines the same, read line by line
-    shard_index   which sample lies where in its tar  paths       where samples came from
-    files         reading and writing files that others may have prepared
-
-Where it lies:
-    store         in a folder or behind a URL         remote      fetching with retries
-    cache         fetched files on a node's disk      fetch_ahead fetches that nobody waits for
-    pieces        samples of shards still to come     waiting     what a run says while it waits for them
+    format/       the on-disk format                  storage/    where shards lie: a folder, or a URL and a cache
 
 What a step sees:
     order         which samples make its batch, for any number of processes
@@ -17,6 +8,7 @@ What a step sees:
     image, exif   decoding, turning upright, resizing augment     the views
     batches       what a batch holds                  loader      batches of a rank, for training and evaluation
     workers       the loader's processes              on_device   batches on a GPU, the next one ahead
+    waiting       what a run says while it waits for shards
 
 What is computed once over many images, and kept:
     blocks        images in fixed blocks              listing     images in folders and lists
@@ -24,6 +16,6 @@ What is computed once over many images, and kept:
     tokens        what enters the first trained block cache_room  room for it among others
     sheet         contact sheets
 
-Imports nothing of `sptnet` but `errors` and `names`. `manifest`, `shard_index`, `paths`, `keyed`, `image`, `sheet` and
-what these stand on are all that `shards/` may know. Begin with `order.py`.
+Imports nothing of `sptnet` but `errors` and `names`. `format`, `keyed`, `image`, `exif` and `sheet` are all that
+`shards/` may know. Begin with `order.py`.
 """

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sptnet.data.augment import choose_views, eval_view, known_view, prepare, train_view
+from sptnet.data.format.manifest import DamagedSampleError, Kind, Shard
 from sptnet.data.image import DecodeError, decode
-from sptnet.data.manifest import DamagedSampleError, Kind, Shard
 from sptnet.data.order import BatchOrder, Place, Slot
 from sptnet.data.reader import Encoded, ShardReader
-from sptnet.data.store import Store
+from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
 from sptnet.names import AugmentName
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sptnet.data.augment import eval_view, known_view, prepare
+from sptnet.data.format.manifest import Kind, Shard
 from sptnet.data.image import DecodeError, decode
-from sptnet.data.manifest import Kind, Shard
 from sptnet.data.reader import ShardReader
-from sptnet.data.store import Store
+from sptnet.data.storage.store import Store
 from sptnet.data.workers import load
 from sptnet.names import AugmentName
 

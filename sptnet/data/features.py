@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from sptnet.data.manifest import KINDS, Kind, Manifest
+from sptnet.data.format.manifest import KINDS, Kind, Manifest
 from sptnet.errors import SptnetError
 
 SCHEMA = "sptnet-features/1"

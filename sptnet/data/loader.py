@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.batches import Batch, Batches, EvalBatch, EvalBatches, ImageSteps, TokenSteps, Views
-from sptnet.data.manifest import DatasetError, Kind
+from sptnet.data.format.manifest import DatasetError, Kind
 from sptnet.data.order import BatchOrder, rank_slice
-from sptnet.data.store import Store
+from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
 from sptnet.data.waiting import Waiting
 from sptnet.data.workers import PREFETCHED, SharedMemoryError, load

@@ -12,9 +12,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.manifest import DamagedSampleError, DatasetError, Shard, UnreachableError
-from sptnet.data.pieces import PieceError, Wanted
-from sptnet.data.store import Store
+from sptnet.data.format.manifest import DamagedSampleError, DatasetError, Shard, UnreachableError
+from sptnet.data.storage.pieces import PieceError, Wanted
+from sptnet.data.storage.store import Store
 
 LOOK_EVERY = 0.5  # seconds between looks for open files that left the cache
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sptnet.data.files import TAKEN, told_by_suffix, write_whole
+from sptnet.data.format.files import TAKEN, told_by_suffix, write_whole
 from sptnet.data.listing import images_below
 from sptnet.discover.children import Children
 from sptnet.discover.kept import Choices, read_kept

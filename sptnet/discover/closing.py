@@ -8,8 +8,8 @@ import numpy as np
 from rich.table import Table
 
 from sptnet.data.features import FeatureFolder
-from sptnet.data.files import write_whole
-from sptnet.data.manifest import Manifest
+from sptnet.data.format.files import write_whole
+from sptnet.data.format.manifest import Manifest
 from sptnet.data.table import encode_rows
 from sptnet.discover.request import TITLES, Request, StageName
 from sptnet.discover.verdict import (

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sptnet.data.manifest import Manifest, read_manifest
+from sptnet.data.format.manifest import Manifest, read_manifest
 from sptnet.discover import stages
 from sptnet.discover.children import Children
 from sptnet.discover.choices import choices_of, keep, look_at_machine

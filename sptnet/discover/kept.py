@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from sptnet.data.fields import Count
+from sptnet.data.format.fields import Count
 from sptnet.discover.children import StageError
 from sptnet.discover.plan import Cost, Plan
 from sptnet.run.records import DamagedError, read_json

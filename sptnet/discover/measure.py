@@ -23,10 +23,10 @@ from sptnet.build import assemble, build_data, build_schedule, build_untrained, 
 from sptnet.config import Config
 from sptnet.config_file import load_config
 from sptnet.data.augment import normalise
-from sptnet.data.files import write_whole
+from sptnet.data.format.files import write_whole
+from sptnet.data.format.manifest import KINDS
 from sptnet.data.loader import train_batches
-from sptnet.data.manifest import KINDS
-from sptnet.data.store import Store
+from sptnet.data.storage.store import Store
 from sptnet.data.tokens import TokenShape
 from sptnet.discover.plan import Cost
 from sptnet.errors import SptnetError

@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any
 
-from sptnet.data.manifest import KINDS, Manifest
+from sptnet.data.format.manifest import KINDS, Manifest
 from sptnet.discover import stages
 from sptnet.discover.choices import keep
 from sptnet.discover.kept import Measured, plan_of, read_kept

@@ -8,8 +8,8 @@ import yaml
 
 from sptnet.config import Config
 from sptnet.config_file import load_config, published
-from sptnet.data.files import write_whole
-from sptnet.data.manifest import Manifest
+from sptnet.data.format.files import write_whole
+from sptnet.data.format.manifest import Manifest
 from sptnet.discover.plan import EVALUATIONS, Plan
 from sptnet.discover.request import Request, StageName
 from sptnet.run.parts import writing_parts

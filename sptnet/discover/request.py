@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sptnet.config_file import keys_of, load_config, published, read_override
-from sptnet.data.manifest import DatasetError
+from sptnet.data.format.manifest import DatasetError
 from sptnet.errors import SptnetError
 
 Then = Literal["continued", "sptnet"]

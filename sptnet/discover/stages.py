@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from sptnet.config_file import published
 from sptnet.data.features import FeatureFolder, FeaturesError
+from sptnet.data.format.manifest import MANIFEST, read_manifest
 from sptnet.data.listing import ListedSource, ListingError
-from sptnet.data.manifest import MANIFEST, read_manifest
 from sptnet.discover.kept import Estimated, is_kept
 from sptnet.discover.request import Request
 from sptnet.run.folder import FINISHED, METRICS, MODEL, PREDICTIONS

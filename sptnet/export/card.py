@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
-from sptnet.data.manifest import KINDS
+from sptnet.data.format.manifest import KINDS
 from sptnet.export.origin import Origin, origin_of
 from sptnet.run.folder import METRICS, is_unfinished
 from sptnet.run.model_file import how_far, read_facts

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.manifest import Kind
+from sptnet.data.format.manifest import Kind
 from sptnet.run.predictions import load_predictions
 
 FINE_PURITY, FINE_CONFIDENCE = 0.9, 0.8  # from which a category needs no second look

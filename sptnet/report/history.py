@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sptnet.config import Config
-from sptnet.data.manifest import KINDS, Manifest
+from sptnet.data.format.manifest import KINDS, Manifest
 from sptnet.run.folder import FINISHED, MODEL, is_unfinished
 from sptnet.run.provenance import read_starts
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jinja2
 
 import sptnet
-from sptnet.data.files import write_whole
+from sptnet.data.format.files import write_whole
 from sptnet.method.families import IMAGENET
 from sptnet.report.categories import FINE_CONFIDENCE, FINE_PURITY
 from sptnet.report.curves import HEIGHT, WIDTH, Row, read_steps, rows_of

@@ -29,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
-from sptnet.data.fields import Count, Digest, FileName
+from sptnet.data.format.fields import Count, Digest, FileName
 from sptnet.errors import SptnetError, outcome_of_reading
 from sptnet.run.records import DamagedError, read_json
 
@@ -87,20 +87,21 @@ def is_of_run(checkpoint: Path, run: Path) -> bool:
     return checkpoint.resolve().parent == (run / FOLDER).resolve()
 
 
-def remove_from(run: Path, step: int) -> None:
-    """Remove the checkpoints of a run that begins anew at `step`: they would be taken for its own.
+def left_behind(run: Path, continues: Path | None) -> list[Path]:
+    """The run's checkpoints that would be taken for its own, and are not: of steps later than that which it goes on
+    from, all of them where that one is another run's, or none.
 
     Raises:
-        CheckpointError: one of them is marked to stay; nothing is removed then.
+        CheckpointError: one of them is marked to stay.
     """
+    step = read_facts(continues).step if continues is not None and is_of_run(continues, run) else -1
     later = [path for path in checkpoints(run) if read_facts(path).step > step]
     if kept := [path for path in later if (path / MARK).exists()]:
         raise CheckpointError(
             f"{kept[0]} is later than step {step}, where the run is to begin, and marked {MARK}: move it out of the "
             "run's folder, or choose another folder"
         )
-    for path in later:
-        remove(path)
+    return later
 
 
 def read_facts(path: Path) -> Facts:
@@ -127,21 +128,32 @@ def read_facts(path: Path) -> Facts:
         raise CheckpointError(f"{file} is damaged ({error}): {WAY_OUT}") from None
 
 
+def check_parts(path: Path, facts: Facts) -> None:
+    """Look whether the files of a checkpoint are what was written, by their digests; raises CheckpointError."""
+    for part in facts.parts:
+        _read_part(path, part)
+
+
 def read_tensors(path: Path, facts: Facts) -> dict[str, Tensor]:
     """All tensors of a checkpoint, checked against its digests; raises CheckpointError."""
     tensors: dict[str, Tensor] = {}
     for part in facts.parts:
-        file = path / part["file"]
         try:
-            encoded = file.read_bytes()
-            if hashlib.sha256(encoded).hexdigest() != part["sha256"]:
-                raise CheckpointError(f"{file} is damaged (sha256): {WAY_OUT}")
-            tensors |= load_tensors(encoded)
-        except OSError as error:
-            raise _unreadable(file, error) from None
+            tensors |= load_tensors(_read_part(path, part))
         except SafetensorError as error:
-            raise CheckpointError(f"{file} cannot be read ({error}): {WAY_OUT}") from None
+            raise CheckpointError(f"{path / part['file']} cannot be read ({error}): {WAY_OUT}") from None
     return tensors
+
+
+def _read_part(path: Path, part: Part) -> bytes:
+    file = path / part["file"]
+    try:
+        encoded = file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    if hashlib.sha256(encoded).hexdigest() != part["sha256"]:
+        raise CheckpointError(f"{file} is damaged (sha256): {WAY_OUT}")
+    return encoded
 
 
 def _unreadable(file: Path, error: OSError) -> CheckpointError:

@@ -23,7 +23,7 @@ import yaml
 
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
-from sptnet.data.files import remove_leftovers, write_whole
+from sptnet.data.format.files import remove_leftovers, write_whole
 from sptnet.errors import Outcome, SptnetError, outcome_of_writing
 from sptnet.run.records import lines_of
 

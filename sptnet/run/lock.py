@@ -18,7 +18,7 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from sptnet.data.files import write_whole
+from sptnet.data.format.files import write_whole
 from sptnet.run.folder import OccupiedError, writing
 
 LOCK, LEASE = "run.lock", "run.lease"

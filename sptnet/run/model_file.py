@@ -21,8 +21,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sptnet.config_sections import PromptConfig
-from sptnet.data.fields import Count, Digest
-from sptnet.data.files import write_whole
+from sptnet.data.format.fields import Count, Digest
+from sptnet.data.format.files import write_whole
 from sptnet.method.families import IMAGENET, Triple
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt, create_prompt

@@ -24,8 +24,8 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from sptnet.data.files import open_regular, write_whole
-from sptnet.data.manifest import KINDS, Kind
+from sptnet.data.format.files import open_regular, write_whole
+from sptnet.data.format.manifest import KINDS, Kind
 from sptnet.run.folder import PREDICTIONS, RunError, writing
 from sptnet.run.parts import writing_parts
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from sptnet.config import Config
-from sptnet.data.manifest import KINDS, Manifest
+from sptnet.data.format.manifest import KINDS, Manifest
 from sptnet.data.order import BatchOrder
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt

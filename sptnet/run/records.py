@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from sptnet.data.fields import Count
-from sptnet.data.files import open_regular, read_regular
+from sptnet.data.format.fields import Count
+from sptnet.data.format.files import open_regular, read_regular
 
 LARGEST = 2**26  # bytes of a JSON file that a run writes as a whole
 T = TypeVar("T")

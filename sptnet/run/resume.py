@@ -9,10 +9,20 @@ import torch.distributed as dist
 
 from sptnet.config import Config, flat
 from sptnet.config_file import keys_of
-from sptnet.data.manifest import Manifest
+from sptnet.data.format.manifest import Manifest
 from sptnet.method.families import IMAGENET, Statistics
 from sptnet.method.model import PromptedViT
-from sptnet.run.checkpoint import CheckpointError, Facts, checkpoints, digest, is_of_run, read_facts, read_tensors
+from sptnet.run.checkpoint import (
+    CheckpointError,
+    Facts,
+    check_parts,
+    checkpoints,
+    digest,
+    is_of_run,
+    left_behind,
+    read_facts,
+    read_tensors,
+)
 from sptnet.run.folder import OccupiedError, RunError
 from sptnet.run.lock import RunLock
 from sptnet.steps import Learner
@@ -81,8 +91,11 @@ def agree_where_to_continue(config: Config) -> tuple[Path | None, RunLock | None
     if rank() == 0:
         try:
             lock = RunLock(Path(config.run))
-            told = ["path", str(where_to_continue(config) or ""), "final"]
+            left_behind(Path(config.run), found := where_to_continue(config))
+            told = ["path", str(found or ""), "final"]
         except (CheckpointError, RunError) as error:
+            if lock is not None:
+                lock.release()
             told = [type(error).__name__, str(error), error.outcome]
     if dist.is_initialized():
         dist.broadcast_object_list(told)
@@ -107,8 +120,14 @@ def facts_to_continue(
         CheckpointError: a damaged checkpoint, one whose run had other numbers (the message lists the differences), or
             one beyond the schedule.
     """
+
+    def read() -> tuple[Facts, dict[str, torch.Tensor]]:
+        facts = read_facts(path)
+        check_parts(path, facts)
+        return facts, {}
+
     allow = config.resume.allow
-    facts, _ = _on_all_ranks(lambda: (read_facts(path), {}), torch.device("cpu"))
+    facts, _ = _on_all_ranks(read, torch.device("cpu"))
     told = [f"{key} was {old!r}, is {new!r}" for key, old, new in _differences(facts.numbers, numbers, allow)]
     if facts.backbone["sha256"] != backbone["sha256"] and "backbone" not in allow:
         told.append(f"backbone was {facts.backbone['source']}, is {backbone['source']}, and their weights differ")

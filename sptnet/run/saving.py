@@ -19,7 +19,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import Store
 
 from sptnet.config import Config
-from sptnet.data.files import sync_folder, write_through
+from sptnet.data.format.files import sync_folder, write_through
 from sptnet.errors import outcome_of_writing
 from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, Part, checkpoints, remove
 from sptnet.run.resume import prompt_state

@@ -14,7 +14,7 @@ from PIL import Image
 from sptnet_shards.make_shards import main as make_shards
 
 from sptnet.cli import main
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 from sptnet.run.folder import PREDICTIONS
 
 pytestmark = pytest.mark.browser

@@ -14,8 +14,8 @@ from sptnet.build import build_untrained
 from sptnet.cli import main
 from sptnet.config_file import load_config
 from sptnet.data.features import FeatureFolder
-from sptnet.data.files import write_whole
-from sptnet.data.store import LocalStore
+from sptnet.data.format.files import write_whole
+from sptnet.data.storage.store import LocalStore
 from sptnet.export.folder import export_run
 from sptnet.export.folding import ExportError
 from sptnet.run.folder import FINISHED, RunError, open_run

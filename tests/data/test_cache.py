@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from forked import FORKS
 
-from sptnet.data.cache import NodeCache
+from sptnet.data.storage.cache import NodeCache
 
 SIZE, LIMIT = 40_000, 100_000
 CONTENTS = {hashlib.sha256(content).hexdigest(): content for content in (bytes([i]) * SIZE for i in range(24))}

@@ -6,10 +6,10 @@ import threading
 import pytest
 from serving import Server, batches, data_of, same
 
-from sptnet.data import remote
-from sptnet.data.pieces import PieceError, Wanted, read_pieces
 from sptnet.data.reader import ShardReader
-from sptnet.data.remote import Remote
+from sptnet.data.storage import remote
+from sptnet.data.storage.pieces import PieceError, Wanted, read_pieces
+from sptnet.data.storage.remote import Remote
 
 
 @pytest.fixture

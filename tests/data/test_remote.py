@@ -17,12 +17,13 @@ import pytest
 from forked import FORKS
 from serving import Server, batches, data_of, same
 
-from sptnet.data import remote, waiting
-from sptnet.data import store as store_module
+from sptnet.data import waiting
+from sptnet.data.format.manifest import DatasetError, UnreachableError
 from sptnet.data.loader import eval_batches, train_batches
-from sptnet.data.manifest import DatasetError, UnreachableError
 from sptnet.data.reader import ShardReader
-from sptnet.data.store import open_store
+from sptnet.data.storage import remote
+from sptnet.data.storage import store as store_module
+from sptnet.data.storage.store import open_store
 
 
 @pytest.fixture
@@ -251,7 +252,7 @@ def test_a_server_that_sends_too_much_is_cut_off(server, digits, tmp_path):
 
 
 def test_a_manifest_without_end_is_cut_off(server, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("sptnet.data.store.LARGEST_MANIFEST", 1000)
+    monkeypatch.setattr("sptnet.data.storage.store.LARGEST_MANIFEST", 1000)
     with pytest.raises(DatasetError, match=r"manifest\.json sends more than the 1,000 bytes"):
         data_of(server.url, tmp_path / "cache")
 
@@ -340,7 +341,7 @@ def test_open_files_that_left_the_cache_are_closed(server, tmp_path, monkeypatch
 def test_a_process_that_ends_waits_for_no_fetch(tmp_path):
     """A server that stalls holds a fetch ahead for minutes."""
     code = (
-        "import sys, time; from pathlib import Path; from sptnet.data.cache import NodeCache\n"
+        "import sys, time; from pathlib import Path; from sptnet.data.storage.cache import NodeCache\n"
         f"cache = NodeCache(Path({str(tmp_path)!r}), 10**6)\n"
         "cache.fetch_ahead('a' * 64, 9, lambda check, path: time.sleep(600)); time.sleep(0.2); cache.close()"
     )

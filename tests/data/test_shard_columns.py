@@ -9,9 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from sptnet.data import shard_lines
-from sptnet.data.manifest import KINDS, DatasetError, Manifest, Shard, parse_manifest, read_manifest
-from sptnet.data.shard_lines import split_manifest
+from sptnet.data.format import shard_lines
+from sptnet.data.format.manifest import KINDS, DatasetError, Manifest, Shard, parse_manifest, read_manifest
+from sptnet.data.format.shard_lines import split_manifest
 
 
 def made(count: int, paths: bool = True, even: bool = False) -> list[Shard]:

@@ -15,11 +15,11 @@ from sptnet_shards.sources import imagefolder
 
 from sptnet.build import build_data
 from sptnet.config_file import load_config
+from sptnet.data.format.manifest import KINDS, DatasetError, read_manifest
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.loader import train_batches
-from sptnet.data.manifest import KINDS, DatasetError, read_manifest
 from sptnet.data.reader import ShardReader
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart_simgcd.yaml"
 

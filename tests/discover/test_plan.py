@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sptnet.config_file import load_config
-from sptnet.data.manifest import read_manifest
+from sptnet.data.format.manifest import read_manifest
 from sptnet.discover.kept import plan_of
 from sptnet.discover.measure import Bench
 from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for

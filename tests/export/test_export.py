@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from sptnet.cli import main
 from sptnet.data.augment import eval_view
-from sptnet.data.files import temporary_of
+from sptnet.data.format.files import temporary_of
 from sptnet.data.image import decode
 from sptnet.data.reader import ShardReader
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 from sptnet.export import folder as export_folder
 from sptnet.export.folding import ExportError, folded_position_embedding, plain_state
 from sptnet.export.origin import origin_of

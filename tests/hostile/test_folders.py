@@ -9,9 +9,9 @@ from sptnet_shards.make_shards import main
 from sptnet.build import build_data
 from sptnet.config import ConfigError
 from sptnet.config_file import load_config
-from sptnet.data.files import LARGEST_IMAGE
-from sptnet.data.manifest import read_manifest
-from sptnet.data.paths import parse_paths, paths_name
+from sptnet.data.format.files import LARGEST_IMAGE
+from sptnet.data.format.manifest import read_manifest
+from sptnet.data.format.paths import parse_paths, paths_name
 from sptnet.discover.recipe import Batches
 
 FOLDER = {
@@ -95,7 +95,7 @@ def test_shards_among_the_images(out, tmp_path, capsys):
 def test_suffixes_are_those_of_formats_that_are_read():
     from PIL import Image
 
-    from sptnet.data.files import IMAGE_SUFFIXES
+    from sptnet.data.format.files import IMAGE_SUFFIXES
     from sptnet.data.image import FORMATS
 
     assert {Image.registered_extensions()[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS)

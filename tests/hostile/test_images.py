@@ -9,8 +9,8 @@ from PIL import Image
 from sptnet_shards.conversion.images import BadImage, Resize, keep
 
 from sptnet.data.augment import prepare
+from sptnet.data.format.manifest import read_manifest
 from sptnet.data.image import DecodeError, decode, resize
-from sptnet.data.manifest import read_manifest
 
 
 def saved(kind, mode="RGB"):

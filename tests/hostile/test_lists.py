@@ -4,7 +4,7 @@ import pytest
 from made import encoded, put, refused
 from sptnet_shards.make_shards import main
 
-from sptnet.data.manifest import read_manifest
+from sptnet.data.format.manifest import read_manifest
 
 CSV = {
     "empty": "",

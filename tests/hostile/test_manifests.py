@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from sptnet_shards.make_shards import main
 
-from sptnet.data.manifest import DatasetError, parse_manifest, read_manifest
-from sptnet.data.shard_index import INDEX_DTYPE, parse_index
+from sptnet.data.format.manifest import DatasetError, parse_manifest, read_manifest
+from sptnet.data.format.shard_index import INDEX_DTYPE, parse_index
 
 SHARD = {
     "file": "train-labelled-000000.tar", "index": "train-labelled-000000.idx.npy", "kind": "labelled", "samples": 3,

@@ -10,9 +10,9 @@ from made import accepted, encoded, put
 from PIL import Image, ImageOps
 
 from sptnet.data.exif import orientation
+from sptnet.data.format.manifest import KINDS
 from sptnet.data.image import decode, from_pillow
-from sptnet.data.manifest import KINDS
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 16, 3), np.uint8))
 

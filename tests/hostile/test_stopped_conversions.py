@@ -14,7 +14,7 @@ from sptnet_shards.arguments import cores
 from sptnet_shards.make_shards import main
 from sptnet_shards.source import SourceError
 
-from sptnet.data.manifest import read_manifest
+from sptnet.data.format.manifest import read_manifest
 
 
 def _converting(argv, told):

@@ -9,7 +9,7 @@ from made import accepted, encoded, put, refused, samples, tar_of
 from sptnet_shards.source import SourceError
 from sptnet_shards.sources import imagenet
 
-from sptnet.data.manifest import KINDS, read_manifest
+from sptnet.data.format.manifest import KINDS, read_manifest
 
 SOUND = tar_of(samples())
 HEADERS = [at for at in range(0, len(SOUND), 512) if SOUND[at + 257 : at + 262] == b"ustar"]

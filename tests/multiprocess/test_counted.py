@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from sptnet import counted
 from sptnet.counted import count_once, expected_uids, windows_of
-from sptnet.data.manifest import Manifest, Shard, write_manifest
-from sptnet.data.shard_index import INDEX_DTYPE
-from sptnet.data.store import LocalStore
+from sptnet.data.format.manifest import Manifest, Shard, write_manifest
+from sptnet.data.format.shard_index import INDEX_DTYPE
+from sptnet.data.storage.store import LocalStore
 from sptnet.run import predictions
 from sptnet.run.folder import RunError
 from sptnet.run.parts import PartsError

@@ -16,7 +16,7 @@ from interrupted import finish, train_here
 from launching import ENVIRONMENT, launcher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 from sptnet.strategy.create import WRAPPERS
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sptnet_shards.make_shards import main as make_shards
 
 from sptnet.cli import main
-from sptnet.data.manifest import MANIFEST
+from sptnet.data.format.manifest import MANIFEST
 from sptnet.report.categories import read_predictions
 from sptnet.report.confusion import confusion_of
 from sptnet.report.curves import BINS, Steps
@@ -102,7 +102,7 @@ def test_galleries_show_the_most_and_the_least_confident(evaluated, digits, page
     from sptnet.data.augment import eval_view
     from sptnet.data.blocks import ShardSource
     from sptnet.data.image import decode
-    from sptnet.data.store import LocalStore
+    from sptnet.data.storage.store import LocalStore
 
     source = ShardSource(LocalStore(digits), ["unlabelled"])
     samples = [s for part in range(len(source)) for s in source.read(part, range(source.size(part)))]

@@ -17,9 +17,9 @@ from sptnet.run.checkpoint import (
     Facts,
     checkpoints,
     digest,
+    left_behind,
     read_facts,
     read_tensors,
-    remove_from,
 )
 from sptnet.run.saving import Writer, writers_of
 
@@ -77,12 +77,14 @@ def test_the_newest_and_the_marked_ones_stay(tmp_path):
 def test_a_run_that_begins_anew_keeps_what_is_marked(tmp_path):
     for step in (10, 20, 30):
         write(tmp_path, step, ranks=1, keep=3)
-    remove_from(tmp_path, 20)
-    assert [read_facts(path).step for path in checkpoints(tmp_path)] == [10, 20]
-    (checkpoints(tmp_path)[-1] / "KEEP").touch()
+    first, second, third = checkpoints(tmp_path)
+    assert left_behind(tmp_path, second) == [third]
+    for elsewhere in (None, tmp_path / "other" / "checkpoints" / "step-000000020"):
+        assert left_behind(tmp_path, elsewhere) == [first, second, third]
+    (second / "KEEP").touch()
+    assert left_behind(tmp_path, second) == [third]
     with pytest.raises(CheckpointError, match="step-000000020 is later than step 10"):
-        remove_from(tmp_path, 10)
-    assert len(checkpoints(tmp_path)) == 2
+        left_behind(tmp_path, first)
 
 
 def test_what_a_killed_attempt_left_is_not_taken_for_a_checkpoint(tmp_path):

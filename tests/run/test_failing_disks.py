@@ -10,9 +10,9 @@ import pytest
 from sptnet.build import build_data
 from sptnet.cli import main
 from sptnet.config_file import load_config
+from sptnet.data.format.manifest import DatasetError, UnreachableError
 from sptnet.data.listing import STARTS, ListedSource, write_listing
 from sptnet.data.loader import train_batches
-from sptnet.data.manifest import DatasetError, UnreachableError
 from sptnet.data.tokens import PartWriter, TokenPart, TokenShape
 from sptnet.run.checkpoint import CheckpointError, read_facts
 
@@ -28,7 +28,7 @@ def failing(number):
 def test_no_sample_is_replaced_for_a_shard_that_cannot_be_opened(digits, monkeypatch, number, kind):
     config = load_config("quickstart", [f"data.root={digits}", "data.batch_size=48"])
     store, order = build_data(config)
-    monkeypatch.setattr("sptnet.data.store.open_regular", failing(number))
+    monkeypatch.setattr("sptnet.data.storage.store.open_regular", failing(number))
     batches = train_batches(
         store, order, augment="crop_flip", image_size=24, seed=0, steps=range(1), workers=0, tolerated=100
     )

@@ -10,8 +10,8 @@ import yaml
 
 import sptnet
 from sptnet.cli import main
-from sptnet.data.manifest import UNKNOWN, read_manifest
-from sptnet.data.shard_index import INDEX_DTYPE
+from sptnet.data.format.manifest import UNKNOWN, read_manifest
+from sptnet.data.format.shard_index import INDEX_DTYPE
 from sptnet.trained import named
 
 

@@ -17,9 +17,9 @@ from launching import contents
 from PIL import Image
 from sptnet_shards.make_shards import main
 
+from sptnet.data.format.manifest import KINDS, read_manifest
 from sptnet.data.image import decode, resize_short_side
-from sptnet.data.manifest import KINDS, read_manifest
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 
 CLASSES, EACH = ("ant", "bee", "cat", "dog"), 24
 

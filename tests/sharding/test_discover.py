@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from sptnet_shards.make_shards import main
 
-from sptnet.data.manifest import UNKNOWN, read_manifest
-from sptnet.data.paths import paths_name
-from sptnet.data.store import LocalStore
+from sptnet.data.format.manifest import UNKNOWN, read_manifest
+from sptnet.data.format.paths import paths_name
+from sptnet.data.storage.store import LocalStore
 
 DRAWS = np.random.default_rng(0)
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from sptnet_shards.make_shards import main
 
-from sptnet.data.manifest import KINDS, read_manifest
-from sptnet.data.store import LocalStore
+from sptnet.data.format.manifest import KINDS, read_manifest
+from sptnet.data.storage.store import LocalStore
 
 LABELS = ("ant", "bee", "cat")
 

@@ -14,9 +14,9 @@ from sptnet_shards.tars import places
 from test_same_bytes import png
 from test_tools import write_tar
 
-from sptnet.data.manifest import KINDS, read_manifest
+from sptnet.data.format.manifest import KINDS, read_manifest
 from sptnet.data.reader import ShardReader
-from sptnet.data.store import open_store
+from sptnet.data.storage.store import open_store
 
 
 @pytest.fixture(scope="module")

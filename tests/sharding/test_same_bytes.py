@@ -12,7 +12,7 @@ import zlib
 import pytest
 from sptnet_shards.make_shards import main
 
-from sptnet.data.manifest import MANIFEST, read_manifest
+from sptnet.data.format.manifest import MANIFEST, read_manifest
 
 MADE = {
     "imagefolder": "3e4a3ef1a26d24ba471777bf39f835cc853da1cf385a4f582bd53fe72517c1ee",

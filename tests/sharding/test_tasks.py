@@ -17,7 +17,7 @@ from sptnet_shards.make_shards import main
 from sptnet_shards.share import Share, share
 from test_same_bytes import png
 
-from sptnet.data.files import remove_leftovers, temporary_of, write_once, writer_of
+from sptnet.data.format.files import remove_leftovers, temporary_of, write_once, writer_of
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from sptnet_shards.make_shards import main
 from sptnet_shards.source import SourceError
 from sptnet_shards.sources import imagenet
 
-from sptnet.data.manifest import KINDS, read_manifest
+from sptnet.data.format.manifest import KINDS, read_manifest
 from sptnet.data.reader import ShardReader
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 
 
 def png(value=0) -> bytes:

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from slurm_lab import CLUSTER, Job, why_not
 
-from sptnet.data.store import LocalStore
+from sptnet.data.storage.store import LocalStore
 
 # 8 epochs of 11 steps, k = 20: both phases twice in the SPTNet stage. SGD, since the first steps of AdamW, which
 # divides small gradients by themselves, make 1e-4 of what the order of a sum changes in the last digit

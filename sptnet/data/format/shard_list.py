@@ -3,7 +3,6 @@
 import secrets
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from json.encoder import encode_basestring_ascii
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import numpy as np
@@ -12,15 +11,15 @@ from pydantic import GetCoreSchemaHandler, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, core_schema
 
-from sptnet.data.fields import LONGEST_NAME, STRICT, Count, Digest, FileName
+from sptnet.data.format.fields import LONGEST_NAME, STRICT, Count, Digest, FileName
+from sptnet.data.format.shard_text import json_objects
 
 Kind = Literal["labelled", "unlabelled", "test"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CODES = {kind: code for code, kind in enumerate(KINDS)}
+KIND_NAMES = np.array(KINDS, np.bytes_)
 MEMBER = 1024  # bytes that a sample takes in a tar at least: a header and a block
 BLOCK = 8192  # shards of a block, where they come as objects
-PLAIN = b"\0abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."  # of names that JSON has as they are
-HEX = np.frombuffer("".join(f"{value:02x}" for value in range(256)).encode(), np.uint16)
 KIND_BITS = np.frombuffer(secrets.token_bytes(8 * len(KINDS)), np.uint64)
 FACTORS = np.frombuffer(secrets.token_bytes(8 * LONGEST_NAME), np.uint64) | np.uint64(1)
 
@@ -117,16 +116,12 @@ class Shards(Sequence[Shard]):
     def digest_records(self) -> Iterator[bytes]:
         """Blocks of them as `json.dumps(..., sort_keys=True)` writes a list of what decides which image a sample is."""
         for block, rows in self._parts():
-            columns = {
-                b"bytes": _decimal(block.bytes[rows]), b"file": _quoted(block.file[rows]),
-                b"index": _quoted(block.index_file[rows]), b"index_sha256": _hexadecimal(block.index_sha256[rows]),
-                b"kind": _quoted(np.array(KINDS, np.bytes_)[block.kind[rows]]),
-                b"samples": _decimal(block.samples[rows]), b"sha256": _hexadecimal(block.sha256[rows]),
-            }  # fmt: skip
             if len(rows):
-                keys = [(b', "' if number else b'{"') + key + b'": ' for number, key in enumerate(columns)]
-                named = [part for key, values in zip(keys, columns.values(), strict=True) for part in (key, values)]
-                yield _joined([*named, b"}, "]).removesuffix(b", ")
+                yield json_objects({
+                    "bytes": block.bytes[rows], "file": block.file[rows], "index": block.index_file[rows],
+                    "index_sha256": block.index_sha256[rows], "kind": KIND_NAMES[block.kind[rows]],
+                    "samples": block.samples[rows], "sha256": block.sha256[rows],
+                })  # fmt: skip
 
     def fault(self) -> str | None:
         """What shards together must not be: an index, or a tar with one kind, that is there twice, or is both; or None.
@@ -203,39 +198,6 @@ class Shards(Sequence[Shard]):
             lambda value, inner: value if isinstance(value, cls) else inner(value), made
         )
         return core_schema.json_or_python_schema(made, python)
-
-
-def _joined(columns: Sequence[NDArray[np.uint8] | bytes]) -> bytes:
-    """Rows of text, one behind the other, of columns [n, length] that are filled up with zeros, and texts of each row."""
-    count = next(len(column) for column in columns if not isinstance(column, bytes))
-    rows = [
-        np.broadcast_to(np.frombuffer(column, np.uint8), (count, len(column))) if isinstance(column, bytes) else column
-        for column in columns
-    ]
-    return np.concatenate(rows, 1).tobytes().replace(b"\0", b"")
-
-
-def _decimal(values: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Their digits, zeros before them: no digit is a zero byte."""
-    powers = 10 ** np.arange(len(str(values.max(initial=0))))[::-1]
-    told = (values[:, None] >= powers) | (powers == 1)
-    return np.where(told, values[:, None] // powers % 10 + ord("0"), 0).astype(np.uint8)
-
-
-def _hexadecimal(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[n, 32] -> [n, 66], between quotes."""
-    quote = np.full((len(values), 1), ord('"'), np.uint8)
-    return np.concatenate([quote, HEX[values].view(np.uint8), quote], 1)
-
-
-def _quoted(names: NDArray[np.bytes_]) -> NDArray[np.uint8]:
-    """As JSON has them, zeros behind them: a name has none of its own."""
-    text = names.tobytes()
-    if text.translate(None, PLAIN):
-        quoted = np.array([encode_basestring_ascii(name.decode()) for name in names.tolist()], np.bytes_)
-        return quoted.view(np.uint8).reshape(len(names), -1)
-    quote = np.full((len(names), 1), ord('"'), np.uint8)
-    return np.concatenate([quote, np.frombuffer(text, np.uint8).reshape(len(names), -1), quote], 1)
 
 
 def _hashed(values: NDArray[Any]) -> NDArray[np.uint64]:

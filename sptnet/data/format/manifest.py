@@ -36,14 +36,14 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict
 
-from sptnet.data.fields import STRICT, Count, Facts, Name, is_count, short, unique
-from sptnet.data.files import open_regular, replacing
-from sptnet.data.shard_lines import BEGIN, split_manifest
-from sptnet.data.shard_list import CODES
-from sptnet.data.shard_list import KINDS as KINDS
-from sptnet.data.shard_list import Kind as Kind
-from sptnet.data.shard_list import Shard as Shard
-from sptnet.data.shard_list import Shards as Shards
+from sptnet.data.format.fields import STRICT, Count, Facts, Name, is_count, short, unique
+from sptnet.data.format.files import open_regular, replacing
+from sptnet.data.format.shard_lines import BEGIN, split_manifest
+from sptnet.data.format.shard_list import CODES
+from sptnet.data.format.shard_list import KINDS as KINDS
+from sptnet.data.format.shard_list import Kind as Kind
+from sptnet.data.format.shard_list import Shard as Shard
+from sptnet.data.format.shard_list import Shards as Shards
 from sptnet.errors import Outcome, SptnetError, outcome_of_reading
 
 SCHEMA, BEFORE = "sptnet-shards/3", "sptnet-shards/2"  # of version 2: no paths, no unknown targets

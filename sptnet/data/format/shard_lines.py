@@ -10,8 +10,9 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.fields import LONGEST_NAME, MOST
-from sptnet.data.shard_list import CODES, MEMBER, PLAIN, Block, Shards
+from sptnet.data.format.fields import LONGEST_NAME, MOST
+from sptnet.data.format.shard_list import CODES, MEMBER, Block, Shards
+from sptnet.data.format.shard_text import PLAIN
 
 CHUNK = 2**20  # bytes that are read at a time
 LARGEST_REST = 2**28  # bytes before or behind the shards
@@ -66,8 +67,8 @@ def _split(before: bytes, blocks: list[Block], rest: bytes) -> Split:
 class _Lines(NamedTuple):
     """Lines of a text, [n]: where they begin in its bytes, and how long they are without their ends.
 
-    LONGEST_LINE zeros stand behind the text. `same`, where its shards are equally long and no line is left out: of every
-    byte of the first one whether it is the same in all of them.
+    LONGEST_LINE zeros stand behind the text. `same`, where its shards are equally long: of every byte of the first one
+    whether all of them have it.
     """
 
     text: NDArray[np.uint8]

@@ -10,8 +10,8 @@ import tarfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sptnet.data.manifest import DatasetError, Shard
-from sptnet.data.remote import Remote
+from sptnet.data.format.manifest import DatasetError, Shard
+from sptnet.data.storage.remote import Remote
 
 
 class PieceError(DatasetError):

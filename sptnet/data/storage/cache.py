@@ -15,8 +15,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sptnet.data.fetch_ahead import FetchAhead
-from sptnet.data.manifest import DatasetError
+from sptnet.data.format.manifest import DatasetError
+from sptnet.data.storage.fetch_ahead import FetchAhead
 
 FETCHES = 4  # at a time and process, ahead of need
 PART = ".part"

@@ -10,10 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.cache import Fetch, NodeCache, network_file_system
-from sptnet.data.fetch_ahead import FetchAhead
-from sptnet.data.files import open_regular, read_regular
-from sptnet.data.manifest import (
+from sptnet.data.format.files import open_regular, read_regular
+from sptnet.data.format.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,
     DatasetError,
@@ -23,10 +21,12 @@ from sptnet.data.manifest import (
     read_manifest,
     unreadable,
 )
-from sptnet.data.paths import largest_paths, parse_paths
-from sptnet.data.pieces import Wanted, read_pieces
-from sptnet.data.remote import Remote, is_url
-from sptnet.data.shard_index import index_size, parse_index, read_index
+from sptnet.data.format.paths import largest_paths, parse_paths
+from sptnet.data.format.shard_index import index_size, parse_index, read_index
+from sptnet.data.storage.cache import Fetch, NodeCache, network_file_system
+from sptnet.data.storage.fetch_ahead import FetchAhead
+from sptnet.data.storage.pieces import Wanted, read_pieces
+from sptnet.data.storage.remote import Remote, is_url
 
 ASKING = 2  # threads that ask for shards of a network disk: the kernel may let them wait
 REMEMBERED = 4096  # shards that were asked for
