@@ -30,7 +30,8 @@ ended() { say "ended by Slurm or scancel; the same job continues where it stood"
 
 requeue() {  # WHY
   say "requeued: $*"
-  scontrol requeue "$SLURM_JOB_ID" || stop "scontrol would not; submit the job again, it continues where it stood"
+  # one task of an array has the job id of the whole array, which scontrol would requeue
+  scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}" || stop "scontrol would not; submit the job again, it continues where it stood"
   sleep 60 & wait  # until Slurm ends this shell
   exit 75
 }
@@ -57,13 +58,15 @@ experiment() {  # NAME [section.key=value ...]
   check "$name"
   case $STRATEGY in
     ddp | single) ;;
+    zero*) "$BIN/python" -c 'import importlib.util as u; raise SystemExit(u.find_spec("deepspeed") is None)' \
+      || stop "STRATEGY=$STRATEGY needs DeepSpeed, which is not installed: pip install '.[deepspeed]'" ;;&
     hsdp) [[ $SLURM_JOB_NUM_NODES -gt 1 && $PROCESSES -gt 1 ]] || stop "STRATEGY=hsdp shards on every node and" \
       "copies from node to node: it needs two nodes or more, of two processes or more; fsdp2 does not" ;;
     *) [ $((SLURM_JOB_NUM_NODES * PROCESSES)) -gt 1 ] || stop "STRATEGY=$STRATEGY needs more than one process" ;;
   esac
   root=$RUNS/$name/seed-$seed
-  export SPTNET_OUTCOME=$root/outcome
-  mkdir -p "$root" || stop "$root cannot be made"
+  export SPTNET_OUTCOME=$root/outcome/$SLURM_JOB_ID  # another job may be there, by mistake
+  mkdir -p "$root/outcome" || stop "$root cannot be made"
   count_restarts "$root"
   say "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST: $name, seed $seed, $STRATEGY," \
     "$SLURM_JOB_NUM_NODES x $PROCESSES processes, precision $PRECISION"
@@ -88,21 +91,28 @@ settings_of() {  # STAGE [section.key=value ...]: its own and those of both, in 
 }
 
 check() {  # NAME
-  local file
-  for file in "configs/$1.yaml" "configs/${1}_simgcd.yaml" "launch/$STRATEGY.yaml" "$BIN/accelerate"; do
-    [ -e "$file" ] || stop "$file is missing (in $PWD, on $(hostname)): submit from the root of the checkout"
+  local file where
+  where="(in $PWD, on $(hostname))"
+  for file in "configs/$1.yaml" "configs/${1}_simgcd.yaml" launch/slurm_node.sh; do
+    [ -e "$file" ] || stop "$file is missing $where: submit from the root of the checkout"
   done
+  [ -e "launch/$STRATEGY.yaml" ] || stop "STRATEGY=$STRATEGY: there is no launch/$STRATEGY.yaml, but" launch/*.yaml
+  [ -e "$BIN/accelerate" ] || stop "$BIN/accelerate is missing $where: make install, or say in SPTNET_BIN where it is"
+  case $PRECISION in no | bf16 | fp16) ;; *) stop "PRECISION=$PRECISION must be no, bf16 or fp16" ;; esac
 }
 
-count_restarts() {  # ROOT: stop where restarts bring no checkpoint
+count_restarts() {  # ROOT: stop where restarts of this job bring nothing new
   local reached seen='' count=0
-  reached=$(find "$1" \( -path '*/checkpoints/step-?????????' -o -name finished \) -printf '%P\n' | sort | cksum)
+  # checkpoints, and how many tokens a run had when it was asked to stop before its first step
+  reached=$({ find "$1" \( -path '*/checkpoints/step-?????????' -o -name finished \) -printf '%P\n' | sort
+    told continue; } | cksum)
   reached=${reached%% *}
-  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$1/restarts" ]; then
-    read -r seen count < "$1/restarts"
-    [ "$reached" = "$seen" ] && count=$((count + 1)) || count=0
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$SPTNET_OUTCOME.restarts" ]; then
+    read -r seen count < "$SPTNET_OUTCOME.restarts"
+    # where another job trains in the folder, what is new there is not of this one
+    if [ "$reached" = "$seen" ] || [[ $(told retry) = *'being trained by'* ]]; then count=$((count + 1)); else count=0; fi
   fi
-  echo "$reached $count" > "$1/restarts"
+  echo "$reached $count" > "$SPTNET_OUTCOME.restarts"
   [ "$count" -le "$RESTARTS" ] || stop "$count restarts without a new checkpoint below $1"
 }
 
@@ -121,7 +131,8 @@ stage() {  # CONFIG RUN [section.key=value ...]: until it is finished, or this s
   rm -rf "$SPTNET_OUTCOME"
   mkdir "$SPTNET_OUTCOME" || stop "$SPTNET_OUTCOME cannot be made"
   # a task that fails ends the others, which would wait for it until a collective times out
-  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+  # a site or `sbatch --export` may have it that steps get less than this shell has
+  srun --export=ALL --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 \
     bash launch/slurm_node.sh --on-node "$config" "$@" "run=$run" &
   step=$!
@@ -132,12 +143,14 @@ stage() {  # CONFIG RUN [section.key=value ...]: until it is finished, or this s
   final=$(told final)
   [ -z "$final" ] || stop "$final"
   [ "$asked" != TERM ] || ended
-  [ -z "$(told continue)" ] || requeue "asked to stop${asked:+ by $asked}; a checkpoint is in $run"
+  [ -z "$(told continue)" ] || requeue "asked to stop${asked:+ by $asked}; $(told continue)"
   [ -z "$asked" ] || requeue "asked to stop by $asked, and lost (exit code $code) before a checkpoint: $(told retry)"
   requeue "a process was lost (exit code $code): $(told retry)"
 }
 
 # ---- on every node ----
+
+address_of() { getent ahostsv4 "$1" | awk 'NR == 1 { print $1 }'; }  # HOST
 
 interface_to() {  # ADDRESS: the network interface that reaches it, of the address itself the one that has it
   local name
@@ -147,14 +160,17 @@ interface_to() {  # ADDRESS: the network interface that reaches it, of the addre
 }
 
 on_node() {  # CONFIG [section.key=value ...]
-  local head address interface total=$((SLURM_JOB_NUM_NODES * PROCESSES)) cpus=${SLURM_CPUS_PER_TASK:-1}
+  local head peer address toward interface total=$((SLURM_JOB_NUM_NODES * PROCESSES)) cpus=${SLURM_CPUS_PER_TASK:-1}
   # another port for every job and start: the one of a job that was just killed may still be taken
   local port=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 10000))
-  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  address=$(getent ahostsv4 "$head" | awk 'NR == 1 { print $1 }')
-  interface=$(interface_to "$address")
-  # a host name may stand for 127.0.1.1, and a node has several networks: gloo and NCCL take the first they find
-  if [ -n "$interface" ]; then
+  { read -r head; read -r peer; } < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  address=$(address_of "$head")
+  toward=$address
+  # the first node may know itself as 127.0.1.1; the others reach it by what reaches them
+  [[ $address != 127.* || -z $peer ]] || toward=$(address_of "$peer")
+  interface=$(interface_to "$toward")
+  # a node has several networks: gloo and NCCL take the first they find
+  if [ -n "$interface" ] && [ "$interface" != lo ]; then
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
   fi
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}    # NCCL's own errors say which link failed

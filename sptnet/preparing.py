@@ -35,7 +35,7 @@ from sptnet.trunk_making import make
 
 
 class StoppedError(Exception):
-    """Asked to stop, on all ranks at once."""
+    """Asked to stop, on all ranks at once; the message says what is kept."""
 
 
 @dataclass
@@ -140,7 +140,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
             saved_in(_agree_where_to_continue(config, held)[0])
         make(cache, config, store, model, accelerator.device, stop.here)
         if on_any_rank(stop.here(), accelerator.device):
-            raise StoppedError
+            raise StoppedError(cache.progress())
     model.round_tokens = stored_type(config, model)
     row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
     work = work_of_steps(model, prompt, images, row)

@@ -19,7 +19,7 @@ from sptnet.run.folder import check_unfinished, mark_finished, open_run
 from sptnet.run.following import Following
 from sptnet.run.metrics_log import MetricsLog
 from sptnet.run.model_file import ModelFacts, save_model
-from sptnet.run.outcome import naming_step
+from sptnet.run.outcome import naming_step, record_outcome
 from sptnet.run.provenance import record_start, warnings
 from sptnet.run.signals import StopRequest
 from sptnet.run.trackers import Trackers, named_trackers
@@ -43,7 +43,8 @@ def train(config: Config) -> bool:
     with StopRequest() as stop:  # also of signals that come while everything is built: the first step is the last then
         try:
             run, header = prepare(config, stop)
-        except StoppedError:
+        except StoppedError as stopped:
+            record_outcome("continue", str(stopped))
             return False
         try:
             first = rank() == 0
@@ -61,6 +62,8 @@ def train(config: Config) -> bool:
             run.saver.finish()
             if run.lock is not None:
                 run.lock.release()
+    if not finished:
+        record_outcome("continue", f"a checkpoint is in {config.run}")
     return finished
 
 

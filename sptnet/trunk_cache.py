@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from filelock import FileLock
 from torch import Tensor
 
 from sptnet.config import Config, ConfigError
 from sptnet.data.augment import CROP_RATIO, normalise
-from sptnet.data.cache_room import InUse, make_room
+from sptnet.data.cache_room import InUse, lock_of, make_room
 from sptnet.data.format.manifest import KINDS
+from sptnet.data.locks import locked
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import FINGERPRINT, SCHEMA, Tokens, TokenShape, folder_of, part_path
 from sptnet.method.model import PromptedViT
@@ -58,6 +58,15 @@ class TrunkCache:
     def where(self) -> str:
         """Which folder, and how large."""
         return f"{self.tokens.folder}, {self.bytes / 1e9:.3f} GB"
+
+    def progress(self) -> str:
+        """How many of its files are there."""
+        parts = [
+            part_path(self.tokens.folder, kind, number)
+            for kind, counts in self.tokens.samples.items()
+            for number in range(len(counts))
+        ]
+        return f"{sum(path.exists() for path in parts)} of {len(parts)} files of tokens are in {self.tokens.folder}"
 
     def cost(self) -> str:
         """What making the missing ones takes."""
@@ -128,7 +137,7 @@ def _look(
     folder = folder_of(root_of(config), fingerprint)
     with writing_parts(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):  # other ranks and runs begin it too
+        with locked(lock_of(folder)):  # other ranks and runs begin it too
             begin_parts(folder / FINGERPRINT, fingerprint)
             held = InUse(folder)
     samples = {kind: store.manifest.of_kind(kind).samples.tolist() for kind in KINDS}

@@ -17,6 +17,7 @@ from torch import Tensor
 from sptnet.config import Config
 from sptnet.data.blocks import Block, ShardSource, blocks
 from sptnet.data.format.manifest import DatasetError, Kind
+from sptnet.data.locks import NO_FLOCK, lock_at
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import PartWriter, part_path
 from sptnet.method.model import PromptedViT
@@ -114,14 +115,16 @@ class _Making:
             return True
         if self.path(part).exists():
             return False
-        lock = FileLock(self.path(part).with_suffix(".lock"))
+        lock = lock_at(self.path(part).with_suffix(".lock"))
         with writing_parts(self.tokens.folder):
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 return False
-            except NotImplementedError:  # no flock here: twins write the same bytes under names of their own
-                return True
+            except OSError as error:
+                if error.errno not in NO_FLOCK:
+                    raise
+                return True  # twins write the same bytes under names of their own
             self._locks[part] = lock
             if self.path(part).exists():
                 self._release(part)

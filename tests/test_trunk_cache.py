@@ -1,5 +1,6 @@
 """What a frozen trunk makes is kept, whole or not at all, and changes no number."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -222,8 +223,11 @@ def test_asked_to_stop_while_it_is_made_it_stops_and_keeps_what_is_there(digits,
 
     with monkeypatch.context() as patch:
         patch.setattr(tokens.PartWriter, "finish", and_ask)
+        patch.setenv("SPTNET_OUTCOME", str(tmp_path / "told"))
+        (tmp_path / "told").mkdir()
         assert main(arguments(tmp_path / "run", digits, tmp_path / "cache")) == 75
     assert parts
+    assert (tmp_path / "told" / "rank-0").read_text().startswith(f"continue: {len(parts)} of ")
     before = {path: path.stat().st_mtime_ns for path in parts}
     assert main(arguments(tmp_path / "run", digits, tmp_path / "cache")) == 0
     assert before == {path: path.stat().st_mtime_ns for path in parts}
@@ -332,6 +336,39 @@ def test_the_least_recently_used_tokens_that_nobody_uses_leave_first(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [USED, "mine", "photos"]
     assert "trunk_cache_gb" in make_room(folders[3], 1500, 3000)
     del held
+
+
+def test_what_leaves_is_not_held_open_meanwhile(tmp_path, monkeypatch):
+    """NFS keeps an open file under another name, and its folder: all folders lost their files, and none left."""
+    for name in (OLD, NEW, "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FINGERPRINT).touch()
+        (tmp_path / name / "rows").write_bytes(bytes(1000))
+        (tmp_path / name / InUse.FILE).touch()
+    os.utime(tmp_path / OLD / InUse.FILE, (0, 0))
+
+    def as_nfs(folder):
+        open_here = {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
+        for path in folder.iterdir():
+            path.rename(path.with_name(f".nfs{path.name}")) if str(path) in open_here else path.unlink()
+        folder.rmdir()
+
+    monkeypatch.setattr("sptnet.data.cache_room.shutil.rmtree", as_nfs)
+    assert make_room(tmp_path / "mine", 500, 2600) == ""
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [NEW, "mine"]
+    assert (tmp_path / NEW / "rows").exists()
+
+
+def test_a_disk_without_locks_keeps_tokens_too(digits, made, tmp_path, monkeypatch):
+    """And no mark of a killed process is waited for: filelock's own way out, which other nodes never take over."""
+
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    cache = tmp_path / "cache"
+    assert main(arguments(tmp_path / "run", digits, cache, "data.tokens=float32")) == 0
+    assert content(cache) == content(made / "cache")
 
 
 def test_ranks_that_look_for_room_at_once_all_find_it(tmp_path):

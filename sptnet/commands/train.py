@@ -17,12 +17,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Train; returns the exit code, 75 for a run that was asked to stop."""
     from sptnet.config_file import load_config
-    from sptnet.run.outcome import record_outcome
 
     config = load_config(arguments.config, arguments.overrides)
     from sptnet.train import train
 
-    if train(config):
-        return 0
-    record_outcome("continue", "asked to stop")
-    return TO_BE_CONTINUED
+    return 0 if train(config) else TO_BE_CONTINUED

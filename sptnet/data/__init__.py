@@ -9,6 +9,7 @@ What a step sees:
     batches       what a batch holds                  loader      batches of a rank, for training and evaluation
     workers       the loader's processes              on_device   batches on a GPU, the next one ahead
     waiting       what a run says while it waits for shards
+    locks         between processes
 
 What is computed once over many images, and kept:
     blocks        images in fixed blocks              listing     images in folders and lists

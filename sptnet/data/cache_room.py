@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import Timeout
 
+from sptnet.data.locks import lock_at
 from sptnet.data.tokens import FINGERPRINT
 
 NAME = re.compile("[0-9a-f]{16}")  # of `tokens.folder_of`: a cache may be in a folder of other things
@@ -27,15 +28,19 @@ class InUse:
         os.utime(folder / self.FILE)
 
 
+def lock_of(folder: Path) -> Path:
+    """What is locked while somebody begins to use a folder of tokens, or removes it."""
+    return folder.with_suffix(".lock")
+
+
 def make_room(folder: Path, needed: int, limit: int) -> str:
     """Remove folders beside `folder` until `needed` more bytes are within `limit`; why it cannot be, or nothing.
 
     One process at a time: others would count what this one removes.
     """
-    lock = FileLock(folder.parent / "room.lock", mode=0o666)
     with ExitStack() as held:
-        with suppress(OSError, NotImplementedError):  # somebody else's folder, or a disk without locks
-            held.enter_context(lock)
+        with suppress(OSError):  # somebody else's folder, or a disk without locks
+            held.enter_context(lock_at(folder.parent / "room.lock"))
         return _make_room(folder, needed, limit)
 
 
@@ -47,8 +52,8 @@ def _make_room(folder: Path, needed: int, limit: int) -> str:
     for _, size, other in there:
         if used + needed <= limit:
             break
-        if _removed(other):
-            used -= size
+        _remove(other)
+        used -= size - size_of_folder(other)
     if used + needed > limit:
         return f"{folder.parent} holds {used / 1e9:,.1f} GB that other runs use, trunk_cache_gb is {limit / 1e9:g}"
     if needed > (free := shutil.disk_usage(folder).free):
@@ -77,17 +82,12 @@ def _others(folder: Path) -> Iterator[tuple[float, int, Path]]:
                 yield used.stat().st_mtime, size_of_folder(path), path
 
 
-def _removed(folder: Path) -> bool:
-    """Remove a folder that nobody uses."""
-    try:
+def _remove(folder: Path) -> None:
+    """Remove a folder, unless somebody uses it or begins to."""
+    with suppress(OSError, Timeout), lock_at(lock_of(folder)).acquire(timeout=0):
         descriptor = os.open(folder / InUse.FILE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)  # NFS keeps a file that is open, and the folder with it
         shutil.rmtree(folder)
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)

@@ -205,14 +205,25 @@ def plain_backbone(name: str, image_size: int | None, pretrained: bool, options:
         way_out = "without a network set model.weights to a file, or none" if pretrained else f"{WORKS} can be built"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         where = "" if image_size is None else f" at {image_size} px"
-        raise _why_never(name) or BackboneError(
+        told = BackboneError(
             f"timm cannot build {name!r}{where}: {reason}; {way_out}; `sptnet backbones` lists what works"
-        ) from None
+        )
+        raise _why_never(name) or told.with_outcome("retry" if _is_of_a_busy_hub(error) else "final") from None
     family_of(vit, name)
     if image_size is not None:
         _check_size(vit, image_size)
     read_class_token(vit)
     return vit
+
+
+def _is_of_a_busy_hub(error: BaseException | None) -> bool:
+    """Whether a hub answered that it has too much to do or failed, or did not answer in time; not: there is none."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if type(error).__name__ == "ReadTimeout" or (isinstance(status, int) and (status == 429 or status >= 500)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _why_never(name: str) -> BackboneError | None:

@@ -13,7 +13,7 @@ from sptnet.config import Config
 from sptnet.plan.hardware import PlanError
 from sptnet.run.folder import CONFIG, LOG, STEPS, read_config
 from sptnet.run.provenance import STARTS, read_starts
-from sptnet.run.records import DamagedError, lines_of, typed
+from sptnet.run.records import DamagedError, records_of, typed
 from sptnet.strategy.connect import Precision, StrategyName
 
 Ranks = Annotated[int, Field(gt=0, lt=10**6)]
@@ -135,7 +135,7 @@ def _figures(path: Path, start: int) -> Iterator[tuple[_Figures, bool]]:
     """
     evaluated = False
     try:
-        for _, record in lines_of(path):
+        for record in records_of(path):
             if record is None or record["step"] < start:
                 continue
             if "phase" not in record:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sptnet.run.folder import STEPS
-from sptnet.run.records import lines_of
+from sptnet.run.records import records_of
 
 BINS = 300  # points of a curve at most; twice as many while reading
 LAST = 2**53  # steps; beyond it a line is damaged
@@ -105,7 +105,7 @@ def read_steps(folder: Path) -> Steps | None:
     """What a run told of its steps; None where it told nothing."""
     steps = Steps()
     try:
-        for _, record in lines_of(folder / STEPS):
+        for record in records_of(folder / STEPS):
             if record is not None:
                 steps.add(record)
     except OSError:

@@ -17,7 +17,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -25,7 +24,7 @@ from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
 from sptnet.data.format.files import remove_leftovers, write_whole
 from sptnet.errors import Outcome, SptnetError, outcome_of_writing
-from sptnet.run.records import lines_of
+from sptnet.run.records import forget_from
 
 CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, FINISHED = (
     "config.yaml", "model.safetensors", "metrics.json", "predictions.npz", "metrics.jsonl", "log.txt", "finished",
@@ -81,7 +80,9 @@ def mark_finished(folder: Path) -> None:
 
 def is_unfinished(folder: Path) -> bool:
     """Whether a folder holds a run that was not trained to its end."""
-    return (folder / CONFIG).exists() and not (folder / FINISHED).exists()
+    # listed, not looked up: a shared disk may remember for a minute that a name was not there
+    there = os.listdir(folder) if folder.is_dir() else []
+    return CONFIG in there and FINISHED not in there
 
 
 def open_run(config: Config, start: int) -> None:
@@ -93,19 +94,12 @@ def open_run(config: Config, start: int) -> None:
         if start == 0:
             steps.unlink(missing_ok=True)
         elif steps.exists():
-            kept = [line for line, record in lines_of(steps) if record is not None and is_before(record, start)]
-            write_whole(steps, "".join(kept).encode())
+            forget_from(steps, start)
     told = config.model_dump(mode="json")
     if "://" not in config.data.root:  # so that the run can be evaluated from any folder
         told["data"]["root"] = os.path.abspath(config.data.root)
     with writing(folder / CONFIG):
         write_whole(folder / CONFIG, yaml.safe_dump(told, sort_keys=False).encode())
-
-
-def is_before(record: dict[str, Any], start: int) -> bool:
-    """Whether a line of metrics.jsonl tells of what was done before step `start` was taken."""
-    # an evaluation is numbered by the steps done before it; one at `start` is made again
-    return bool(record["step"] < start)
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:

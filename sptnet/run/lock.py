@@ -19,12 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from sptnet.data.format.files import write_whole
+from sptnet.data.locks import NO_FLOCK
 from sptnet.run.folder import OccupiedError, writing
 
 LOCK, LEASE = "run.lock", "run.lease"
 WAY_OUT = "stop it, or choose another folder"
 BEAT, PATIENCE = 10.0, 30.0  # seconds
-NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 class RunLock:
@@ -107,7 +107,8 @@ class RunLock:
         self._beating.start()
 
     def _is_of_earlier_start(self, lease: dict[str, object]) -> bool:
-        return self._mine["job"] is not None and lease.get("job") == self._mine["job"]
+        same_job = self._mine["job"] is not None and lease.get("job") == self._mine["job"]
+        return same_job and lease.get("restart") != self._mine["restart"]
 
     def _read(self) -> dict[str, object] | None:
         try:

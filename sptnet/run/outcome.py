@@ -4,7 +4,7 @@ A launcher reports every exit code but 0 as 1.
 
 Where the environment variable SPTNET_OUTCOME names a folder, on a shared disk, every rank leaves a file `rank-N` there:
 
-    continue: asked to stop      a checkpoint is written
+    continue: WHAT IS KEPT       it was asked to stop, and wrote a checkpoint, or has made a part of its tokens
     retry: WHY                   something was lost that may be there next time: a peer, the network, a disk
     final: WHY                   trying again changes nothing: a mistake in configuration or data, a full disk, a bug
 """

@@ -56,7 +56,7 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
     with writing_parts(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(path.parent.iterdir()):
+            if any(path.parent.iterdir()) and not path.exists():  # a twin, where the disk has no locks
                 raise PartsError(f"{path.parent} is not empty and lacks {path.name}: choose another folder")
             write_whole(path, (json.dumps(says, indent=1) + "\n").encode())
             return

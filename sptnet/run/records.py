@@ -5,13 +5,14 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sptnet.data.format.fields import Count
 from sptnet.data.format.files import open_regular, read_regular
 
+TAIL = 2**20  # bytes that are looked at first, where a file is read from its end
 LARGEST = 2**26  # bytes of a JSON file that a run writes as a whole
 T = TypeVar("T")
 
@@ -73,14 +74,42 @@ def typed(raw: Any, kind: type[T]) -> T:
         raise DamagedError(f"{where}: {first['msg']}" if where else first["msg"]) from None
 
 
-def lines_of(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """The lines of metrics.jsonl with what each says; None for one that is damaged, or cut off by a kill."""
+def records_of(path: Path) -> Iterator[dict[str, Any] | None]:
+    """What the lines of metrics.jsonl say; None for one that is damaged, or cut off by a kill."""
     with os.fdopen(open_regular(path), encoding="utf-8", errors="replace") as file:
         for line in file:
-            yield line, _record(line)
+            yield _record(line)
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def forget_from(path: Path, start: int) -> None:
+    """Cut metrics.jsonl behind its last line that tells of what was done before step `start` was taken.
+
+    Its lines are in the order of their steps, so it is read from its end: of millions of them a few are looked at.
+    """
+    with open(path, "r+b") as file:
+        end, taken = file.seek(0, os.SEEK_END), TAIL
+        begin = max(0, end - taken)
+        while (cut := _end_before(file, begin, end, start)) is None and begin > 0:
+            taken *= 4
+            begin = max(0, end - taken)
+        file.truncate(cut or 0)
+        os.fsync(file.fileno())
+
+
+def _end_before(file: BinaryIO, begin: int, end: int, start: int) -> int | None:
+    """Where the last line of a part of the file ends that tells of a step before `start`; None if none of it does."""
+    file.seek(begin)
+    lines = file.read(end - begin).splitlines(keepends=True)
+    for line in reversed(lines if begin == 0 else lines[1:]):  # where it begins, a line may be cut
+        record = _record(line) if line.endswith(b"\n") else None
+        # an evaluation is numbered by the steps done before it; one at `start` is made again
+        if record is not None and record["step"] < start:
+            return end
+        end -= len(line)
+    return None
+
+
+def _record(line: str | bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

@@ -215,7 +215,7 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
             store.set("missing" if said else "without", where)
             store.add("missing-count" if said else "without-count", 1)
         elif store.compare_set(f"gpu {_gpu_here()}", "", os.environ["RANK"]).decode() != os.environ["RANK"]:
-            store.set("shared", where)
+            store.set("shared", _too_few_here())
             store.add("shared-count", 1)
         store.add("with-gpu", with_gpu)
         if store.add("arrived", 1) == size:
@@ -235,11 +235,20 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
             f"{with_gpu} of {size} processes have a GPU, and {without} has none: all must have one, or device=cpu"
         )
     if shared:
-        raise StrategyError(
-            f"two processes of {shared} have the same GPU: start as many as it has (--num_processes), and look at "
-            "CUDA_VISIBLE_DEVICES"
-        )
+        raise StrategyError(f"two processes of {shared}")
     return found
+
+
+def _too_few_here() -> str:
+    """This machine, on which two processes have one GPU, and what to do."""
+    host, there = os.uname().nodename, torch.cuda.device_count()
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if given.isdecimal() and there < int(given):
+        return (
+            f"{host} have the same GPU: torch finds {there} there, and the job was given {given} "
+            f"(SLURM_GPUS_ON_NODE): look at nvidia-smi there, or leave the node out (sbatch --exclude={host})"
+        )
+    return f"{host} have the same GPU: start as many as it has (--num_processes), and look at CUDA_VISIBLE_DEVICES"
 
 
 def _gpu_here() -> str:

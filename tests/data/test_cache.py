@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -11,6 +12,7 @@ import pytest
 from filelock import FileLock
 from forked import FORKS
 
+from sptnet.data.format.manifest import DatasetError
 from sptnet.data.storage.cache import NodeCache
 
 SIZE, LIMIT = 40_000, 100_000
@@ -95,3 +97,21 @@ def test_a_fetch_that_fails_leaves_nothing_and_may_be_tried_again(tmp_path):
     assert bytes_in(tmp_path) == 0
     os.close(cache.open(sha256, SIZE, fetch(sha256)))
     assert bytes_in(tmp_path) == SIZE
+
+
+def test_a_disk_that_others_fill_makes_files_leave_before_the_limit_does(tmp_path, monkeypatch):
+    cache, (first, second, third, *_) = NodeCache(tmp_path, LIMIT), CONTENTS
+    os.close(cache.open(first, SIZE, fetch(first)))
+    free = [SIZE]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("sptnet.data.storage.cache.shutil.disk_usage", lambda _: usage._replace(free=free[0]))
+    os.close(cache.open(second, SIZE, fetch(second)))
+    assert bytes_in(tmp_path) == 2 * SIZE
+    free[0] = SIZE // 2
+    os.close(cache.open(third, SIZE, fetch(third)))
+    assert not cache.has(first)
+    assert bytes_in(tmp_path) == 2 * SIZE
+    for sha256 in (second, third):
+        (tmp_path / sha256[:2] / sha256).unlink()
+    with pytest.raises(DatasetError, match=r"its disk has 0\.00 GB free.*set data\.remote\.cache"):
+        cache.open(first, SIZE, fetch(first))

@@ -1,5 +1,7 @@
 """The cheap formulations compute what the plain ones do; only what should be trained is."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from sptnet import create_model, create_prompt
 from sptnet.method.families import BackboneError
+from sptnet.method.model import plain_backbone
 from sptnet.method.weights import read_state_dict
 
 TINY = {"patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -140,3 +143,25 @@ def test_weights_that_did_not_arrive(tmp_path, suffix, content):
     path.write_bytes(content)
     with pytest.raises(BackboneError, match=rf"weights\.{suffix} is not a plain file of weights: .+"):
         read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "outcome"),
+    [
+        ("HTTPError", 429, "retry"),
+        ("HTTPError", 503, "retry"),
+        ("HTTPError", 404, "final"),
+        ("ReadTimeout", None, "retry"),
+        ("ConnectError", None, "final"),
+    ],
+)
+def test_a_hub_that_is_busy_is_asked_again_later_and_one_that_is_not_there_is_not(monkeypatch, name, status, outcome):
+    def unanswered(*_, **__):
+        inner = type(name, (Exception,), {"response": SimpleNamespace(status_code=status)})(f"{name} {status}")
+        raise RuntimeError("cannot load weights") from inner
+
+    monkeypatch.setattr("sptnet.method.model._why_never", lambda _: None)
+    monkeypatch.setattr("timm.create_model", unanswered)
+    with pytest.raises(BackboneError, match="timm cannot build 'vit_tiny_patch16_224'") as raised:
+        plain_backbone("vit_tiny_patch16_224", None, pretrained=True)
+    assert raised.value.outcome == outcome

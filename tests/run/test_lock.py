@@ -71,7 +71,17 @@ def test_a_lease_that_a_killed_job_left_is_taken_over(tmp_path, no_flock, left):
 def test_a_requeued_job_need_not_wait_for_its_own_lease(tmp_path, no_flock, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 60)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    (tmp_path / LEASE).write_text(json.dumps({"job": "7", "host": "gone", "beat": 3}))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (tmp_path / LEASE).write_text(json.dumps({"job": "7", "restart": "0", "host": "gone", "beat": 3}))
     begin = time.monotonic()
     RunLock(tmp_path).release()
     assert time.monotonic() - begin < 10
+
+
+def test_twice_in_one_start_of_a_job_is_twice(tmp_path, no_flock, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 60)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    first = RunLock(tmp_path)
+    with pytest.raises(OccupiedError):
+        RunLock(tmp_path)
+    first.release()

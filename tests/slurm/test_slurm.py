@@ -220,6 +220,31 @@ def test_seeds_are_an_array_with_a_table_behind_it(lab, digits, tmp_path):
     assert {path.name for path in (runs / "quickstart").iterdir()} == {"seed-0", "seed-1"}
 
 
+def test_a_task_of_an_array_that_is_preempted_is_requeued_and_no_other(lab, digits, tmp_path):
+    """The last one has the number of the whole array."""
+    runs = tmp_path / "runs"
+    environment = {"RUNS": str(runs), "SPTNET_BIN": str(Path(sys.executable).parent), "PROCESSES": "1"}
+    options = ["--array=0-1", "--nodes=1", f"--output={tmp_path}/%a.log"]
+    job = lab.run(
+        "sbatch", "--parsable", *options, "slurm/quickstart.sbatch", f"data.root={digits}", *SHORT, **environment
+    ).strip()
+    of_seed = [runs / "quickstart" / f"seed-{seed}" for seed in range(2)]
+
+    def until(so):
+        end = time.monotonic() + 300
+        while not so():
+            assert time.monotonic() < end, [path.read_text()[-1000:] for path in tmp_path.glob("*.log")]
+            time.sleep(0.2)
+
+    until(lambda: all((root / "simgcd" / "metrics.jsonl").exists() for root in of_seed))
+    assert f"JobId={job} ArrayJobId={job} ArrayTaskId=1" in lab.run("scontrol", "show", "job", f"{job}_1")
+    lab.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    until(lambda: lab.run("scontrol", "show", "job", job).count("JobState=COMPLETED") == 2)
+    starts = [len((root / "simgcd" / "starts.jsonl").read_text().splitlines()) for root in of_seed]
+    assert starts == [1, 2]
+    assert ["requeued" in (tmp_path / f"{seed}.log").read_text() for seed in range(2)] == [False, True]
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "slurm").glob("*.sbatch")))
 def test_every_script_is_accepted(lab, script):
     told = lab.run("sbatch", "--test-only", f"slurm/{script}", "cub")

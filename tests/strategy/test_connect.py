@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -132,3 +133,17 @@ def test_two_processes_on_one_gpu_are_refused_on_every_rank(tmp_path, cards, sha
         told = ranks.starmap(looked, [(tmp_path / "store", n, size, card) for n, card in enumerate(cards)], 1)
     for one in told:
         assert ("have the same GPU: start as many as it has" in one) if shared else one is True
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("8", r"finds 7 there, and the job was given 8 .*\(sbatch --exclude="),
+        ("7", "start as many"),
+        ("", "start as many"),
+    ],
+)
+def test_a_gpu_that_is_gone_is_told_from_too_many_processes(monkeypatch, given, told):
+    monkeypatch.setattr(connect.torch.cuda, "device_count", lambda: 7)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", given)
+    assert re.search(told, connect._too_few_here())

@@ -13,6 +13,7 @@ of training or test images, so it is unique within training (both kinds together
 Nothing here is pickled, and nothing pickled is ever read.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -334,7 +335,9 @@ def check_files(root: Path, shards: Shards) -> None:
 def _size_of(path: Path) -> int:
     try:
         found = os.stat(path)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise unreadable(f"{path} cannot be looked at", error) from None
         found = None
     if found is None or not stat.S_ISREG(found.st_mode):
         raise DatasetError(f"{path} is missing: make the shards again or copy it here")

@@ -18,7 +18,8 @@ def json_objects(columns: Mapping[str, NDArray[Any]]) -> bytes:
         columns: by key, in the order of the text, what every object has there: bytes [n], names without zeros of their
             own; int64 [n], counts; or uint8 [n, 32], digests, which are told in hexadecimal.
     """
-    count, parts = len(next(iter(columns.values()))), []
+    count = len(next(iter(columns.values())))
+    parts: list[NDArray[np.uint8]] = []
     for key, values in columns.items():
         parts += [_every(f', "{key}": ' if parts else f'{{"{key}": ', count), _told(values)]
     text = np.concatenate([*parts, _every("}, ", count)], 1).tobytes()

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sptnet.data.format.manifest import DatasetError
+from sptnet.data.locks import lock_at
 from sptnet.data.storage.fetch_ahead import FetchAhead
 
 FETCHES = 4  # at a time and process, ahead of need
@@ -89,7 +91,7 @@ class NodeCache:
 
     def _lock(self, name: str) -> FileLock:
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / "locks" / f"{name}.lock")
+        return lock_at(self.folder / "locks" / f"{name}.lock")
 
     def _fetch(self, path: Path, size: int, fetch: Fetch) -> None:
         path.parent.mkdir(exist_ok=True)
@@ -106,27 +108,38 @@ class NodeCache:
             part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, size: int) -> bool:
-        """Make room and begin the file; False where others fetch into all there is: their files may leave later."""
+        """Make room and begin the file; False where others fetch into all there is: their files may leave later.
+
+        Raises:
+            OSError: the disk is full of other things.
+        """
         with self._lock("room"):
             part.unlink(missing_ok=True)  # of a process that was killed: whoever fetches it holds its lock
             there = sorted(self._files())
-            used = sum(length for _, length, _ in there)
-            leaving = []
-            for _, length, path in there:
-                if used + size <= self.limit:
+            used = sum(length for _, length, _, _ in there)
+            free = shutil.disk_usage(self.folder).free
+            room = min(self.limit, free + sum(on_disk for _, _, on_disk, _ in there))
+            leaving, fetched_into = [], 0
+            for _, length, _, path in there:
+                if used + size <= room:
                     break
                 if path.suffix != PART or path.parent == part.parent or self._is_abandoned(path):
                     leaving.append(path)
                     used -= length
-            if used + size > self.limit:
-                return False
+                else:
+                    fetched_into += 1
+            if used + size > room:
+                if fetched_into:
+                    return False
+                told = f"its disk has {free / 1e9:.2f} GB free, a file takes {size / 1e9:.2f} GB, and nothing can leave"
+                raise OSError(errno.ENOSPC, f"{told}: set data.remote.cache to a folder on another disk")
             for path in leaving:
                 path.unlink(missing_ok=True)
             part.touch()
             return True
 
-    def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Time of the last use, bytes and path of what takes room."""
+    def _files(self) -> Iterator[tuple[float, int, int, Path]]:
+        """Time of the last use, bytes, those of them that are on the disk yet, and path of what takes room."""
         for entry in (entry for folder in self.folder.glob("[0-9a-f][0-9a-f]") for entry in os.scandir(folder)):
             path = Path(entry.path)
             try:
@@ -134,7 +147,7 @@ class NodeCache:
             except FileNotFoundError:
                 continue  # a fetch that failed meanwhile
             reserved = path.stem.rpartition(".")[2] if path.suffix == PART else ""
-            yield told.st_mtime, int(reserved) if reserved.isdigit() else told.st_size, path
+            yield told.st_mtime, int(reserved) if reserved.isdigit() else told.st_size, told.st_size, path
 
     def _is_abandoned(self, part: Path) -> bool:
         """Whether nobody fetches into a file; asked of the folders whose lock this fetch does not hold itself."""
