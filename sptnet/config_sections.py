@@ -206,7 +206,8 @@ class ScheduleConfig(Section):
     k: int = Field(20, gt=0, le=MANY)
     """Steps per phase (sptnet)."""
     phase_schedule: Literal["alternating", "reference"] = "alternating"
-    """Alternating: k and k steps over the whole run; reference: begun anew in every epoch, as published."""
+    """Alternating: k and k steps over the whole run; reference: begun anew in every epoch, as in the authors'
+    code."""
     lr_scaling: Literal["none", "linear"] = "none"
     """None, or linear: both learning rates grow with data.batch_size ..."""
     lr_reference_batch: int = Field(128, gt=0, le=2**24)

@@ -17,7 +17,8 @@ from sptnet.points import ClusteringError, check_classes, projected
 from sptnet.run.parts import writing_parts
 
 RESULT, PICTURE = "estimate_k.json", "estimate_k.svg"
-DIMENSIONS = 128  # of the whitened class tokens
+DIMENSIONS = 128  # of the whitened class tokens, at most
+IMAGES_PER_DIMENSION = 8  # whitened by fewer, all points are nearly as far from each other
 DEFAULT_MAX = 1000  # clusters that are tried, at least; as published
 PER_OLD = 4  # and so many for every old class
 
@@ -47,8 +48,10 @@ def estimate_classes(
     targets = folder.split("labelled").targets
     largest = max(DEFAULT_MAX, PER_OLD * manifest.num_old) if max_classes is None else max_classes
     check_classes(manifest, largest, targets)
+    images = manifest.samples("labelled") + manifest.samples("unlabelled")
+    dimensions = max(2, min(DIMENSIONS, images // IMAGES_PER_DIMENSION))
     way = estimate_by_tree if method == "tree" else estimate_by_brent
-    with projected(folder, KINDS[:2], out, DIMENSIONS, whiten=True) as points:
+    with projected(folder, KINDS[:2], out, dimensions, whiten=True) as points:
         estimate = way(points["labelled"], targets, points["unlabelled"], manifest.num_old, largest, seed)
     result = {
         "method": method, "dataset": manifest.digest(), "features": folder.fingerprint, "num_old": manifest.num_old,

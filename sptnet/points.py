@@ -48,12 +48,15 @@ def projected(
 
     Raises:
         FeaturesError, PartsError: features that cannot be read, a folder that cannot be written.
+        ClusteringError: features that are all the same.
     """
     splits = {kind: features.split(kind) for kind in kinds}
     projection = Projection()
     if dimensions is not None:
         training = chain(*(splits[kind].blocks() for kind in ("labelled", "unlabelled") if kind in splits))
         projection = fit_pca(training, dimensions, whiten)
+        if not all(projection.width(split.width) for split in splits.values()):
+            raise ClusteringError("all features are the same: there is nothing to cluster")
     with writing_parts(folder):
         folder.mkdir(parents=True, exist_ok=True)
         yield {kind: _project(split, projection, folder) for kind, split in splits.items() if split}

@@ -24,7 +24,7 @@ from sptnet.config import Config
 from sptnet.data.augment import eval_view, normalise
 from sptnet.data.format.files import LARGEST_IMAGE, read_regular
 from sptnet.data.format.manifest import MANIFEST, DatasetError, Manifest, parse_manifest
-from sptnet.data.image import DecodeError, check_size, decode, from_pillow
+from sptnet.data.image import DecodeError, check_size, decode, decode_pillow
 from sptnet.data.storage.remote import is_url
 from sptnet.data.table import Table
 from sptnet.errors import SptnetError
@@ -241,7 +241,7 @@ def _pixels(image: ImageLike, number: int) -> Tensor:
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         check_size(*image.size)
-        return from_pillow(image.convert("RGB"))
+        return decode_pillow(image)
     return decode(read_regular(Path(image), LARGEST_IMAGE))
 
 

@@ -1,4 +1,4 @@
-"""How many classes: Ward's tree with weights, Brent's search as published, the command."""
+"""How many classes: Ward's tree with weights, Brent's search, the command."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.cluster import KMeans
 
 from sptnet.cli import main
+from sptnet.data.features import Split
 from sptnet.method.class_count import estimate_by_brent, estimate_by_tree
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.ward import cut, ward_tree
@@ -53,7 +54,7 @@ def test_blobs_are_counted_by_the_tree(seed):
     assert len(found.repeats) == 10
 
 
-def test_brent_is_the_published_search():
+def test_brent_is_scipys_search():
     points, targets, labelled = blobs(classes=16, each=30)
     mine, others, told = points[labelled], points[~labelled], targets[labelled]
     found = estimate_by_brent(mine, told, others, 8, 60)
@@ -68,7 +69,7 @@ def test_brent_is_the_published_search():
     assert found.low <= found.median <= found.high
 
 
-def test_the_command_writes_numbers_a_picture_and_the_line(digits, untrained, tmp_path, capsys):
+def test_the_command_writes_numbers_a_picture_and_the_line(digits, untrained, tmp_path, capsys, monkeypatch):
     out = tmp_path / "k"
     assert main(["estimate-k", str(digits), "--run", str(untrained), "--out", str(out), "--max-classes", "60"]) == 0
     told = capsys.readouterr().out
@@ -84,3 +85,18 @@ def test_the_command_writes_numbers_a_picture_and_the_line(digits, untrained, tm
     capsys.readouterr()
     assert main([*again, "4"]) == 1
     assert capsys.readouterr().err == "error: 4 classes, but digits has 5 old ones: ask for more\n"
+    monkeypatch.setattr(Split, "blocks", lambda split: iter([np.ones((len(split), split.width), np.float32)]))
+    assert main([*again, "60"]) == 1
+    assert capsys.readouterr().err == "error: all features are the same: there is nothing to cluster\n"
+
+
+def test_few_images_of_many_classes_are_not_cut_off_at_a_quarter_of_them():
+    """40 old classes of 10 images and 300 new ones of 3, kept well apart: 340 classes in 1,300 images."""
+    draws = np.random.default_rng(0)
+    targets = np.repeat(np.arange(340), [10] * 40 + [3] * 300)
+    points = draws.standard_normal((340, 64))[targets] + 0.2 * draws.standard_normal((len(targets), 64))
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    labelled = (targets < 40) & (np.arange(len(targets)) % 2 == 0)
+    found = estimate_by_tree(points[labelled], targets[labelled], points[~labelled], 40, 1000)
+    assert found.numbers[-1] == 1000
+    assert found.low <= 340 <= found.high

@@ -288,6 +288,20 @@ def test_from_python_paths_images_and_arrays_are_the_same(untrained, pile):
         run.features([np.zeros((4, 4, 3))])
 
 
+def test_an_image_of_pillow_s_is_what_its_path_is(tmp_path):
+    """Photographs that lie on their side, and 16 bits of grey: paths were turned and scaled, images were not."""
+    draws = np.random.default_rng(0)
+    photo, scan = tmp_path / "photo.jpg", tmp_path / "scan.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(draws.integers(0, 256, (40, 80, 3), np.uint8)).save(photo, exif=exif)
+    Image.fromarray(draws.integers(0, 2**16, (30, 20), np.uint16)).save(scan)
+    for path, shape in ((photo, (3, 80, 40)), (scan, (3, 30, 20))):
+        by_path, by_image = (sptnet.trained._pixels(image, 0) for image in (path, Image.open(path)))
+        assert by_path.shape == shape
+        assert (by_path.int() - by_image.int()).abs().max() <= 1  # two readers of JPEG
+
+
 def test_a_run_that_was_taken_along_needs_no_dataset(untrained, pile, tmp_path, capsys):
     taken = tmp_path / "taken"
     shutil.copytree(untrained, taken)

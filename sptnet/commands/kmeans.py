@@ -33,15 +33,15 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.pca is not None or arguments.whiten:
             raise ArgumentsError("--pca and --whiten are for --features")
         kmeans_on_pixels(Path(arguments.data), folder, arguments.image_size, number)
-        return 0
-    if arguments.whiten and arguments.pca is None:
+    elif arguments.whiten and arguments.pca is None:
         raise ArgumentsError("--whiten needs --pca N, e.g. 128")
-
-    def told(number: int, inertia: float) -> None:
-        print(f"pass {number + 1}: sum of squared distances {inertia:.6g}", file=sys.stderr, flush=True)
-
-    kmeans_on_features(arguments.data, folder, arguments.features, number, arguments.pca, arguments.whiten, told)
+    else:
+        kmeans_on_features(arguments.data, folder, arguments.features, number, arguments.pca, arguments.whiten, _told)
     from sptnet.run.tables import print_table, table_of_runs
 
     print_table(table_of_runs([folder]))
     return 0
+
+
+def _told(number: int, inertia: float) -> None:
+    print(f"pass {number + 1}: sum of squared distances {inertia:.6g}", file=sys.stderr, flush=True)

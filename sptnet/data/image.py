@@ -61,14 +61,19 @@ def decode(encoded: bytes) -> Tensor:
                 return upright(pixels.expand(3, -1, -1), _orientation(image))
             except RuntimeError:
                 pass  # damaged in its eyes; Pillow decides and says what is wrong
-        image.load()
-        return upright(from_pillow(_rgb(image)), _orientation(image))
+        return decode_pillow(image)
     except DecodeError:
         raise
     except UnidentifiedImageError:
         raise DecodeError(f"is no image of {', '.join(FORMATS)}") from None
     except Exception as error:  # damage makes Pillow's readers raise whatever they stumble over, MemoryError too
         raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def decode_pillow(image: Image.Image) -> Tensor:
+    """`decode` of an image that Pillow has opened, or that somebody made; raises what Pillow's readers raise."""
+    image.load()
+    return upright(from_pillow(_rgb(image)), _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:

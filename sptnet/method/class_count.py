@@ -1,7 +1,7 @@
 """How many classes there are, from how labelled samples fall into clusters.
 
-`brent`, as published (Vaze et al., CVPR 2022, section 3.3): k-means on all samples for the numbers that Brent's bounded
-search asks for, the accuracy on labelled ones being maximised.
+`brent`, after Vaze et al. (CVPR 2022, section 3.3): k-means on all samples for the numbers that Brent's bounded search
+asks for, the accuracy on labelled ones being maximised; one start a number, and points as they are given.
 
 `tree`: one weighted Ward tree over micro-clusters, cut at every number K. With w(K) the share of labelled pairs of one
 class that are in one cluster, and q(K) that of labelled pairs of two classes, two numbers bracket the answer:
@@ -13,9 +13,8 @@ class that are in one cluster, and q(K) that of labelled pairs of two classes, t
 
 The answer is their geometric mean. It was chosen among six measures on one set of photographs (81 classes, 41 of them
 old, seven choices of those): there it gave 70 to 87, a median error of 7%; maximising the accuracy over the cuts of the
-same tree, smoothed over log K, 45 to 76, 31%. Five further choices, of the same photographs: 10%. Not tried on another
-dataset of real images yet. Repeats on part of the labels, with part of the old classes hidden, say how far the answer
-depends on which happen to be labelled.
+same tree, smoothed over log K, 45 to 76, 31%. docs/discover.md has further choices, and CIFAR-10. Repeats on part of
+the labels, with part of the old classes hidden, say how far the answer depends on which happen to be labelled.
 """
 
 from collections.abc import Callable
@@ -32,7 +31,7 @@ Method = Literal["tree", "brent"]
 Contingency = NDArray[np.float64]  # [clusters, old classes]: labelled samples of a class in a cluster
 REPEATS = 10
 HIDDEN, KEPT = 1 / 3, 0.63  # shares of the old classes that a repeat does without, and of labels that it has
-MICRO, POINTS_PER_MICRO = 8192, 4
+MICRO = 8192
 MICRO_SAMPLE, MICRO_PASSES = 16, 8  # points a micro-cluster that it is fitted on; Lloyd's passes over them
 MARGIN = 0.1  # of the interval on either side, at least: the error that remains where clusters are clean
 GRID = 160  # numbers of clusters that are tried, at most: equally spaced over log K
@@ -43,7 +42,7 @@ BRENT_SAMPLE = 20_000  # points that brent's k-means runs see, at most
 class Estimate(NamedTuple):
     """How many classes, old ones included.
 
-    median: of the repeats; of `brent` the published search's answer with all labels.
+    median: of the repeats; of `brent` the search's answer with all labels.
     low, high: the interval; of `tree` the lower quartile of the lower ends and the upper one of the upper ends, and at
         least `MARGIN` to either side.
     numbers, accuracy: [n] the curve: clusters, and the accuracy on all labelled samples.
@@ -122,7 +121,7 @@ def micro_clusters(labelled: Matrix, unlabelled: Matrix, seed: int) -> tuple[Ids
     """At most `MICRO` clusters of all points: those of the labelled ones [n], centres [M, D], and counts [M]."""
     draws = np.random.default_rng(seed)
     total = len(labelled) + len(unlabelled)
-    number = max(1, min(MICRO, total // POINTS_PER_MICRO))
+    number = min(MICRO, total)
     size = min(total, MICRO_SAMPLE * number)
     places = np.sort(draws.choice(total, size, replace=False))
     split = int(np.searchsorted(places, len(labelled)))
@@ -180,7 +179,7 @@ def estimate_by_brent(
     seed: int = 0,
     told: Callable[[int], None] = lambda number: None,
 ) -> Estimate:
-    """As published, on a sample of at most `BRENT_SAMPLE` points; a k-means run serves every repeat that asks for it.
+    """See the module; on a sample of at most `BRENT_SAMPLE` points; a k-means run serves every repeat that asks for it.
 
     Args:
         told: called with the number of clusters of every k-means run.
@@ -209,9 +208,9 @@ def estimate_by_brent(
         return int(minimize_scalar(loss, bounds=bounds, method="bounded", options={"maxiter": 20}).x)
 
     everything = Labels(np.ones(len(targets), np.int64), np.ones(num_old, bool))
-    published = search(everything)
+    with_all = search(everything)
     found = [search(one) for one in resampled(targets, num_old, REPEATS, draws)]
     numbers = np.array(sorted(runs))
     curve = np.array([accuracy_of(contingency(runs[n], targets, everything, n)) for n in numbers.tolist()])
-    low, high = min(published, *found), max(published, *found)
-    return Estimate(published, low, high, numbers.tolist(), curve.tolist(), found)
+    low, high = min(with_all, *found), max(with_all, *found)
+    return Estimate(with_all, low, high, numbers.tolist(), curve.tolist(), found)

@@ -137,7 +137,8 @@ class GCDLoss:
     Args:
         sup_weight: w, the share of the supervised terms.
         memax_weight: xi, the weight of the mean-entropy regulariser.
-        student_temperature, info_nce_temperature, sup_con_temperature: as published.
+        student_temperature, info_nce_temperature, sup_con_temperature: as SimGCD's authors ran it; their section 5.1
+            prints the last two the other way round.
     """
 
     def __init__(
