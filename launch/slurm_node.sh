@@ -31,7 +31,8 @@ ended() { say "ended by Slurm or scancel; the same job continues where it stood"
 requeue() {  # WHY
   say "requeued: $*"
   # one task of an array has the job id of the whole array, which scontrol would requeue
-  scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}" || stop "scontrol would not; submit the job again, it continues where it stood"
+  local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
+  scontrol requeue "$job" || stop "scontrol would not; submit the job again, it continues where it stood"
   sleep 60 & wait  # until Slurm ends this shell
   exit 75
 }
