@@ -7,7 +7,7 @@ from pathlib import Path
 from sptnet_shards.names import CONTACT_SHEET, SUFFIX
 from sptnet_shards.published import FORCED, PARTS
 from sptnet_shards.share import share as task_share
-from sptnet_shards.source import SourceCommand
+from sptnet_shards.source import SourceCommand, local
 from sptnet_shards.sources import (
     aircraft,
     cifar,
@@ -100,7 +100,7 @@ def _add_protocol(command: argparse.ArgumentParser) -> None:
 
 
 def _add_conversion(command: argparse.ArgumentParser) -> None:
-    command.add_argument("out", type=Path, help="folder to write")
+    command.add_argument("out", type=local, help="folder to write")
     _add_protocol(command)
     command.add_argument(
         "--workers", type=positive, default=cores(), help="processes (default: one per core that may be used)"
@@ -152,7 +152,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         help="check a dataset against its manifest",
         description="Check digests, counts and indexes of every shard; each fault is a line, and the exit code is 1.",
     )
-    command.add_argument("dir", type=Path, help="a folder of shards")
+    command.add_argument("dir", type=local, help="a folder of shards")
     command.add_argument("--decode", action="store_true", help="decode every image too")
     command.add_argument("--workers", type=positive, default=cores(), help="processes (default: cores)")
     _add_tasks(command, "check a share of the shards", "check what goes across shards, once all shares are checked")
@@ -162,7 +162,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description="Print splits, classes, shards and bytes, and write a PNG of random samples of every class; of a "
         "dataset that is being written, how far it is.",
     )
-    command.add_argument("dir", type=Path, help="a folder of shards")
+    command.add_argument("dir", type=local, help="a folder of shards")
     command.add_argument("--sheet", type=Path, help=f"where the picture goes (default: DIR/{CONTACT_SHEET})")
     command = commands.add_parser(
         "index",

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sptnet.data.format.manifest import Shard
 
 LINE_EVERY = 10.0  # seconds, where there is no terminal
+ELSEWHERE_EVERY = 60.0  # seconds between two looks at what all tasks have done: a listing of a shared disk
 SCAN_LINE_EVERY = 5.0
 
 
@@ -40,7 +41,7 @@ class ShardProgress:
         self._images = self._done = self._bytes = 0
         self._total = 0
         self._elsewhere: Callable[[], str] | None = None
-        self._looked, self._seen = -LINE_EVERY, ""
+        self._looked, self._seen = -ELSEWHERE_EVERY, ""
         self._start = self._told = time.monotonic()
 
     def __enter__(self) -> "ShardProgress":
@@ -71,7 +72,7 @@ class ShardProgress:
         now = time.monotonic()
         seconds = max(now - self._start, 1e-9)
         speed = f"{self._images / seconds:,.0f} images/s  {self._bytes / seconds / 1e6:,.1f} MB/s"
-        if self._elsewhere is not None and (now - self._looked > LINE_EVERY or self._done == self._total):
+        if self._elsewhere is not None and (now - self._looked > ELSEWHERE_EVERY or self._done == self._total):
             self._looked, self._seen = now, self._elsewhere()
         speed = f"{speed}  {self._seen}".rstrip()
         self._bar.update(self._task, completed=self._done, speed=speed)

@@ -266,12 +266,13 @@ def old_first(classes: Sequence[str], told: str, where: Path) -> tuple[list[str]
     """
     listed = text_lines(Path(told)) if _is_file(told) else told.split(",")
     names = [name.strip() for name in listed]
-    if strange := next((name for name in names if name not in classes), None):
+    old, known = set(names), set(classes)
+    if strange := next((name for name in names if name not in known), None):
         raise SourceError(f"--old-classes names {strange!r}, and {where} has no class of that name")
-    if len(set(names)) < len(names) or not names:
+    if len(old) < len(names) or not names:
         raise SourceError(f"--old-classes {told!r} names a class twice, or none")
-    ordered = [name for name in classes if name in set(names)]
-    return [*ordered, *(name for name in classes if name not in set(names))], len(ordered)
+    ordered = [name for name in classes if name in old]
+    return [*ordered, *(name for name in classes if name not in old)], len(ordered)
 
 
 def _is_file(told: str) -> bool:
@@ -280,6 +281,13 @@ def _is_file(told: str) -> bool:
         return Path(told).is_file()
     except (OSError, ValueError):
         return False
+
+
+def local(text: str) -> Path:
+    """An argument that is a path, and no URL: that would be a folder of such a name."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is a URL: name a folder on a disk (only `index` takes one)")
+    return Path(text)
 
 
 def add_old(command: argparse.ArgumentParser, required: bool = True) -> None:

@@ -114,7 +114,7 @@ def expected_uids(store: Store, kind: Kind, share: tuple[int, int] = (0, 1)) -> 
     """The uids of a split, shard by shard, from the indexes; of every `share[1]`-th shard from `share[0]` on."""
     shards = store.manifest.of_kind(kind)
     for number in range(share[0], len(shards), share[1]):
-        yield store.entries(shards[number])["uid"]
+        yield store.entries(shards[number], keep=False)["uid"]
 
 
 def windows_of(samples: int) -> int:

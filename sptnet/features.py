@@ -17,13 +17,13 @@ from sptnet.config_sections import RemoteConfig
 from sptnet.data.augment import normalise
 from sptnet.data.blocks import Block, Sample, ShardSource, blocks
 from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path
-from sptnet.data.format.manifest import KINDS, DatasetError
+from sptnet.data.format.manifest import KINDS, MANIFEST, DatasetError
 from sptnet.data.storage.store import Store, open_store
 from sptnet.method.model import Outputs
 from sptnet.run.parts import ImageProgress, begin_parts, write_part
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.collectives import rank, world_size
-from sptnet.strategy.connect import StrategyError, connect
+from sptnet.strategy.connect import StrategyError, connect, is_first_on_disk
 from sptnet.strategy.create import create_evaluator
 from sptnet.strategy.kernels import choose_kernels, kernels_told
 from sptnet.trained import Encoder
@@ -33,9 +33,21 @@ TIMEOUT_S = 3600.0  # that ranks wait for rank 0 to list what there is to do
 Forward = Callable[[Tensor], Outputs]
 
 
-def open_dataset(root: str) -> Store:
-    """A dataset by path or URL, with the default cache. Raises DatasetError."""
-    return open_store(root, **RemoteConfig().model_dump())
+def open_dataset(root: str, look: bool = True) -> Store:
+    """A dataset by path or URL, with the default cache.
+
+    Args:
+        look: whether its files are there; by one process of a disk, see `is_first_on_disk`.
+
+    Raises:
+        DatasetError: no dataset, or a damaged one.
+    """
+    return open_store(root, **RemoteConfig().model_dump(), look=look)
+
+
+def looks_at(root: str) -> bool:
+    """Whether this process is the one that looks at a dataset's files for all processes of its disk."""
+    return is_first_on_disk(Path(root) / MANIFEST, TIMEOUT_S)
 
 
 def forward_on_ranks(encoder: Encoder) -> tuple[Forward, Strategy]:
@@ -77,7 +89,7 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
         DatasetError: damage.
         PartsError: `out` cannot be written, or holds something else.
     """
-    store = open_dataset(data)
+    store = open_dataset(data, looks_at(data))
     source = ShardSource(store, [kind for kind in KINDS if store.manifest.samples(kind)])
     forward, strategy = forward_on_ranks(encoder)
     fingerprint = {

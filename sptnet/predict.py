@@ -26,7 +26,7 @@ from sptnet.data.format.manifest import MANIFEST, Kind, is_dataset
 from sptnet.data.listing import STARTS, ListedSource, ListingError, images_below, images_named_by, write_listing
 from sptnet.data.storage.remote import is_url
 from sptnet.data.table import Table, TableFormat, check_format, encode_csv, encode_table
-from sptnet.features import Forward, barrier, forward_on_ranks, open_dataset
+from sptnet.features import Forward, barrier, forward_on_ranks, looks_at, open_dataset
 from sptnet.run.parts import ImageProgress, begin_parts, write_part, writing_parts
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.kernels import kernels_told
@@ -94,7 +94,7 @@ def is_shards(images: str) -> bool:
 def open_images(images: str, out: Path, kinds: tuple[Kind, ...]) -> Source:
     """The images, in parts; of a folder or a CSV, as listed in `out`."""
     if is_shards(images):
-        store = open_dataset(images)
+        store = open_dataset(images, looks_at(images))
         return ShardSource(store, [kind for kind in kinds if store.manifest.samples(kind)])
     path = Path(images)
     return ListedSource(out, path.parent if path.is_file() else path)
@@ -108,7 +108,7 @@ def _begin(run: TrainedRun, images: str, out: Path, what: What, computed: dict[s
     }  # fmt: skip
     names = None
     if is_shards(images):
-        manifest = open_dataset(images).manifest
+        manifest = open_dataset(images, look=False).manifest  # all ranks open it next
         if not sum(manifest.samples(kind) for kind in what.kinds):
             raise ListingError(f"{images} has no image in {', '.join(what.kinds)}")
         about["dataset"] = manifest.digest()

@@ -5,6 +5,7 @@ tasks may be killed, run twice and run anywhere that sees source and output.
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from sptnet.data.format.files import file_sha256
 from sptnet.data.format.manifest import MANIFEST, DatasetError, Shard, read_manifest
 from sptnet.data.format.paths import paths_name
 from sptnet.data.format.shard_index import read_entries
+
+KEPT_AS_PNG = re.compile(rb"(?i)\.(bmp|gif|tiff?)")  # by their names; one more costs nothing but the same versions
 
 
 class Progress(Protocol):
@@ -78,7 +81,7 @@ def convert(job: Job, out: Path, workers: int, progress: Progress, share: Share 
     try:
         if (complete := _complete(job, out)) is not None:
             return complete
-        conversion, source = _joined(job, out)
+        conversion, source = _joined(job, out, share.is_all())
         planned = plan(source, job.settings, conversion.shards)
         _write_share(out, share.of(planned), source, job.settings, workers, progress, conversion)
         return finish(out, conversion, source, planned, job.settings)
@@ -129,8 +132,11 @@ def _asked(job: Job) -> Conversion:
     return Conversion(job.command, options, job.places, "0" * 64, {}, {}, {}, [])
 
 
-def _joined(job: Job, out: Path) -> _Joined:
+def _joined(job: Job, out: Path, alone: bool) -> _Joined:
     """The conversion in a folder: begun by another task, or else by us, who scan the source then.
+
+    Args:
+        alone: there are no other tasks.
 
     Raises:
         SourceError: it is another one, or the folder holds something else.
@@ -141,7 +147,8 @@ def _joined(job: Job, out: Path) -> _Joined:
         _need_empty(out)
         record.make_folder(out)
         try:
-            with turn_to_scan(out, lambda: os.path.lexists(out / record.CONVERSION)):
+            # listed, not looked up: a network disk may remember for a minute that a name was not there
+            with turn_to_scan(out, lambda: record.CONVERSION in os.listdir(out), alone):
                 conversion = record.read_conversion(out)
                 if conversion is None:
                     return _begun(job, out)
@@ -150,7 +157,7 @@ def _joined(job: Job, out: Path) -> _Joined:
             raise
     record.need_same(out, _asked(job), conversion)
     source = _read_source(job, out, conversion, job.read())
-    if job.settings.resize is not None or source.encodes:
+    if _encodes(source, job.settings):
         record.need_same_codecs(out, conversion.codecs, record.codecs())
     return _Joined(conversion, source)
 
@@ -159,21 +166,27 @@ def _begun(job: Job, out: Path) -> _Joined:
     """Scan the source, and say what is converted; or find that another task said it in the same moment."""
     source = _built(job)
     counts = shard_counts(source, job.settings)
-    encodes = job.settings.resize is not None or source.encodes
+    wanted = fingerprint(source)
     ours = Conversion(
-        job.command, _asked(job).options, job.places, fingerprint(source),
+        job.command, _asked(job).options, job.places, wanted,
         {kind: samples for kind, (samples, _) in counts.items()},
         {kind: shards for kind, (_, shards) in counts.items()},
-        record.codecs() if encodes else {}, [record.text(remark) for remark in source.remarks],
+        record.codecs() if _encodes(source, job.settings) else {}, [record.text(remark) for remark in source.remarks],
     )  # fmt: skip
     # first: who finds the conversion finds these too
-    write_items(out, source)
+    write_items(out, source, wanted)
     theirs = record.claim(out, ours)
     record.need_same(out, ours, theirs)
     record.need_same_codecs(out, theirs.codecs, ours.codecs)
     if theirs.fingerprint != ours.fingerprint:
         need_the_same_source(out, theirs.fingerprint, source)
     return _Joined(theirs, source)
+
+
+def _encodes(source: Source, settings: Settings) -> bool:
+    """Whether the bytes that are written depend on the version of an encoder."""
+    kept_as_png = any(KEPT_AS_PNG.search(source.part(part).names) for part in ("train", "test"))
+    return settings.resize is not None or source.encodes or kept_as_png
 
 
 def _built(job: Job) -> Source:

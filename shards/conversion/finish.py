@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -45,19 +45,28 @@ class Unfinished:
     total: int
 
 
-def look(read: Callable[[str], T | None], files: list[str], late: float) -> dict[str, T]:
-    """What is recorded of files, looked for again for `late` seconds: a network disk may show new files late."""
+def look(
+    read: Callable[[str], T | None], listed: Callable[[], Iterable[str]], files: list[str], late: float
+) -> tuple[dict[str, T], list[str]]:
+    """What is recorded of files, and which lack a whole record; looked for again for `late` seconds, since a network
+    disk may show new files late.
+
+    Args:
+        listed: of which files something is recorded, by one look. Where it is not all of them nothing is read: every
+            task that ends looks, and all but the last find something missing.
+    """
     found: dict[str, T] = {}
     end, told = time.monotonic() + late, False
     while True:
-        for file in files:
-            if file not in found and (written := read(file)) is not None:
-                found[file] = written
-        if len(found) == len(files) or time.monotonic() >= end:
-            return found
+        there = set(listed())
+        if not (missing := [file for file in files if file not in there]):
+            found |= {file: written for file in files if file not in found and (written := read(file)) is not None}
+            missing = [file for file in files if file not in found]
+        if not missing or time.monotonic() >= end:
+            return found, missing
         if not told:
             told = True
-            print(f"{len(files) - len(found)} of {len(files)} are not there: looking again for {late:.0f} seconds",
+            print(f"{len(missing)} of {len(files)} are not there: looking again for {late:.0f} seconds",
                   file=sys.stderr, flush=True)  # fmt: skip
         time.sleep(LOOK)
 
@@ -71,8 +80,8 @@ def finish(
         SourceError: nothing is left of a kind. OSError: it cannot be written.
     """
     files = [shard.file for shard in planned]
-    found = look(lambda file: record.read_record(out, file), files, late)
-    if missing := [file for file in files if file not in found]:
+    found, missing = look(lambda file: record.read_record(out, file), lambda: record.recorded(out), files, late)
+    if missing:
         return _by_another(out) or Unfinished(missing, len(files))
     written = [found[file] for file in files]
     _need_images(out, written)

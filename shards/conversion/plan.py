@@ -10,10 +10,11 @@ from sptnet_shards.conversion.images import Resize, Transform, keep
 from sptnet_shards.protocol import labelled_positions
 from sptnet_shards.source import Source, SourceError
 
-from sptnet.data.format.manifest import KINDS, Kind
+from sptnet.data.format.manifest import KINDS, LARGEST_MANIFEST, Kind
 from sptnet.data.keyed import DEAL, permutation
 
 TRAIN_SHARDS = 16  # at least, so that small datasets can be streamed and shuffled too
+MOST_SHARDS = LARGEST_MANIFEST // 500  # 475 bytes are said of each, by names as they are given here
 SAMPLED = 64  # images that are resized to learn how large the others will be
 PREFIX: dict[Kind, str] = {"labelled": "train-labelled", "unlabelled": "train-unlabelled", "test": "test"}
 
@@ -91,7 +92,8 @@ def shard_counts(source: Source, settings: Settings) -> dict[Kind, tuple[int, in
     With `settings.resize` it depends on what a codec makes of a few images, so it is found once and kept.
 
     Raises:
-        SourceError: a fraction that leaves nothing labelled or nothing unlabelled, or no training images.
+        SourceError: a fraction that leaves nothing labelled or unlabelled, or no training images, or more shards
+            than a manifest holds.
     """
     if not source.train:
         raise SourceError(f"{source.name} has no training images")
@@ -101,6 +103,9 @@ def shard_counts(source: Source, settings: Settings) -> dict[Kind, tuple[int, in
         expected = ratio * int(source.part(kind).sizes[uids].sum())
         by_size = max(1, round(expected / settings.shard_bytes))
         counts[kind] = len(uids), min(len(uids), by_size if kind == "test" else max(TRAIN_SHARDS, by_size))
+    if (shards := sum(number for _, number in counts.values())) > MOST_SHARDS:
+        enough = -(-settings.shard_bytes * shards // MOST_SHARDS // 10**6) + 1
+        raise SourceError(f"{shards:,} shards are more than the {MOST_SHARDS:,} of a dataset: say --shard-mb {enough}")
     return counts
 
 

@@ -2,7 +2,7 @@
 
     conversion.json       what is converted, with which settings and codecs, to how many shards; made by whoever comes
                           first, never replaced, and kept beside the manifest
-    conversion/items.bin  which images there are, see `scan`
+    conversion/F-items.bin  which images there are, see `scan`
     conversion/scanning   who is finding that out
     conversion/X.tar.json X.tar is whole: its sizes and digests, written last
     conversion/X.tar.members  what is in X.tar, which somebody else made, see `members`
@@ -35,6 +35,7 @@ from sptnet.data.format.manifest import Shard
 
 CONVERSION, FOLDER = "conversion.json", "conversion"
 ITEMS, SCANNING, SUFFIX, MEMBERS = "items.bin", "scanning", ".json", ".members"  # in that folder
+FAILED = b"failed: "  # how SCANNING begins where a scan has found that the source cannot be converted
 LARGEST = 2**28  # bytes of a file of ours
 
 
@@ -194,7 +195,7 @@ def clean_up(out: Path, complete: bool) -> None:
     # by name: in a folder of tars that others made, one called so may be somebody's own
     with suppress(OSError):
         for name in os.listdir(out / FOLDER):
-            if name in (ITEMS, SCANNING) or name.endswith((f".tar{SUFFIX}", f".tar{MEMBERS}")):
+            if name == SCANNING or name.endswith(ITEMS) or name.endswith((f".tar{SUFFIX}", f".tar{MEMBERS}")):
                 (out / FOLDER / name).unlink(missing_ok=True)
         (out / FOLDER).rmdir()
 

@@ -17,17 +17,26 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sptnet_shards.conversion.record import FOLDER, ITEMS, SCANNING
+from sptnet_shards.conversion.record import FAILED, FOLDER, ITEMS, SCANNING
 from sptnet_shards.items import Items
 from sptnet_shards.source import Read, Source, SourceError
 
-from sptnet.data.format.files import WRITING, open_regular, read_regular, replacing, temporary_of, writer_of
+from sptnet.data.format.files import (
+    WRITING,
+    open_regular,
+    read_regular,
+    replacing,
+    temporary_of,
+    write_whole,
+    writer_of,
+)
 
 COLUMNS = (("classes", "<i4"), ("sizes", "<i8"), ("ends", "<i8"))
 LONGEST_HEAD = 2**28  # bytes of the first line
 BEAT, SILENT = 5.0, 90.0  # seconds: how often a task that scans says so, and after how many of silence it is given up
 LOOK = 0.5  # seconds between two looks at it
 CHUNK = 2**24
+LONGEST_WHY = 2**11  # bytes of what is said to others
 
 
 def encoded(source: Source) -> Iterator[bytes | memoryview]:
@@ -60,9 +69,14 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def write_items(out: Path, source: Source) -> None:
-    """Write the file; raises OSError."""
-    with replacing(out / FOLDER / ITEMS) as file:
+def _items_of(out: Path, wanted: str) -> Path:
+    """By its fingerprint: a second task that scanned, and found other images, must not write over it."""
+    return out / FOLDER / f"{wanted[:16]}-{ITEMS}"
+
+
+def write_items(out: Path, source: Source, wanted: str) -> None:
+    """Write the file of the fingerprint `wanted`; raises OSError."""
+    with replacing(_items_of(out, wanted)) as file:
         for piece in encoded(source):
             file.write(piece)
 
@@ -70,7 +84,7 @@ def write_items(out: Path, source: Source) -> None:
 def read_items(out: Path, wanted: str, read: Read) -> Source | None:
     """The source that another task found; None where its file is not there, or is not of the fingerprint `wanted`."""
     try:
-        with os.fdopen(open_regular(out / FOLDER / ITEMS), "rb") as file:
+        with os.fdopen(open_regular(_items_of(out, wanted)), "rb") as file:
             return _parsed(_Digesting(file), wanted, read)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -136,10 +150,16 @@ def _are_places(numbers: NDArray[Any], count: int) -> bool:
 
 
 @contextmanager
-def turn_to_scan(out: Path, done: Callable[[], bool]) -> Iterator[None]:
+def turn_to_scan(out: Path, done: Callable[[], bool], alone: bool) -> Iterator[None]:
     """Wait while another task scans, until `done`; where nobody does, or is silent, others wait for us meanwhile.
 
     Only to save work: two that scan at once come to the same, and `record.claim` takes one of them.
+
+    Args:
+        alone: there are no other tasks, to whom a scan that fails is to say why.
+
+    Raises:
+        SourceError: what the task that was waited for found wrong with the source.
     """
     place = out / FOLDER / SCANNING
     seen: tuple[bytes, int] | None = None
@@ -150,14 +170,27 @@ def turn_to_scan(out: Path, done: Callable[[], bool]) -> Iterator[None]:
             stop = threading.Event()
             beating = threading.Thread(target=_beat, args=(place, stop), daemon=True)
             beating.start()
+            why = b""
             try:
                 yield
+            except SourceError as error:
+                why = b"" if alone else FAILED + str(error).encode(errors="replace")[:LONGEST_WHY]
+                raise
             finally:
                 stop.set()
                 beating.join()
-                place.unlink(missing_ok=True)
+                if why:
+                    write_whole(place, why)
+                else:
+                    place.unlink(missing_ok=True)
             return
         found = _seen(place)
+        if found is not None and found[0].startswith(FAILED):
+            if seen is not None:  # it was waited for
+                raise SourceError(found[0].removeprefix(FAILED).decode(errors="replace"))
+            with suppress(OSError):  # of an earlier try: the source may be better now
+                place.unlink()
+            continue
         if found != seen:
             seen, since = found, time.monotonic()
         writer = None if found is None else writer_of(found[0].decode(errors="replace"))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sptnet_shards.items import Item
 from sptnet_shards.published import FORCED
-from sptnet_shards.source import Source, SourceCommand, SourceError
+from sptnet_shards.source import Source, SourceCommand, SourceError, local
 from sptnet_shards.sources import arrays
 
 from sptnet.data.format.files import read_regular
@@ -148,7 +148,7 @@ def _download(name: str, root: Path) -> None:
 
 def _command(name: str) -> SourceCommand:
     def add_arguments(command: argparse.ArgumentParser) -> None:
-        command.add_argument("root", type=Path, help=f"folder that holds {FOLDERS[name]}/")
+        command.add_argument("root", type=local, help=f"folder that holds {FOLDERS[name]}/")
         command.add_argument("--download", action="store_true", help="fetch it first, where there is a network")
 
     def build(arguments: argparse.Namespace) -> Source:

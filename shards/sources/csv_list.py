@@ -14,6 +14,7 @@ from sptnet_shards.source import (
     SourceCommand,
     SourceError,
     add_old,
+    local,
     need_classes,
     need_folder,
     old_first,
@@ -92,7 +93,7 @@ def source(
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path, help="the CSV file; image paths are relative to its folder")
+    command.add_argument("file", type=local, help="the CSV file; image paths are relative to its folder")
     add_old(command, required=False)
     add_new(command)
     command.add_argument("--name", help="name of the dataset (default: that of the file)")

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from sptnet_shards.items import UNKNOWN, Item, Items
-from sptnet_shards.source import Folder, Read, Source, SourceCommand, SourceError, need_folder
+from sptnet_shards.source import Folder, Read, Source, SourceCommand, SourceError, local, need_folder
 
 LABELLED, UNLABELLED, TEST = "labelled", "unlabelled", "test"  # before a path, where folders lie apart
 
@@ -104,9 +104,9 @@ def add_new(command: argparse.ArgumentParser) -> None:
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("labelled", type=Path, help="class folders: all of them are old, all their images labelled")
-    command.add_argument("unlabelled", type=Path, help="the images to be sorted, in folders of any depth")
-    command.add_argument("--test", type=Path, help="class folders to measure on; new classes may be among them")
+    command.add_argument("labelled", type=local, help="class folders: all of them are old, all their images labelled")
+    command.add_argument("unlabelled", type=local, help="the images to be sorted, in folders of any depth")
+    command.add_argument("--test", type=local, help="class folders to measure on; new classes may be among them")
     command.add_argument("--name", help="name of the dataset (default: that of LABELLED)")
     add_new(command)
 

@@ -11,6 +11,7 @@ from sptnet_shards.source import (
     SourceCommand,
     SourceError,
     add_old,
+    local,
     need_classes,
     need_folder,
     old_first,
@@ -110,7 +111,7 @@ def _build(arguments: argparse.Namespace) -> Source:
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("root", type=Path, help="folder of class folders, or of train/ and test/ with class folders")
+    command.add_argument("root", type=local, help="folder of class folders, or of train/ and test/ with class folders")
     add_old(command)
     command.add_argument("--name", help="name of the dataset (default: that of the folder)")
     command.add_argument("--test", metavar="FOLDER", help="folder beside train/ that is the test part (default: test)")

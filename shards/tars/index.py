@@ -32,6 +32,10 @@ from sptnet.data.format.manifest import UNKNOWN as UNKNOWN_TARGET
 from sptnet.data.format.shard_index import INDEX_DTYPE
 
 
+class _GoneError(SourceError):
+    """A list of members that was there is not any more."""
+
+
 class _Summary(NamedTuple):
     """Of a list of members what is kept of all tars at once: 4 bytes an image."""
 
@@ -68,8 +72,8 @@ def index(place: Place, job: Indexing, share: Share = ALONE) -> Converted | Unfi
                 place.write(_list_name(tar), members_of(place, tar, job.json_key, scan).encoded())
         return _finished(place, job, 0.0)
     except SourceError:
-        if begun and share.is_all():  # nothing is left of what cannot be: the next try may ask otherwise
-            place.remove([CONVERSION, *map(_list_name, tars)])
+        if begun and share.is_all():  # the next try may ask otherwise; what was read of tars stays, it takes the time
+            place.remove([CONVERSION])
         raise
 
 
@@ -101,6 +105,11 @@ def _list_name(tar: str) -> str:
     return f"{FOLDER}/{tar}{MEMBERS}"
 
 
+def _tar_of(name: str) -> str:
+    """The tar that a file in the folder of lists is of."""
+    return name.removesuffix(MEMBERS)
+
+
 def _list(place: Place, tar: str, job: Indexing) -> Members | None:
     """What a task has listed of a tar; None where it was another that looked for labels elsewhere."""
     encoded = place.read(_list_name(tar), LARGEST)
@@ -121,11 +130,12 @@ def _summary(place: Place, tar: str, job: Indexing) -> _Summary | None:
 def _finished(place: Place, job: Indexing, late: float) -> Converted | Unfinished:
     """Number the images, draw the labelled ones, write indexes and, last, the manifest."""
     tars = job.tars()
-    found = look(lambda tar: _summary(place, tar, job), tars, late)
-    if missing := [tar for tar in tars if tar not in found]:
+    found, missing = look(lambda tar: _summary(place, tar, job), lambda: map(_tar_of, place.listed()), tars, late)
+    if missing:
         return _complete(place, job) or Unfinished(missing, len(tars))
     _need_key(place, job, list(found.values()))
-    _need_apart(place, {tar: found[tar].sha256 for tar in sorted(tars)})
+    # those without images are all alike
+    _need_apart(place, {tar: found[tar].sha256 for tar in sorted(tars) if len(found[tar].classes)})
     source = _source(place, job, found)
     labelled = source.labelled
     if labelled is None:
@@ -137,7 +147,12 @@ def _finished(place: Place, job: Indexing, late: float) -> Converted | Unfinishe
         "json_key": job.json_key,
     }
     try:
-        shards = Shards.of(_write(place, job, source, labelled))
+        try:
+            shards = Shards.of(_write(place, job, source, labelled))
+        except _GoneError:  # to another task, which has finished meanwhile
+            if (complete := _complete(place, job)) is not None:
+                return complete
+            raise
         manifest = Manifest(
             job.name, source.classes, source.num_old, protocol, shards, num_new=source.num_new, unknown=source.unknown
         )
@@ -235,7 +250,7 @@ def _write(place: Place, job: Indexing, source: Source, labelled: NDArray[np.int
         for tar in tars:
             found = _list(place, tar, job)
             if found is None:
-                raise SourceError(f"{place.where(_list_name(tar))} is gone: run the same command again")
+                raise _GoneError(f"{place.where(_list_name(tar))} is gone: run the same command again")
             count = len(found.images)
             entries = np.empty(count, INDEX_DTYPE)
             entries["uid"], entries["target"] = np.arange(first, first + count), found.images.targets(targets)

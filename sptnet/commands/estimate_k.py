@@ -7,7 +7,7 @@ OUT/features. Prints a median and an interval, and the line for the configuratio
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import add_encoder, encoder_of, positive, seed
+from sptnet.arguments import add_encoder, encoder_of, local, positive, seed
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--max-classes", type=positive, metavar="N", help="tried (default: 4 an old class, 1000 at least)"
     )
     command.add_argument(
-        "--out", type=Path, default=Path("estimate_k"), metavar="FOLDER", help="(default: %(default)s)"
+        "--out", type=local, default=Path("estimate_k"), metavar="FOLDER", help="(default: %(default)s)"
     )
     command.add_argument("--seed", type=seed, default=0, help="of what is drawn (default: %(default)s)")
 

@@ -6,14 +6,13 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet feat
 """
 
 import argparse
-from pathlib import Path
 
-from sptnet.arguments import add_encoder, encoder_of
+from sptnet.arguments import add_encoder, encoder_of, local
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", metavar="DATA", help="a folder of shards, or its URL")
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the features")
+    command.add_argument("--out", type=local, required=True, metavar="FOLDER", help="of the features")
     add_encoder(command)
 
 

@@ -8,12 +8,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from sptnet.arguments import pixels, positive
+from sptnet.arguments import local, pixels, positive
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", metavar="DATA", help="a folder of shards")
-    command.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the results")
+    command.add_argument("run_folder", metavar="RUN", type=local, help="folder of the results")
     command.add_argument("--image-size", type=pixels, default=24, help="pixels of pixels (default: %(default)s)")
     command.add_argument("--features", type=Path, metavar="FOLDER", help="made by sptnet features")
     command.add_argument("--pca", type=positive, metavar="N", help="features: to so many dimensions first, e.g. 128")

@@ -9,7 +9,7 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet pred
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import positive, workers
+from sptnet.arguments import local, positive, workers
 
 SPLITS = ("labelled", "unlabelled", "test")
 
@@ -17,7 +17,7 @@ SPLITS = ("labelled", "unlabelled", "test")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_folder", metavar="RUN", type=Path, help="the run's folder")
     command.add_argument("images", metavar="IMAGES", help="a folder, a .csv file, or shards")
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the table")
+    command.add_argument("--out", type=local, required=True, metavar="FOLDER", help="of the table")
     command.add_argument("--format", choices=["csv", "parquet"], default="csv", help="(default: %(default)s)")
     command.add_argument("--top", type=positive, default=5, help="classes told of every image (default: %(default)s)")
     command.add_argument("--embeddings", action="store_true", help="class tokens too")

@@ -51,7 +51,7 @@ def encode_part(
 
 
 class Part:
-    """The features of one shard, of which only what is asked for is read.
+    """The features of one shard, of which what is asked for is read, and open only then: a process may map 65,530.
 
     Raises:
         FeaturesError: not whole, of another fingerprint, or not of the shard's length.
@@ -60,12 +60,12 @@ class Part:
     def __init__(self, path: Path, samples: int, digest: str):
         self.path, self.samples = path, samples
         try:
-            self._file = safe_open(path, "np")
-            metadata, shape = self._file.metadata() or {}, self._file.get_slice("features").get_shape()
-            lengths = {
-                len(shape) == 2 and shape[0],
-                *(self._file.get_slice(n).get_shape()[0] for n in ("uid", "target")),
-            }
+            with safe_open(path, "np") as file:
+                metadata, shape = file.metadata() or {}, file.get_slice("features").get_shape()
+                lengths = {
+                    len(shape) == 2 and shape[0],
+                    *(file.get_slice(n).get_shape()[0] for n in ("uid", "target")),
+                }
         except (OSError, SafetensorError) as error:
             raise FeaturesError(f"{path} cannot be read ({error}): remove it and make it again") from None
         if metadata.get("fingerprint") != digest:
@@ -76,11 +76,13 @@ class Part:
 
     def array(self, name: str) -> NDArray[np.int64]:
         """`uid` or `target`: [n]."""
-        return np.asarray(self._file.get_tensor(name), np.int64)
+        with safe_open(self.path, "np") as file:
+            return np.array(file.get_tensor(name), np.int64)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
         """Features [end - begin, D]."""
-        return np.asarray(self._file.get_slice("features")[begin:end], np.float32)
+        with safe_open(self.path, "np") as file:
+            return np.array(file.get_slice("features")[begin:end], np.float32)
 
 
 class Split:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.manifest import DatasetError, unreadable
 from sptnet.errors import SptnetError
 
 PREFETCHED = 4  # items that every worker keeps ready
@@ -135,6 +135,8 @@ class _Handing(Dataset[Any]):
             made = self.dataset[item]
         except DatasetError as error:
             return error
+        except OSError as error:
+            return unreadable(str(error.filename or "what a loader reads"), error)
         if get_worker_info() is not None:
             try:
                 for part in made:

@@ -115,3 +115,11 @@ def test_a_disk_that_others_fill_makes_files_leave_before_the_limit_does(tmp_pat
         (tmp_path / sha256[:2] / sha256).unlink()
     with pytest.raises(DatasetError, match=r"its disk has 0\.00 GB free.*set data\.remote\.cache"):
         cache.open(first, SIZE, fetch(first))
+
+
+def test_a_file_that_is_there_waits_for_no_other_fetch(tmp_path):
+    """Files share a lock by the beginning of their names; a slow fetch held up those that were there."""
+    cache, sha256 = NodeCache(tmp_path, LIMIT), next(iter(CONTENTS))
+    os.close(cache.open(sha256, SIZE, fetch(sha256)))
+    with FileLock(tmp_path / "locks" / f"{sha256[:2]}.lock"), ThreadPoolExecutor(1) as pool:
+        os.close(pool.submit(cache.open, sha256, SIZE, None).result(timeout=30))

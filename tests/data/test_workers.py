@@ -1,5 +1,6 @@
 """Loader processes that are killed, and shared memory that is full: one line, and never a wait without end."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import pytest
 from launching import ENVIRONMENT, ROOT
 from torch.utils.data import Dataset
 
+from sptnet.data.format.manifest import UnreachableError
 from sptnet.data.workers import load
 
 
@@ -133,3 +135,14 @@ def test_shared_memory_that_is_full_is_one_line_and_no_wait(digits, untrained, t
         assert "is full: enlarge it, or load without workers (data.workers=0, --workers 0)" in line
     assert "Traceback" not in ran.stderr
     assert json.loads(Path(out).read_text()) == [1, 1]
+
+
+class Failing(Dataset):
+    def __getitem__(self, number):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/nfs/out/listing.bin")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_disk_that_fails_in_a_worker_is_named(workers):
+    with pytest.raises(UnreachableError, match=r"/nfs/out/listing\.bin: Input/output error"):
+        next(load(Failing(), [0], workers))

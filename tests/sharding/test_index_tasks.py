@@ -10,7 +10,7 @@ from launching import contents
 from sptnet_shards import commands
 from sptnet_shards.conversion import finish
 from sptnet_shards.make_shards import main
-from sptnet_shards.tars import places
+from sptnet_shards.tars import index, places
 from test_same_bytes import png
 from test_tools import write_tar
 
@@ -120,7 +120,50 @@ def test_labels_everywhere_or_nowhere_in_tars_of_img2dataset(tmp_path, capsys):
     before = sorted(os.listdir(root))
     assert main(["index", str(root)]) == 1
     assert "nor does any other .json (no key 'label'); is --json-key right?" in capsys.readouterr().err
-    assert sorted(os.listdir(root)) == before
+    assert sorted(set(os.listdir(root)) - {"conversion"}) == before
+
+
+def test_what_was_read_of_tars_stays_where_the_end_finds_something_wrong(tars, whole, tmp_path, capsys, monkeypatch):
+    root = shutil.copytree(tars, tmp_path / "tars")
+    walked, real = [], places.LocalPlace.tar
+    monkeypatch.setattr(places.LocalPlace, "tar", lambda place, name: walked.append(name) or real(place, name))
+    assert main(["index", str(root)]) == 1
+    assert "has labels in all its tars: say by --old which are old" in capsys.readouterr().err
+    assert len(walked) == 7
+    assert main(["index", str(root), "--old", "2"]) == 0
+    assert len(walked) == 7
+    assert contents(root) == whole
+
+
+def test_a_task_whose_lists_another_has_cleaned_up_takes_its_manifest(tars, whole, tmp_path, monkeypatch):
+    root = shutil.copytree(tars, tmp_path / "tars")
+    write, quick = index._write, []
+
+    def slow(*of):
+        if not quick:
+            quick.append(True)
+            assert main(["index", str(root), "--old", "2"]) == 0  # and it removes the lists
+        return write(*of)
+
+    monkeypatch.setattr(index, "_write", slow)
+    assert main(["index", str(root), "--old", "2"]) == 0
+    assert contents(root) == whole
+
+
+def test_tars_without_images_are_not_the_same_tar(tars, tmp_path, capsys):
+    root = shutil.copytree(tars, tmp_path / "tars")
+    for number in (8, 9):
+        write_tar(root / f"train-{number}.tar", [(f"{number}.txt", b"")][:0])
+    assert main(["index", str(root), "--old", "2"]) == 0
+    assert "has no image" in capsys.readouterr().err
+
+
+def test_a_task_that_finds_others_missing_reads_no_list(tars, tmp_path, monkeypatch):
+    root = shutil.copytree(tars, tmp_path / "tars")
+    read, real = [], index._summary
+    monkeypatch.setattr(index, "_summary", lambda *of: read.append(of) or real(*of))
+    assert main(["index", str(root), "--old", "2", "--task", "0/3"]) == 0
+    assert read == []
 
 
 def test_tars_behind_a_url(tars, whole, tmp_path, monkeypatch, capsys):

@@ -1,20 +1,24 @@
 """Several tasks write one dataset: the same bytes as one, whoever is killed, comes twice or late, or asks otherwise."""
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 
 import pytest
 from launching import contents
+from PIL import Image
 from sptnet_shards import commands
 from sptnet_shards.conversion import convert, finish, record, scan
 from sptnet_shards.items import Item, Items
 from sptnet_shards.make_shards import main
 from sptnet_shards.share import Share, share
+from sptnet_shards.source import SourceError
 from test_same_bytes import png
 
 from sptnet.data.format.files import remove_leftovers, temporary_of, write_once, writer_of
@@ -171,7 +175,7 @@ def test_another_source_or_other_codecs_are_refused(photos, tmp_path, capsys, mo
         assert main(run(moved, out, "--task", "1/3", *extra)) == 0  # mounted elsewhere
         assert main(run(changed, out, "--task", "2/3", *extra)) == 1
         assert "is a conversion of other images" in capsys.readouterr().err
-        (out / "conversion" / "items.bin").unlink()  # found again, and the same
+        next((out / "conversion").glob("*-items.bin")).unlink()  # found again, and the same
         monkeypatch.setattr(record.PIL, "__version__", "1.0")
         assert main(run(photos, out, "--task", "2/3", *extra)) == (1 if extra else 0)
         told = capsys.readouterr().err
@@ -234,3 +238,82 @@ def test_temporary_files(tmp_path):
     assert not write_once(tmp_path / "once", b"second")
     assert (tmp_path / "once").read_bytes() == b"first"
     assert len(os.listdir(tmp_path)) == 4
+
+
+def test_a_second_task_that_scanned_and_found_other_images_harms_nothing(photos, whole, tmp_path, monkeypatch, capsys):
+    """Two scan at once where a network disk shows late who is about to; meanwhile an image is added."""
+    source, out = shutil.copytree(photos, tmp_path / photos.name), tmp_path / "out"
+    claim = record.claim
+
+    def after_another(*of):
+        monkeypatch.setattr(record, "claim", claim)
+        assert main(run(source, out, "--task", "0/2")) == 0
+        return claim(*of)
+
+    shutil.copy(source / "ant" / "0.png", source / "ant" / "more.png")
+    built = convert._built
+
+    def then_removed(job):
+        found = built(job)
+        (source / "ant" / "more.png").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(convert, "_built", then_removed)
+    monkeypatch.setattr(convert, "turn_to_scan", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(record, "claim", after_another)
+    assert main(run(source, out, "--task", "1/2")) == 1
+    assert "is a conversion of other images" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(convert, "_built", lambda job: pytest.fail("the source is listed again"))
+    assert main(run(source, out, "--task", "1/2")) == 0
+    found = contents(out)
+    assert {**found, "conversion.json": b""} == {**whole, "conversion.json": b""}  # which names the folder
+
+
+def test_what_one_task_finds_wrong_with_the_source_the_waiting_ones_are_told(tmp_path):
+    told = []
+
+    def take_turn(fails_with=""):
+        try:
+            with scan.turn_to_scan(tmp_path, lambda: False, alone=False):
+                told.append("scans")
+                if fails_with:
+                    time.sleep(6 * scan.LOOK)
+                    raise SourceError(fails_with)
+        except SourceError as error:
+            told.append(str(error))
+
+    tasks = [threading.Thread(target=take_turn, args=("x.png has 2 GB",)) for _ in range(3)]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(60)
+    assert told == ["scans", *["x.png has 2 GB"] * 3]
+    take_turn()  # a later try looks for itself
+    assert told[-1] == "scans"
+    assert not (tmp_path / "conversion" / "scanning").exists()
+
+
+def test_a_url_is_no_folder_to_write_to(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for argv in (run(photos, "s3://bucket/photos"), run("s3://bucket/photos", "out"), ["verify", "s3://bucket/photos"]):
+        with pytest.raises(SystemExit) as ended:
+            main(argv)
+        assert ended.value.code == 2
+        assert "s3://bucket/photos is a URL: name a folder on a disk" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_shards_than_a_manifest_holds_are_refused_before_the_first(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sptnet_shards.conversion.plan.MOST_SHARDS", 20)
+    assert main(run(photos, tmp_path / "out")) == 1
+    assert "32 shards are more than the 20 of a dataset: say --shard-mb 4" in capsys.readouterr().err
+
+
+def test_images_that_are_kept_as_png_have_the_versions_of_their_encoder(photos, tmp_path, monkeypatch, capsys):
+    source, out = shutil.copytree(photos, tmp_path / "photos"), tmp_path / "out"
+    Image.open(source / "ant" / "0.png").save(source / "ant" / "0.bmp")
+    assert main(run(source, out, "--task", "0/2")) == 0
+    monkeypatch.setattr(record.PIL, "__version__", "1.0")
+    assert main(run(source, out, "--task", "1/2")) == 1
+    assert "images encoded by other versions: pillow" in capsys.readouterr().err

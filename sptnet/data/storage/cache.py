@@ -64,15 +64,14 @@ class NodeCache:
         """
         path = self.folder / sha256[:2] / sha256
         try:
+            if (there := _used(path)) is not None:  # a file has its name when it is whole: no lock is needed
+                return there
             with self._lock(sha256[:2]):
                 while True:
                     if not path.exists():
                         self._fetch(path, size, fetch)
-                    try:
-                        os.utime(path)
-                        return os.open(path, os.O_RDONLY)
-                    except FileNotFoundError:
-                        continue  # it left meanwhile, to make room for another
+                    if (there := _used(path)) is not None:  # else it left meanwhile, to make room for another
+                        return there
         except OSError as error:
             raise DatasetError(f"the cache {self.folder} cannot be used: {error.strerror or error}") from None
 
@@ -99,7 +98,7 @@ class NodeCache:
         while not self._reserve(part, size):
             time.sleep(WAIT_FOR_ROOM)
         try:
-            fetch(lambda written: _check(written, path.name), part)
+            fetch(lambda written: check_content(written, path.name), part)
             with open(part, "rb") as file:
                 os.fsync(file.fileno())
             with self._lock("room"):  # whoever counts sees it under one of its names
@@ -160,6 +159,15 @@ class NodeCache:
         return True  # and nobody begins it again while this process holds the room's lock
 
 
+def _used(path: Path) -> int | None:
+    """A descriptor of a file that is there, as the one that was used last."""
+    try:
+        os.utime(path)
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+
+
 def network_file_system(folder: Path) -> str | None:
     """The file system of a folder, if other nodes share it; locks are slow there, or not held at all."""
     try:
@@ -172,7 +180,8 @@ def network_file_system(folder: Path) -> str | None:
     return kind if kind in SHARED else None
 
 
-def _check(path: Path, sha256: str) -> None:
+def check_content(path: Path, sha256: str) -> None:
+    """Raise OSError unless a file has this content."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(2**20):

@@ -66,17 +66,17 @@ class Remote:
                 f"{self.url} cannot be read: {error} (in the checkout: pip install -c constraints.txt -e '.[remote]')"
             ) from None
 
-    def read(self, file: str, most: int) -> bytes:
-        """The bytes of a file that has at most so many; raises DatasetError."""
-        with self.opened(file, most) as local:
+    def read(self, file: str, most: int, check: Callable[[Path], None] = lambda path: None) -> bytes:
+        """The bytes of a file that has at most so many; as `fetch`."""
+        with self.opened(file, most, check) as local:
             return local.read()
 
     @contextmanager
-    def opened(self, file: str, most: int) -> Iterator[IO[bytes]]:
-        """A local copy of a file that has at most so many bytes, open for reading; raises DatasetError."""
+    def opened(self, file: str, most: int, check: Callable[[Path], None] = lambda path: None) -> Iterator[IO[bytes]]:
+        """A local copy of a file that has at most so many bytes, open for reading; as `fetch`."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "file")
-            self.fetch(file, most, lambda path: None, path)
+            self.fetch(file, most, check, path)
             with path.open("rb", buffering=0) as local:
                 yield local
 

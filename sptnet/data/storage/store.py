@@ -23,7 +23,7 @@ from sptnet.data.format.manifest import (
 )
 from sptnet.data.format.paths import largest_paths, parse_paths
 from sptnet.data.format.shard_index import index_size, parse_index, read_index
-from sptnet.data.storage.cache import Fetch, NodeCache, network_file_system
+from sptnet.data.storage.cache import Fetch, NodeCache, check_content, network_file_system
 from sptnet.data.storage.fetch_ahead import FetchAhead
 from sptnet.data.storage.pieces import Wanted, read_pieces
 from sptnet.data.storage.remote import Remote, is_url
@@ -51,8 +51,12 @@ class Store(Protocol):
     def open(self, shard: Shard) -> int:
         """A descriptor of the shard's tar, to be closed by the caller; raises DatasetError."""
 
-    def entries(self, shard: Shard) -> NDArray[np.void]:
-        """The shard's index, [samples] of INDEX_DTYPE; raises DatasetError."""
+    def entries(self, shard: Shard, keep: bool = True) -> NDArray[np.void]:
+        """The shard's index, [samples] of INDEX_DTYPE; raises DatasetError.
+
+        Args:
+            keep: in a cache, where there is one: not where all shards are gone through once.
+        """
 
     def paths(self, shard: Shard) -> list[str] | None:
         """Where the shard's samples came from, [samples], or None where it is not kept; raises DatasetError."""
@@ -91,7 +95,7 @@ class LocalStore:
         except OSError as error:
             raise unreadable(f"{self.where(shard.file)} cannot be opened", error) from None
 
-    def entries(self, shard: Shard) -> NDArray[np.void]:
+    def entries(self, shard: Shard, keep: bool = True) -> NDArray[np.void]:
         return read_index(self.root, self.manifest, shard)
 
     def paths(self, shard: Shard) -> list[str] | None:
@@ -157,11 +161,15 @@ class RemoteStore:
     def open(self, shard: Shard) -> int:
         return self._cache.open(shard.sha256, shard.bytes, self._fetch(shard.file, shard.bytes))
 
-    def entries(self, shard: Shard) -> NDArray[np.void]:
+    def entries(self, shard: Shard, keep: bool = True) -> NDArray[np.void]:
         size = index_size(shard)
-        descriptor = self._cache.open(shard.index_sha256, size, self._fetch(shard.index, size))
-        with os.fdopen(descriptor, "rb") as file:
-            return parse_index(file.read(size + 1), shard, self.manifest.targets(shard.kind), self.where(shard.index))
+        if keep or self._cache.has(shard.index_sha256):
+            descriptor = self._cache.open(shard.index_sha256, size, self._fetch(shard.index, size))
+            with os.fdopen(descriptor, "rb") as file:
+                encoded = file.read(size + 1)
+        else:
+            encoded = self._remote.read(shard.index, size, partial(check_content, sha256=shard.index_sha256))
+        return parse_index(encoded, shard, self.manifest.targets(shard.kind), self.where(shard.index))
 
     def paths(self, shard: Shard) -> list[str] | None:
         if shard.paths is None:
