@@ -8,7 +8,7 @@
 #
 # STRATEGY    which launch/*.yaml (ddp)                      RUNS         where runs go (runs); must be on a shared disk
 # PROCESSES   per node (its GPUs, or 1)                      SPTNET_BIN   the environment's bin folder (.venv/bin)
-# PRECISION   no, bf16 or fp16 (no)                          RESTARTS     how many in a row may bring no checkpoint (3)
+# PRECISION   no, bf16 or fp16 (no)                          RESTARTS     how many in a row may bring nothing new (3)
 #
 # Who gets which signal, and does what (tests/slurm shows it on a real Slurm):
 #   Slurm           USR1 to the batch shell only (--signal=B:USR1@120), before the time limit or at preemption
@@ -103,17 +103,22 @@ check() {  # NAME
 }
 
 count_restarts() {  # ROOT: stop where restarts of this job bring nothing new
-  local reached seen='' count=0
-  # checkpoints, and how many tokens a run had when it was asked to stop before its first step
+  local reached seen='' count=0 tokens before=''
+  # how many tokens a run had when it was last asked to stop before its first step
+  tokens=$(told continue)
+  [[ $tokens = *'files of tokens'* ]] || tokens=''
+  [ ! -e "$SPTNET_OUTCOME.restarts" ] || read -r seen count before < "$SPTNET_OUTCOME.restarts"
+  tokens=${tokens:-$before}
   reached=$({ find "$1" \( -path '*/checkpoints/step-?????????' -o -name finished \) -printf '%P\n' | sort
-    told continue; } | cksum)
+    echo "$tokens"; } | cksum)
   reached=${reached%% *}
-  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$SPTNET_OUTCOME.restarts" ]; then
-    read -r seen count < "$SPTNET_OUTCOME.restarts"
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -n "$seen" ]; then
     # where another job trains in the folder, what is new there is not of this one
     if [ "$reached" = "$seen" ] || [[ $(told retry) = *'being trained by'* ]]; then count=$((count + 1)); else count=0; fi
+  else
+    count=0
   fi
-  echo "$reached $count" > "$SPTNET_OUTCOME.restarts"
+  echo "$reached $count $tokens" > "$SPTNET_OUTCOME.restarts"
   [ "$count" -le "$RESTARTS" ] || stop "$count restarts without a new checkpoint below $1"
 }
 

@@ -163,7 +163,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "dataset that is being written, how far it is.",
     )
     command.add_argument("dir", type=local, help="a folder of shards")
-    command.add_argument("--sheet", type=Path, help=f"where the picture goes (default: DIR/{CONTACT_SHEET})")
+    command.add_argument("--sheet", type=local, help=f"where the picture goes (default: DIR/{CONTACT_SHEET})")
     command = commands.add_parser(
         "index",
         help="make others' WebDataset tars readable",

@@ -94,7 +94,7 @@ def takes_root(text: str) -> Callable[[argparse.ArgumentParser], None]:
     """The arguments of a source that is one folder."""
 
     def add_arguments(command: argparse.ArgumentParser) -> None:
-        command.add_argument("root", type=Path, help=text)
+        command.add_argument("root", type=local, help=text)
 
     return add_arguments
 

@@ -27,6 +27,7 @@ from sptnet.strategy.collectives import exchange_rows, gather_packed, rank, summ
 
 MILLION = 1_000_000  # a confidence travels as a whole number, beside uids
 WINDOW = 2**22  # samples: 128 MiB of rows
+KEPT_INDEXES = 4096  # of a split in the node's cache, which is listed for each file that comes into it
 KEPT = 2**28  # bytes of rows that are put aside in memory
 COLUMNS = 4  # uid, target, prediction, confidence in millionths
 FAULTS = ("missing", "there more than once", "of no sample")
@@ -114,7 +115,7 @@ def expected_uids(store: Store, kind: Kind, share: tuple[int, int] = (0, 1)) -> 
     """The uids of a split, shard by shard, from the indexes; of every `share[1]`-th shard from `share[0]` on."""
     shards = store.manifest.of_kind(kind)
     for number in range(share[0], len(shards), share[1]):
-        yield store.entries(shards[number], keep=False)["uid"]
+        yield store.entries(shards[number], keep=len(shards) <= KEPT_INDEXES)["uid"]
 
 
 def windows_of(samples: int) -> int:

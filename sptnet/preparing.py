@@ -35,7 +35,7 @@ from sptnet.trunk_making import make
 
 
 class StoppedError(Exception):
-    """Asked to stop, on all ranks at once; the message says what is kept."""
+    """Asked to stop, on all ranks at once; of one that `prepare` raises the message says what is kept."""
 
 
 @dataclass
@@ -127,17 +127,17 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     numbers, backbone = numbers_of(config, store.manifest, model.statistics), backbone_of(config, model)
     size = size_of(model, prompt)
 
-    def saved_in(checkpoint: Path | None) -> Facts | None:
+    def saved_in(checkpoint: Path | None, look: bool) -> Facts | None:
         if checkpoint is None:
             return None
-        return facts_to_continue(checkpoint, config, numbers, backbone, launch.precision, schedule.total_steps)
+        return facts_to_continue(checkpoint, config, numbers, backbone, launch.precision, schedule.total_steps, look)
 
     looks = schedule.total_steps * config.data.batch_size
     chosen = choose(config, store, model, backbone["sha256"], accelerator.device, launch.precision, looks)
     cache = None if isinstance(chosen, str) else chosen
     if cache is not None:
         with ExitStack() as held:  # and let go of: what a lost node still makes must not shut out who comes for it
-            saved_in(_agree_where_to_continue(config, held)[0])
+            saved_in(_agree_where_to_continue(config, held)[0], look=True)
         make(cache, config, store, model, accelerator.device, stop.here)
         if on_any_rank(stop.here(), accelerator.device):
             raise StoppedError(cache.progress())
@@ -157,7 +157,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
             guard=NonFiniteGuard(config, scaled=launch.precision == "fp16"),
             start=0, continues=checkpoint, lock=lock, cache=cache,
         )  # fmt: skip
-        if (saved := saved_in(checkpoint)) is not None:
+        if (saved := saved_in(checkpoint, look=False)) is not None:
             _go_on(run, saved)
         _remove_what_is_left_behind(run)
         header = describe(config, learner, store.manifest, order, size, checkpoint)

@@ -109,6 +109,15 @@ def test_tokens_that_were_made_count_as_progress(cluster):
     assert "slurm_node: requeued: asked to stop; 1 of 9 files of tokens" in told
 
 
+def test_being_asked_to_stop_is_no_progress(cluster):
+    codes = []
+    for restart in range(5):
+        told = "retry: lost" if restart % 2 else "continue: a checkpoint is in runs"
+        ended = f'echo "{told}" > "$SPTNET_OUTCOME/rank-0"; exit 1'
+        codes.append(cluster(["quickstart"], {"SLURM_RESTART_COUNT": str(restart)}, srun=ended)[0])
+    assert codes == [75, 75, 75, 75, 1]
+
+
 @pytest.mark.parametrize(("own", "interface"), [("10.0.0.1", "eth0"), ("127.0.1.1", "eth0"), ("127.0.0.1", "eth0")])
 def test_the_first_node_takes_the_network_that_reaches_the_others(cluster, own, interface):
     """Whatever it knows itself as: Debian writes 127.0.1.1 beside a machine's own name."""

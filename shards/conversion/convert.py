@@ -147,8 +147,7 @@ def _joined(job: Job, out: Path, alone: bool) -> _Joined:
         _need_empty(out)
         record.make_folder(out)
         try:
-            # listed, not looked up: a network disk may remember for a minute that a name was not there
-            with turn_to_scan(out, lambda: record.CONVERSION in os.listdir(out), alone):
+            with turn_to_scan(out, lambda: _is_begun(out), alone):
                 conversion = record.read_conversion(out)
                 if conversion is None:
                     return _begun(job, out)
@@ -160,6 +159,14 @@ def _joined(job: Job, out: Path, alone: bool) -> _Joined:
     if _encodes(source, job.settings):
         record.need_same_codecs(out, conversion.codecs, record.codecs())
     return _Joined(conversion, source)
+
+
+def _is_begun(out: Path) -> bool:
+    """Listed, not looked up: a network disk may remember for a minute that a name was not there."""
+    try:
+        return record.CONVERSION in os.listdir(out)
+    except FileNotFoundError:  # a task whose scan failed has removed what it had made
+        return False
 
 
 def _begun(job: Job, out: Path) -> _Joined:

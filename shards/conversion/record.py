@@ -2,8 +2,8 @@
 
     conversion.json       what is converted, with which settings and codecs, to how many shards; made by whoever comes
                           first, never replaced, and kept beside the manifest
-    conversion/F-items.bin  which images there are, see `scan`
-    conversion/scanning   who is finding that out
+    conversion/F-items.bin    which images there are, see `scan`; F: 16 digits of its sha256
+    conversion/scanning   who is finding that out, or, begun with `failed: `, why it cannot be
     conversion/X.tar.json X.tar is whole: its sizes and digests, written last
     conversion/X.tar.members  what is in X.tar, which somebody else made, see `members`
 

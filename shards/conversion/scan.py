@@ -35,6 +35,7 @@ COLUMNS = (("classes", "<i4"), ("sizes", "<i8"), ("ends", "<i8"))
 LONGEST_HEAD = 2**28  # bytes of the first line
 BEAT, SILENT = 5.0, 90.0  # seconds: how often a task that scans says so, and after how many of silence it is given up
 LOOK = 0.5  # seconds between two looks at it
+KEPT = 4 * LOOK  # for which a reason is left to those that wait, before a new try removes it
 CHUNK = 2**24
 LONGEST_WHY = 2**11  # bytes of what is said to others
 
@@ -83,11 +84,14 @@ def write_items(out: Path, source: Source, wanted: str) -> None:
 
 def read_items(out: Path, wanted: str, read: Read) -> Source | None:
     """The source that another task found; None where its file is not there, or is not of the fingerprint `wanted`."""
-    try:
-        with os.fdopen(open_regular(_items_of(out, wanted)), "rb") as file:
-            return _parsed(_Digesting(file), wanted, read)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    for place in (_items_of(out, wanted), out / FOLDER / ITEMS):  # the latter of the version before
+        with (
+            suppress(OSError, ValueError, KeyError, TypeError, RecursionError),
+            os.fdopen(open_regular(place), "rb") as file,
+        ):
+            if (found := _parsed(_Digesting(file), wanted, read)) is not None:
+                return found
+    return None
 
 
 class _Digesting:
@@ -179,18 +183,18 @@ def turn_to_scan(out: Path, done: Callable[[], bool], alone: bool) -> Iterator[N
             finally:
                 stop.set()
                 beating.join()
-                if why:
-                    write_whole(place, why)
-                else:
-                    place.unlink(missing_ok=True)
+                with suppress(OSError):
+                    write_whole(place, why) if why else place.unlink(missing_ok=True)
             return
         found = _seen(place)
         if found is not None and found[0].startswith(FAILED):
-            if seen is not None:  # it was waited for
+            if seen is not None and seen != found:  # it was waited for
                 raise SourceError(found[0].removeprefix(FAILED).decode(errors="replace"))
-            with suppress(OSError):  # of an earlier try: the source may be better now
-                place.unlink()
-            continue
+            if seen is not None and time.monotonic() - since > KEPT:
+                with suppress(OSError):  # of an earlier try: the source may be better now
+                    place.unlink()
+                seen = None
+                continue
         if found != seen:
             seen, since = found, time.monotonic()
         writer = None if found is None else writer_of(found[0].decode(errors="replace"))
@@ -198,7 +202,7 @@ def turn_to_scan(out: Path, done: Callable[[], bool], alone: bool) -> Iterator[N
             with suppress(OSError):
                 place.unlink()
             continue
-        if not told and found is not None:
+        if not told and found is not None and not found[0].startswith(FAILED):
             told = True
             print(f"waiting for {writer.host if writer else 'another task'}, which scans the source",
                   file=sys.stderr, flush=True)  # fmt: skip

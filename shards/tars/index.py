@@ -66,10 +66,11 @@ def index(place: Place, job: Indexing, share: Share = ALONE) -> Converted | Unfi
     tars = job.tars()
     try:
         scan = Scan("members of tars")
-        sizes = place.sizes()
+        states = place.states()
         for tar in share.of(tars):
-            if (there := _list(place, tar, job)) is None or there.size != sizes.get(tar):
-                place.write(_list_name(tar), members_of(place, tar, job.json_key, scan).encoded())
+            there, state = _list(place, tar, job), states.get(tar, "")
+            if there is None or not state or there.state != state:
+                place.write(_list_name(tar), members_of(place, tar, job.json_key, scan)._replace(state=state).encoded())
         return _finished(place, job, 0.0)
     except SourceError:
         if begun and share.is_all():  # the next try may ask otherwise; what was read of tars stays, it takes the time

@@ -33,6 +33,7 @@ class Members(NamedTuple):
         keyed: whether a .json has the key of the class; keyless: the name of the first that lacks it, or "".
         remarks: sentences on what is odd.
         json_key: where a .json was asked for its class.
+        state: of the tar, as `Place.states` tells it, when it was read.
     """
 
     size: int
@@ -43,13 +44,14 @@ class Members(NamedTuple):
     keyless: str
     remarks: list[str]
     json_key: str
+    state: str = ""
 
     def encoded(self) -> bytes:
         """As `parsed` reads it."""
         head = {
             "size": self.size, "sha256": self.sha256, "keyed": self.keyed, "keyless": self.keyless,
-            "json_key": self.json_key, "remarks": self.remarks, "class_names": self.images.class_names,
-            "images": len(self.images),
+            "json_key": self.json_key, "state": self.state, "remarks": self.remarks,
+            "class_names": self.images.class_names, "images": len(self.images),
         }  # fmt: skip
         columns = [getattr(self.images, name).astype(dtype).tobytes() for name, dtype in COLUMNS]
         offsets = self.offsets.astype("<i8").tobytes()
@@ -78,6 +80,7 @@ def parsed(encoded: bytes) -> Members | None:
             head["keyless"],
             list(head["remarks"]),
             head["json_key"],
+            head["state"],
         )
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None

@@ -29,6 +29,9 @@ class Place(Protocol):
     def sizes(self) -> dict[str, int]:
         """The files in it, with their bytes."""
 
+    def states(self) -> dict[str, str]:
+        """What tells each file from another of its name: its bytes and when it was written; "" where nothing does."""
+
     def listed(self) -> list[str]:
         """The names in the folder of what tasks tell each other."""
 
@@ -61,9 +64,15 @@ class LocalPlace:
         return self.root.resolve().name
 
     def sizes(self) -> dict[str, int]:
+        return {name: found.st_size for name, found in self._stats().items()}
+
+    def states(self) -> dict[str, str]:
+        return {name: f"{found.st_size} {found.st_mtime_ns}" for name, found in self._stats().items()}
+
+    def _stats(self) -> dict[str, os.stat_result]:
         try:
             with os.scandir(self.root) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if _is_there(entry)}
+                return {entry.name: entry.stat() for entry in entries if _is_there(entry)}
         except OSError as error:
             raise SourceError(f"{self.root} cannot be listed: {error.strerror}") from None
 
@@ -136,19 +145,23 @@ class RemotePlace:
         return posixpath.basename(self._root)
 
     def sizes(self) -> dict[str, int]:
-        return {name: size for name, size in self._list(self._root).items() if size is not None}
+        entries = self._list(self._root).items()
+        return {name: entry["size"] for name, entry in entries if entry["size"] is not None}
+
+    def states(self) -> dict[str, str]:
+        return {name: _state_of(entry) for name, entry in self._list(self._root).items()}
 
     def listed(self) -> list[str]:
         return sorted(self._list(f"{self._root}/{FOLDER}"))
 
-    def _list(self, folder: str) -> dict[str, Any]:
+    def _list(self, folder: str) -> dict[str, dict[str, Any]]:
         with self._told(folder):
             self._files.invalidate_cache()
             try:
                 found = self._files.ls(folder, detail=True)
             except FileNotFoundError:
                 return {}
-        return {posixpath.basename(entry["name"]): entry["size"] for entry in found if entry["type"] == "file"}
+        return {posixpath.basename(entry["name"]): entry for entry in found if entry["type"] == "file"}
 
     @contextmanager
     def tar(self, name: str) -> Iterator[StreamedTar]:
@@ -196,6 +209,13 @@ class RemotePlace:
             raise SourceError(
                 f"{self.where(name)} cannot be read or written: {type(error).__name__}: {reason}"
             ) from None
+
+
+def _state_of(entry: dict[str, Any]) -> str:
+    """By what a backend says of a file: each has a name of its own for it."""
+    names = ("ETag", "etag", "LastModified", "last_modified", "mtime")
+    told = next((entry[name] for name in names if entry.get(name)), "")
+    return f"{entry['size']} {told}" if told else ""
 
 
 def place_of(folder: Path | str) -> Place:

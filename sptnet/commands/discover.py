@@ -12,7 +12,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from sptnet.arguments import BACKBONE, MOST_WORKERS, positive
+from sptnet.arguments import BACKBONE, MOST_WORKERS, local, positive
 
 HOURS = 8.0  # a night
 
@@ -30,7 +30,7 @@ def hours(text: str) -> float:
 
 def folder(text: str) -> Path:
     """A path that other commands do not take for an option: `./-x` is `-x` to pathlib."""
-    path = Path(text)
+    path = local(text)
     return path.absolute() if str(path).startswith("-") else path
 
 

@@ -8,13 +8,15 @@ all of them, and what they were. Pictures come from the shards, as far as they a
 import argparse
 from pathlib import Path
 
+from sptnet.arguments import local
+
 MAX_MB = 25.0  # browsers begin to fail at twice that
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs")
     command.add_argument("--over-seeds", action="store_true", help="mean and standard deviation of each method's runs")
-    command.add_argument("--html", type=Path, metavar="FILE", help="write a page, which replaces an older one")
+    command.add_argument("--html", type=local, metavar="FILE", help="write a page, which replaces an older one")
     command.add_argument(
         "--max-mb", type=float, default=MAX_MB, metavar="N", help="of the page, in 10^6 bytes (default: %(default)g)"
     )

@@ -10,6 +10,7 @@ Knows no model: the maker is `sptnet/features.py`.
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,29 +60,31 @@ class Part:
 
     def __init__(self, path: Path, samples: int, digest: str):
         self.path, self.samples = path, samples
-        try:
-            with safe_open(path, "np") as file:
-                metadata, shape = file.metadata() or {}, file.get_slice("features").get_shape()
-                lengths = {
-                    len(shape) == 2 and shape[0],
-                    *(file.get_slice(n).get_shape()[0] for n in ("uid", "target")),
-                }
-        except (OSError, SafetensorError) as error:
-            raise FeaturesError(f"{path} cannot be read ({error}): remove it and make it again") from None
+        with self._opened() as file:
+            metadata, shape = file.metadata() or {}, file.get_slice("features").get_shape()
+            lengths = {len(shape) == 2 and shape[0], *(file.get_slice(n).get_shape()[0] for n in ("uid", "target"))}
         if metadata.get("fingerprint") != digest:
             raise FeaturesError(f"{path} is not of what {FINGERPRINT} beside it says: remove it and make it again")
         if lengths != {samples}:
             raise FeaturesError(f"{path} does not hold the {samples} samples of its shard: remove it and make it again")
         self.width = int(shape[1])
 
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, "np") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise FeaturesError(f"{self.path} cannot be read ({error}): remove it and make it again") from None
+
     def array(self, name: str) -> NDArray[np.int64]:
-        """`uid` or `target`: [n]."""
-        with safe_open(self.path, "np") as file:
+        """`uid` or `target`: [n]; raises FeaturesError."""
+        with self._opened() as file:
             return np.array(file.get_tensor(name), np.int64)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
-        """Features [end - begin, D]."""
-        with safe_open(self.path, "np") as file:
+        """Features [end - begin, D]; raises FeaturesError."""
+        with self._opened() as file:
             return np.array(file.get_slice("features")[begin:end], np.float32)
 
 

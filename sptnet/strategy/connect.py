@@ -242,8 +242,8 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
 def _too_few_here() -> str:
     """This machine, on which two processes have one GPU, and what to do."""
     host, there = os.uname().nodename, torch.cuda.device_count()
-    given = os.environ.get("SLURM_GPUS_ON_NODE", "")
-    if given.isdecimal() and there < int(given):
+    given, chosen = os.environ.get("SLURM_GPUS_ON_NODE", ""), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given.isdecimal() and there < min(int(given), len(chosen.split(",")) if chosen else int(given)):
         return (
             f"{host} have the same GPU: torch finds {there} there, and the job was given {given} "
             f"(SLURM_GPUS_ON_NODE): look at nvidia-smi there, or leave the node out (sbatch --exclude={host})"

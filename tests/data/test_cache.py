@@ -1,5 +1,6 @@
 """The node's cache: many fetches at a time, by threads and processes, stay within its limit."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -123,3 +124,12 @@ def test_a_file_that_is_there_waits_for_no_other_fetch(tmp_path):
     os.close(cache.open(sha256, SIZE, fetch(sha256)))
     with FileLock(tmp_path / "locks" / f"{sha256[:2]}.lock"), ThreadPoolExecutor(1) as pool:
         os.close(pool.submit(cache.open, sha256, SIZE, None).result(timeout=30))
+
+
+def test_a_disk_without_locks_is_told(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(DatasetError, match=r"its disk has no locks: set data\.remote\.cache"):
+        NodeCache(tmp_path, LIMIT).open(next(iter(CONTENTS)), SIZE, fetch)

@@ -130,8 +130,9 @@ def test_what_was_read_of_tars_stays_where_the_end_finds_something_wrong(tars, w
     assert main(["index", str(root)]) == 1
     assert "has labels in all its tars: say by --old which are old" in capsys.readouterr().err
     assert len(walked) == 7
+    os.utime(root / "train-1.tar", ns=(1, 1))  # written again since, of the same size
     assert main(["index", str(root), "--old", "2"]) == 0
-    assert len(walked) == 7
+    assert walked[7:] == ["train-1.tar"]
     assert contents(root) == whole
 
 
@@ -153,7 +154,7 @@ def test_a_task_whose_lists_another_has_cleaned_up_takes_its_manifest(tars, whol
 def test_tars_without_images_are_not_the_same_tar(tars, tmp_path, capsys):
     root = shutil.copytree(tars, tmp_path / "tars")
     for number in (8, 9):
-        write_tar(root / f"train-{number}.tar", [(f"{number}.txt", b"")][:0])
+        write_tar(root / f"train-{number}.tar", [("0.txt", b"a caption whose image was not there")])
     assert main(["index", str(root), "--old", "2"]) == 0
     assert "has no image" in capsys.readouterr().err
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import multiprocessing
 import os
 import shutil
@@ -292,6 +293,30 @@ def test_what_one_task_finds_wrong_with_the_source_the_waiting_ones_are_told(tmp
     take_turn()  # a later try looks for itself
     assert told[-1] == "scans"
     assert not (tmp_path / "conversion" / "scanning").exists()
+
+
+def test_a_scan_that_ends_otherwise_is_begun_by_another_task(photos, whole, tmp_path, monkeypatch):
+    built, out, failed = convert._built, tmp_path / "out", []
+
+    def once_it_fails(job):
+        if not failed:
+            failed.append(True)
+            time.sleep(3 * scan.LOOK)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "photos")
+        return built(job)
+
+    monkeypatch.setattr(convert, "_built", once_it_fails)
+    codes = []
+    tasks = [
+        threading.Thread(target=lambda n=n: codes.append(main(run(photos, out, "--task", f"{n}/2")))) for n in (0, 1)
+    ]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join(60)
+    assert sorted(codes) == [0, 1]
+    assert main(run(photos, out)) == 0
+    assert contents(out) == whole
 
 
 def test_a_url_is_no_folder_to_write_to(photos, tmp_path, monkeypatch, capsys):

@@ -144,6 +144,10 @@ def test_two_processes_on_one_gpu_are_refused_on_every_rank(tmp_path, cards, sha
     ],
 )
 def test_a_gpu_that_is_gone_is_told_from_too_many_processes(monkeypatch, given, told):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(connect.torch.cuda, "device_count", lambda: 7)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", given)
     assert re.search(told, connect._too_few_here())
+    if given == "8":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6")  # as many as somebody chose
+        assert "start as many" in connect._too_few_here()

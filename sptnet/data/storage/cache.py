@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sptnet.data.format.manifest import DatasetError
-from sptnet.data.locks import lock_at
+from sptnet.data.locks import NO_FLOCK, lock_at
 from sptnet.data.storage.fetch_ahead import FetchAhead
 
 FETCHES = 4  # at a time and process, ahead of need
@@ -73,7 +73,10 @@ class NodeCache:
                     if (there := _used(path)) is not None:  # else it left meanwhile, to make room for another
                         return there
         except OSError as error:
-            raise DatasetError(f"the cache {self.folder} cannot be used: {error.strerror or error}") from None
+            told = f"the cache {self.folder} cannot be used: {error.strerror or error}"
+            if error.errno in NO_FLOCK:
+                told += "; its disk has no locks: set data.remote.cache to a folder on the node's own disk"
+            raise DatasetError(told) from None
 
     def fetch_ahead(self, sha256: str, size: int, fetch: Fetch) -> None:
         """Fetch in the background; what fails is left to `open`, which tries again and tells."""
