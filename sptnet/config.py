@@ -13,6 +13,7 @@ from sptnet.config_sections import (
     MANY,
     CheckpointConfig,
     DataConfig,
+    DiskPath,
     EvaluateConfig,
     LossConfig,
     MemoryConfig,
@@ -43,11 +44,11 @@ class Config(Section):
 
     method: Literal["simgcd", "sptnet"]
     """SimGCD, or SPTNet, which begins from a SimGCD run."""
-    run: PathText
+    run: DiskPath
     """Folder of the results."""
     init: PathText | None = None
     """A SimGCD run, whose model it takes and goes on with, an authors' checkpoint, or null for a bare backbone."""
-    trunk_cache: PathText = "auto"
+    trunk_cache: DiskPath = "auto"
     """Where the frozen trunk's tokens of data.views are kept: auto (where it pays), off, or a folder; changes speed."""
     trunk_cache_gb: float = Field(100.0, gt=0, le=1e9)
     """Size of that folder in 10^9 bytes; the least recently used tokens of other runs leave first."""

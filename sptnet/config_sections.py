@@ -21,7 +21,14 @@ def _path(text: str) -> str:
         raise PydanticCustomError("path", "Input should be a path below a home that there is") from None
 
 
+def _on_disk(text: str) -> str:
+    if "://" in text:
+        raise ValueError("is a URL: name a folder on a disk")
+    return text
+
+
 PathText = Annotated[str, AfterValidator(_path)]
+DiskPath = Annotated[PathText, AfterValidator(_on_disk)]  # what is written to
 
 
 class Section(BaseModel):
@@ -43,7 +50,7 @@ class Section(BaseModel):
 class RemoteConfig(Section):
     """Shards behind a URL: how they are fetched, and where a node keeps them."""
 
-    cache: PathText = "~/.cache/sptnet"
+    cache: DiskPath = "~/.cache/sptnet"
     """Folder on a disk of the node; shared by its processes."""
     cache_gb: float = Field(200.0, gt=0, le=1e9)
     """Its size in 10^9 bytes; the least recently used shards leave first."""

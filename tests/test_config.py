@@ -75,3 +75,10 @@ def test_the_schema_takes_what_is_taken_and_no_key_more(capsys):
         for name, value in yaml.safe_load(path.read_text()).items():
             below = value if isinstance(value, dict) else {"": value}
             assert name == "base" or {f"{name}.{key}".rstrip(".") for key in below} <= keys, path
+
+
+@pytest.mark.parametrize("key", ["run", "trunk_cache", "data.remote.cache"])
+def test_what_is_written_to_is_on_a_disk(key):
+    """`s3://bucket/run` was a local folder of that name."""
+    with pytest.raises(ConfigError, match=rf"override '{key}=s3://bucket/x': is a URL: name a folder on a disk"):
+        load_config("cub", ["data.root=s3://bucket/cub", "data.views=4", f"{key}=s3://bucket/x"])
