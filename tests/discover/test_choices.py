@@ -1,7 +1,6 @@
 """What a journey notices of the files that it begins with."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def test_a_plan_of_before_has_nothing_to_tell(tmp_path):
 def test_asked_to_stop_while_it_looks(tmp_path):
     request = request_of(tmp_path)
     with Children(request.out) as children:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread: of `os.kill` another may hear, and later
         with pytest.raises(StoppedError, match="asked to stop by SIGINT"):
             choices_of(request, children)
     assert not (request.out / "plan.json").exists()
