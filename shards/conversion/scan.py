@@ -171,20 +171,8 @@ def turn_to_scan(out: Path, done: Callable[[], bool], alone: bool) -> Iterator[N
     told = False
     while not done():
         if _taken(place):
-            stop = threading.Event()
-            beating = threading.Thread(target=_beat, args=(place, stop), daemon=True)
-            beating.start()
-            why = b""
-            try:
+            with _said(place, alone):
                 yield
-            except SourceError as error:
-                why = b"" if alone else FAILED + str(error).encode(errors="replace")[:LONGEST_WHY]
-                raise
-            finally:
-                stop.set()
-                beating.join()
-                with suppress(OSError):
-                    write_whole(place, why) if why else place.unlink(missing_ok=True)
             return
         found = _seen(place)
         if found is not None and found[0].startswith(FAILED):
@@ -208,6 +196,24 @@ def turn_to_scan(out: Path, done: Callable[[], bool], alone: bool) -> Iterator[N
                   file=sys.stderr, flush=True)  # fmt: skip
         time.sleep(LOOK)
     yield
+
+
+@contextmanager
+def _said(place: Path, alone: bool) -> Iterator[None]:
+    """Say that this task scans for as long as it does, and, if it finds the source wrong, why."""
+    stop, why = threading.Event(), b""
+    beating = threading.Thread(target=_beat, args=(place, stop), daemon=True)
+    beating.start()
+    try:
+        yield
+    except SourceError as error:
+        why = b"" if alone else FAILED + str(error).encode(errors="replace")[:LONGEST_WHY]
+        raise
+    finally:
+        stop.set()
+        beating.join()
+        with suppress(OSError):
+            write_whole(place, why) if why else place.unlink(missing_ok=True)
 
 
 def _taken(place: Path) -> bool:
