@@ -112,9 +112,10 @@ count_restarts() {  # ROOT: stop where restarts of this job bring nothing new
   reached=$({ find "$1" \( -path '*/checkpoints/step-?????????' -o -name finished \) -printf '%P\n' | sort
     echo "$tokens"; } | cksum)
   reached=${reached%% *}
-  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -n "$seen" ]; then
-    # where another job trains in the folder, what is new there is not of this one
-    if [ "$reached" = "$seen" ] || [[ $(told retry) = *'being trained by'* ]]; then count=$((count + 1)); else count=0; fi
+  # where another job trains in the folder, what is new there is not of this one
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -n "$seen" ] \
+    && { [ "$reached" = "$seen" ] || [[ $(told retry) = *'being trained by'* ]]; }; then
+    count=$((count + 1))
   else
     count=0
   fi

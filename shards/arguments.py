@@ -7,7 +7,7 @@ from pathlib import Path
 from sptnet_shards.names import CONTACT_SHEET, SUFFIX
 from sptnet_shards.published import FORCED, PARTS
 from sptnet_shards.share import share as task_share
-from sptnet_shards.source import SourceCommand, local
+from sptnet_shards.source import SourceCommand
 from sptnet_shards.sources import (
     aircraft,
     cifar,
@@ -21,6 +21,8 @@ from sptnet_shards.sources import (
     scars,
 )
 from sptnet_shards.sources.discover import add_new
+
+from sptnet.data.format.files import is_url, local
 
 LARGEST_SIDE = 8192  # pixels of --resize
 
@@ -84,7 +86,7 @@ def share(text: str) -> float:
 
 def folder_or_url(text: str) -> Path | str:
     """An argument that is a folder here or one behind a URL."""
-    return text if "://" in text else Path(text)
+    return text if is_url(text) else Path(text)
 
 
 def _add_protocol(command: argparse.ArgumentParser) -> None:

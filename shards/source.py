@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from sptnet_shards.items import Item, Items
 from sptnet_shards.progress import Scan
 
-from sptnet.data.format.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, TAKEN, read_regular, told_by_suffix
+from sptnet.data.format.files import (
+    IMAGE_SUFFIXES,
+    LARGEST_IMAGE,
+    NO_IMAGES,
+    TAKEN,
+    local,
+    read_regular,
+    told_by_suffix,
+)
 
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
@@ -281,13 +289,6 @@ def _is_file(told: str) -> bool:
         return Path(told).is_file()
     except (OSError, ValueError):
         return False
-
-
-def local(text: str) -> Path:
-    """An argument that is a path, and no URL: that would be a folder of such a name."""
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text} is a URL: name a folder on a disk (only `index` takes one)")
-    return Path(text)
 
 
 def add_old(command: argparse.ArgumentParser, required: bool = True) -> None:

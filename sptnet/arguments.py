@@ -40,13 +40,6 @@ def pixels(text: str) -> int:
     return positive(text, MOST_PIXELS)
 
 
-def local(text: str) -> Path:
-    """An argument that is a path to write to, and no URL: that would be a folder of such a name."""
-    if "://" in text:
-        raise argparse.ArgumentTypeError(f"{text} is a URL: name a folder on a disk")
-    return Path(text)
-
-
 def _within(text: str, least: int, most: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a whole number from {least} to {most}")

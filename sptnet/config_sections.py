@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from sptnet.data.format.files import is_url
 from sptnet.names import AugmentName, LrShape, PromptKind
 
 FrozenBlocks = Literal["auto", "whole", "sharded"]
@@ -22,7 +23,7 @@ def _path(text: str) -> str:
 
 
 def _on_disk(text: str) -> str:
-    if "://" in text:
+    if is_url(text):
         raise ValueError("is a URL: name a folder on a disk")
     return text
 

@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.blocks import Sample, ShardSource, Source, blocks
-from sptnet.data.format.files import write_whole
+from sptnet.data.format.files import is_url, write_whole
 from sptnet.data.format.manifest import MANIFEST, Kind, is_dataset
 from sptnet.data.listing import STARTS, ListedSource, ListingError, images_below, images_named_by, write_listing
-from sptnet.data.storage.remote import is_url
 from sptnet.data.table import Table, TableFormat, check_format, encode_csv, encode_table
 from sptnet.features import Forward, barrier, forward_on_ranks, looks_at, open_dataset
 from sptnet.run.parts import ImageProgress, begin_parts, write_part, writing_parts

@@ -195,7 +195,7 @@ def clean_up(out: Path, complete: bool) -> None:
     # by name: in a folder of tars that others made, one called so may be somebody's own
     with suppress(OSError):
         for name in os.listdir(out / FOLDER):
-            if name == SCANNING or name.endswith(ITEMS) or name.endswith((f".tar{SUFFIX}", f".tar{MEMBERS}")):
+            if name == SCANNING or name.endswith((ITEMS, f".tar{SUFFIX}", f".tar{MEMBERS}")):
                 (out / FOLDER / name).unlink(missing_ok=True)
         (out / FOLDER).rmdir()
 

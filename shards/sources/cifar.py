@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from sptnet_shards.items import Item
 from sptnet_shards.published import FORCED
-from sptnet_shards.source import Source, SourceCommand, SourceError, local
+from sptnet_shards.source import Source, SourceCommand, SourceError
 from sptnet_shards.sources import arrays
 
-from sptnet.data.format.files import read_regular
+from sptnet.data.format.files import local, read_regular
 
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 TRAIN = {"cifar10": [f"data_batch_{i}" for i in range(1, 6)], "cifar100": ["train"]}

@@ -14,14 +14,13 @@ from sptnet_shards.source import (
     SourceCommand,
     SourceError,
     add_old,
-    local,
     need_classes,
     need_folder,
     old_first,
 )
 from sptnet_shards.sources.discover import add_new, of_unknown
 
-from sptnet.data.format.files import read_regular
+from sptnet.data.format.files import local, read_regular
 
 COLUMNS = ("image", "class")
 

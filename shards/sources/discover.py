@@ -8,7 +8,9 @@ from itertools import chain
 from pathlib import Path
 
 from sptnet_shards.items import UNKNOWN, Item, Items
-from sptnet_shards.source import Folder, Read, Source, SourceCommand, SourceError, local, need_folder
+from sptnet_shards.source import Folder, Read, Source, SourceCommand, SourceError, need_folder
+
+from sptnet.data.format.files import local
 
 LABELLED, UNLABELLED, TEST = "labelled", "unlabelled", "test"  # before a path, where folders lie apart
 

@@ -11,13 +11,12 @@ from sptnet_shards.source import (
     SourceCommand,
     SourceError,
     add_old,
-    local,
     need_classes,
     need_folder,
     old_first,
 )
 
-from sptnet.data.format.files import IMAGE_SUFFIXES, TAKEN
+from sptnet.data.format.files import IMAGE_SUFFIXES, TAKEN, local
 
 # what parts of a dataset are called elsewhere; beside class folders, and as one, each is a mistake
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"}

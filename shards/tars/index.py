@@ -148,16 +148,15 @@ def _finished(place: Place, job: Indexing, late: float) -> Converted | Unfinishe
         "json_key": job.json_key,
     }
     try:
-        try:
-            shards = Shards.of(_write(place, job, source, labelled))
-        except _GoneError:  # to another task, which has finished meanwhile
-            if (complete := _complete(place, job)) is not None:
-                return complete
-            raise
+        shards = Shards.of(_write(place, job, source, labelled))
         manifest = Manifest(
             job.name, source.classes, source.num_old, protocol, shards, num_new=source.num_new, unknown=source.unknown
         )
         place.write(MANIFEST, b"".join(manifest.encoded()))
+    except _GoneError:  # to another task, which has finished meanwhile
+        if (complete := _complete(place, job)) is not None:
+            return complete
+        raise
     except OSError as error:
         raise SourceError(f"{error.filename or place.where('')} cannot be written: {error.strerror}") from None
     _clean_up(place)

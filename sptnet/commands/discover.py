@@ -12,7 +12,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from sptnet.arguments import BACKBONE, MOST_WORKERS, local, positive
+from sptnet.arguments import BACKBONE, MOST_WORKERS, positive
+from sptnet.data.format.files import local
 
 HOURS = 8.0  # a night
 

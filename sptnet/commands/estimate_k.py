@@ -7,7 +7,8 @@ OUT/features. Prints a median and an interval, and the line for the configuratio
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import add_encoder, encoder_of, local, positive, seed
+from sptnet.arguments import add_encoder, encoder_of, positive, seed
+from sptnet.data.format.files import local
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ the model as an exported program of torch and as ONNX.
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import local
+from sptnet.data.format.files import local
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet feat
 
 import argparse
 
-from sptnet.arguments import add_encoder, encoder_of, local
+from sptnet.arguments import add_encoder, encoder_of
+from sptnet.data.format.files import local
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

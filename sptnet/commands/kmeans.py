@@ -8,7 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sptnet.arguments import local, pixels, positive
+from sptnet.arguments import pixels, positive
+from sptnet.data.format.files import local
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet pred
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import local, positive, workers
+from sptnet.arguments import positive, workers
+from sptnet.data.format.files import local
 
 SPLITS = ("labelled", "unlabelled", "test")
 

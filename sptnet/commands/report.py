@@ -8,7 +8,7 @@ all of them, and what they were. Pictures come from the shards, as far as they a
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import local
+from sptnet.data.format.files import local
 
 MAX_MB = 25.0  # browsers begin to fail at twice that
 

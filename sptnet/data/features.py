@@ -80,12 +80,12 @@ class Part:
     def array(self, name: str) -> NDArray[np.int64]:
         """`uid` or `target`: [n]; raises FeaturesError."""
         with self._opened() as file:
-            return np.array(file.get_tensor(name), np.int64)
+            return np.asarray(file.get_tensor(name), np.int64)
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
         """Features [end - begin, D]; raises FeaturesError."""
         with self._opened() as file:
-            return np.array(file.get_slice("features")[begin:end], np.float32)
+            return np.asarray(file.get_slice("features")[begin:end], np.float32)
 
 
 class Split:

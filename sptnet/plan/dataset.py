@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sptnet.build import build_store, num_new_classes
 from sptnet.config import Config
+from sptnet.data.format.files import is_url
 from sptnet.plan.hardware import PlanError
 
 MOST_CLASSES = 10**6  # as model.num_new
@@ -50,7 +51,7 @@ def counts_of(config: Config, images: tuple[int, int, int] | None, classes: tupl
             )
         return Counts(*images, classes[0], sum(classes), "as told")
     root = config.data.root
-    if "://" in root or Path(root, "manifest.json").exists():
+    if is_url(root) or Path(root, "manifest.json").exists():
         found = build_store(config).manifest
         classes_of = found.num_old + num_new_classes(config, found)
         sizes = (found.samples("labelled"), found.samples("unlabelled"), found.samples("test"))

@@ -22,7 +22,7 @@ import yaml
 
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
-from sptnet.data.format.files import remove_leftovers, write_whole
+from sptnet.data.format.files import is_url, remove_leftovers, write_whole
 from sptnet.errors import Outcome, SptnetError, outcome_of_writing
 from sptnet.run.records import forget_from
 
@@ -96,7 +96,7 @@ def open_run(config: Config, start: int) -> None:
         elif steps.exists():
             forget_from(steps, start)
     told = config.model_dump(mode="json")
-    if "://" not in config.data.root:  # so that the run can be evaluated from any folder
+    if not is_url(config.data.root):  # so that the run can be evaluated from any folder
         told["data"]["root"] = os.path.abspath(config.data.root)
     with writing(folder / CONFIG):
         write_whole(folder / CONFIG, yaml.safe_dump(told, sort_keys=False).encode())

@@ -4,6 +4,7 @@ A folder of shards or images may have been made to harm: a FIFO or a device in t
 or fill its memory, and a link under the name that a tool is about to write would lead its bytes elsewhere.
 """
 
+import argparse
 import errno
 import hashlib
 import os
@@ -32,6 +33,22 @@ TEMPORARY = re.compile(r"(.+)\.([\w-]{1,16})\.([0-9a-f]{8})\.(\d{1,10})\.[0-9a-f
 BOOT, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"
 # what file systems say that have no hard links
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def is_url(text: str) -> bool:
+    """Whether a place is behind a URL, and not on a disk."""
+    return "://" in text
+
+
+def local(text: str) -> Path:
+    """An argument of a command that is a path; a URL would be a folder of such a name.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a URL.
+    """
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"{text} is a URL: name a folder on a disk")
+    return Path(text)
 
 
 def told_by_suffix(passed_over: Mapping[str, int]) -> str:

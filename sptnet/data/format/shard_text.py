@@ -1,4 +1,4 @@
-"""Columns as JSON: the text of a million objects in a second, where `json.dumps` takes ten."""
+"""Columns as JSON: of a million shards in half the time that their objects take one by one."""
 
 from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii

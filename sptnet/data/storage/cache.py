@@ -121,7 +121,7 @@ class NodeCache:
             used = sum(length for _, length, _, _ in there)
             free = shutil.disk_usage(self.folder).free
             room = min(self.limit, free + sum(on_disk for _, _, on_disk, _ in there))
-            leaving, fetched_into = [], 0
+            leaving, others_fetch = [], False
             for _, length, _, path in there:
                 if used + size <= room:
                     break
@@ -129,9 +129,9 @@ class NodeCache:
                     leaving.append(path)
                     used -= length
                 else:
-                    fetched_into += 1
+                    others_fetch = True
             if used + size > room:
-                if fetched_into:
+                if others_fetch:
                     return False
                 told = f"its disk has {free / 1e9:.2f} GB free, a file takes {size / 1e9:.2f} GB, and nothing can leave"
                 raise OSError(errno.ENOSPC, f"{told}: set data.remote.cache to a folder on another disk")

@@ -31,10 +31,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-def is_url(root: str) -> bool:
-    return "://" in root
-
-
 class Remote:
     """A folder behind a URL.
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.format.files import open_regular, read_regular
+from sptnet.data.format.files import is_url, open_regular, read_regular
 from sptnet.data.format.manifest import (
     LARGEST_MANIFEST,
     MANIFEST,
@@ -26,7 +26,7 @@ from sptnet.data.format.shard_index import index_size, parse_index, read_index
 from sptnet.data.storage.cache import Fetch, NodeCache, check_content, network_file_system
 from sptnet.data.storage.fetch_ahead import FetchAhead
 from sptnet.data.storage.pieces import Wanted, read_pieces
-from sptnet.data.storage.remote import Remote, is_url
+from sptnet.data.storage.remote import Remote
 
 ASKING = 2  # threads that ask for shards of a network disk: the kernel may let them wait
 REMEMBERED = 4096  # shards that were asked for
