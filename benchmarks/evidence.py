@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import yaml
 from grocery import ROOT, SPTNET, accuracies, call, console, figures, frame_of, minutes, model_of
 from rich.table import Table
 
@@ -119,17 +120,24 @@ def simgcd_epochs(given: argparse.Namespace) -> int:
 def tell(given: argparse.Namespace) -> None:
     """The table: accuracies, paired differences from the best control of each seed, and what they took."""
     table = Table(title=f"{given.backbone}, {given.image_size} px, {given.steps} steps, seeds {given.seeds}")
-    for column in ("arm", "unlabelled All/Old/New", "test", "paired, All/New", "min"):
+    for column in ("arm", "unlabelled All/Old/New", "test", "paired, All/New", "10^3 images", "min"):
         table.add_column(column)
     starts = [start_of(given, seed) for seed in given.seeds]
-    table.add_row("SimGCD, where they begin", *(figures(starts, kind) for kind in ("unlabelled", "test")), "", "")
+    table.add_row("SimGCD, where they begin", *(figures(starts, kind) for kind in ("unlabelled", "test")), "", "", "")
     for arm in given.arms:
         runs = [folder_of(given, arm, seed) for seed in given.seeds]
         table.add_row(
-            arm, *(figures(runs, kind) for kind in ("unlabelled", "test")), paired(given, arm),
+            arm, *(figures(runs, kind) for kind in ("unlabelled", "test")), paired(given, arm), passes(runs[0]),
             minutes(runs, "evidence.json"),
         )  # fmt: skip
     console.print(table)
+    console.print("10^3 images: two a place of the batch in every step, through the network or from its kept tokens")
+
+
+def passes(run: Path) -> str:
+    """Images, in thousands, that the steps of a run look at."""
+    batch = yaml.safe_load((run / "config.yaml").read_text())["data"]["batch_size"]
+    return f"{2 * batch * (last_line(run)['step'] + 1) / 1000:.1f}"
 
 
 def paired(given: argparse.Namespace, arm: str) -> str:

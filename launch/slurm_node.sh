@@ -99,8 +99,12 @@ check() {  # NAME
   done
   [ -e "launch/$STRATEGY.yaml" ] || stop "STRATEGY=$STRATEGY: there is no launch/$STRATEGY.yaml, but" launch/*.yaml
   [ -e "$BIN/accelerate" ] || stop "$BIN/accelerate is missing $where: make install, or say in SPTNET_BIN where it is"
+  is_count "$PROCESSES" && [ "$PROCESSES" -gt 0 ] || stop "PROCESSES=$PROCESSES is no number of processes"
+  is_count "$RESTARTS" || stop "RESTARTS=$RESTARTS is no number of restarts"
   case $PRECISION in no | bf16 | fp16) ;; *) stop "PRECISION=$PRECISION must be no, bf16 or fp16" ;; esac
 }
+
+is_count() { [[ $1 =~ ^(0|[1-9][0-9]{0,5})$ ]]; }
 
 count_restarts() {  # ROOT: stop where restarts of this job bring nothing new
   local reached seen='' count=0 tokens before=''
@@ -108,6 +112,7 @@ count_restarts() {  # ROOT: stop where restarts of this job bring nothing new
   tokens=$(told continue)
   [[ $tokens = *'files of tokens'* ]] || tokens=''
   [ ! -e "$SPTNET_OUTCOME.restarts" ] || read -r seen count before < "$SPTNET_OUTCOME.restarts"
+  is_count "$count" || count=0  # bash computes what stands where a number is expected
   tokens=${tokens:-$before}
   reached=$({ find "$1" \( -path '*/checkpoints/step-?????????' -o -name finished \) -printf '%P\n' | sort
     echo "$tokens"; } | cksum)

@@ -121,7 +121,8 @@ def _add_conversion(command: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=["fail", "skip"],
         default="fail",
-        help="an image that does not decode stops the conversion, or is left out and listed in the manifest",
+        help="an image that cannot be read or does not decode stops the conversion, or is left out and listed in the "
+        "manifest",
     )
     _add_tasks(
         command,

@@ -7,7 +7,7 @@ that are forked share them.
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,14 @@ class Items(Sequence[Item]):
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def is_sound(self) -> bool:
+        """Whether columns can be what is said of them; those of a file that was made to harm are not."""
+        if not len(self):
+            return not len(self.names)
+        ends = self.ends
+        ends_fit = ends[0] >= 0 and ends[-1] == len(self.names) and (ends[1:] >= ends[:-1]).all()
+        return bool(ends_fit and self.sizes.min() >= 0 and are_places(self.classes, len(self.class_names)))
 
     @overload
     def __getitem__(self, place: int) -> Item: ...
@@ -153,3 +161,8 @@ class Columns:
             list(self._numbers), np.frombuffer(self._classes, np.int32), np.frombuffer(self._sizes, np.int64),
             np.frombuffer(self._ends, np.int64), self._names,
         )  # fmt: skip
+
+
+def are_places(numbers: NDArray[Any], count: int) -> bool:
+    """Whether all numbers are places in a sequence of so many."""
+    return not len(numbers) or bool(numbers.min() >= 0 and numbers.max() < count)

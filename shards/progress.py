@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from sptnet.data.format.manifest import Shard
 
@@ -79,4 +80,4 @@ class ShardProgress:
         self._bar.refresh()
         if not self.console.is_terminal and (now - self._told > LINE_EVERY or self._done == self._total):
             self._told = now
-            self.console.print(f"{self._done}/{self._total} images  {speed}", highlight=False)
+            self.console.print(Text(f"{self._done}/{self._total} images  {speed}"))

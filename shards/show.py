@@ -19,6 +19,7 @@ from sptnet.data.format.shard_index import read_index
 from sptnet.data.image import DecodeError
 from sptnet.data.keyed import SHOW, permutation
 from sptnet.data.sheet import Row, crossed_tile, encoded_as, sheet_of, tile_of
+from sptnet.errors import visible
 
 TILE, PER_CLASS, CLASSES, CAPTION = 64, 8, 100, 14  # pixels, samples, classes at most, pixels
 
@@ -52,7 +53,7 @@ def table(manifest: Manifest) -> Table:
     facts = [f"{name}: {value}" for name, value in {**manifest.protocol, **manifest.transform}.items()]
     if manifest.skipped:
         facts.append(f"skipped: {len(manifest.skipped)} images")
-    told.caption = Text("  ".join(facts))
+    told.caption = Text(visible("  ".join(facts)))
     return told
 
 
@@ -61,7 +62,7 @@ def under_way(root: Path) -> Table | None:
     conversion = read_conversion(root)
     if os.path.lexists(root / MANIFEST) or conversion is None or not conversion.shards:
         return None
-    told = Table(title=Text(f"{root} is being written ({conversion.command})"))
+    told = Table(title=Text(visible(f"{root} is being written ({conversion.command})")))
     for column in ("split", "shards", "of", "MB", "images of the whole"):
         told.add_column(column, justify="left" if column == "split" else "right")
     prefixes = {str(kind): prefix for kind, prefix in PREFIX.items()}
@@ -72,9 +73,9 @@ def under_way(root: Path) -> Table | None:
         for file in files:
             with suppress(OSError):
                 size += os.stat(root / file).st_size
-        told.add_row(kind, f"{len(files):,}", f"{conversion.shards[kind]:,}", f"{size / 1e6:,.1f}",
+        told.add_row(Text(visible(kind)), f"{len(files):,}", f"{conversion.shards[kind]:,}", f"{size / 1e6:,.1f}",
                      f"{conversion.samples.get(kind, 0):,}")  # fmt: skip
-    told.caption = Text(_writers_told(root))
+    told.caption = Text(visible(_writers_told(root)))
     return told
 
 

@@ -25,6 +25,7 @@ from sptnet.data.format.files import (
     read_regular,
     told_by_suffix,
 )
+from sptnet.errors import outcome_of_reading
 
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
@@ -33,6 +34,10 @@ Read = Callable[[str], bytes]
 
 class SourceError(ValueError):
     """A source that cannot be converted; the message names the file and what to do."""
+
+
+class UnreadableError(SourceError):
+    """A single file that is none, or that nobody may read; trying again will not help."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,11 @@ class Folder:
     Args:
         listed: the paths come out of a list that somebody else wrote: links that lead out of the folder are refused
             too. Whoever fills folders of classes with links to images elsewhere knows what they do.
+        lenient: a file that is none is an item all the same, of no bytes: whoever reads it is told why not.
     """
 
-    def __init__(self, root: Path, listed: bool = False):
-        self.root, self.listed = root, listed
+    def __init__(self, root: Path, listed: bool = False, lenient: bool = False):
+        self.root, self.listed, self.lenient = root, listed, lenient
         self._prefix = str(root)
         self.passed_over: Counter[str] = Counter()  # suffixes of files that were no images by them
         self._scan = Scan("files")
@@ -137,14 +143,23 @@ class Folder:
 
     def _image(self, class_name: str, where: str) -> Item:
         try:
+            return Item(class_name, where, self._size(where))
+        except UnreadableError:
+            if not self.lenient:
+                raise
+            return Item(class_name, where, 0)
+
+    def _size(self, where: str) -> int:
+        """Bytes of a file. Raises SourceError."""
+        try:
             told = os.stat(self._path(where))
         except OSError as error:
             self._unreadable(where, error)
         if not stat.S_ISREG(told.st_mode):
-            raise SourceError(f"{self.root / where} is no regular file: remove it")
+            raise UnreadableError(f"{self.root / where} is no regular file: remove it")
         if told.st_size > LARGEST_IMAGE:
-            raise SourceError(f"{self.root / where} has {told.st_size:,} bytes: no image has, remove it")
-        return Item(class_name, where, told.st_size)
+            raise UnreadableError(f"{self.root / where} has {told.st_size:,} bytes: no image has, remove it")
+        return told.st_size
 
     def images(self, class_name: str, folder: str) -> Items:
         """The images anywhere below a folder, by path; other files are left alone."""
@@ -161,21 +176,23 @@ class Folder:
                     waiting.append((where[:-1], iter(self._names(where[:-1]))))
                     break
                 suffix = os.path.splitext(name)[1].lower()
-                if suffix in IMAGE_SUFFIXES and not name.startswith("."):
+                if suffix in IMAGE_SUFFIXES:
                     self._scan.count()
                     yield self._image(class_name, where)
-                elif not name.startswith(".") and name.lower() not in NO_IMAGES:
+                elif name.lower() not in NO_IMAGES:
                     self.passed_over[suffix] += 1
             else:
                 waiting.pop()
 
     def _names(self, folder: str) -> list[str]:
-        """What lies in a folder, folders with a slash behind their names; so sorted, whole paths are too."""
+        """What is not hidden in a folder, folders with a slash behind their names; so sorted, whole paths are too."""
         names = []
         try:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
-                    is_folder = entry.is_dir()
+                    if entry.name.startswith("."):
+                        continue
+                    is_folder = _is_folder(entry)
                     if is_folder and entry.is_symlink():
                         raise SourceError(
                             f"{entry.path} is a link to a folder, which is not followed: put the folder there"
@@ -189,7 +206,8 @@ class Folder:
     def loose_images(self, folder: str) -> list[str]:
         """A sentence where images lie in a folder of class folders, outside of these."""
         path = self.root / folder
-        loose = [f for f in sorted(os.listdir(path)) if os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES]
+        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        loose = [name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES]
         told = f"{path} has {len(loose)} images outside of class folders, left out: the first is {(loose or [''])[0]}"
         return [told] if loose else []
 
@@ -221,7 +239,17 @@ class Folder:
         return path
 
     def _unreadable(self, where: str, error: OSError) -> NoReturn:
-        raise SourceError(f"{self.root / where} cannot be read: {error.strerror}") from None
+        told = f"{self.root / where} cannot be read: {error.strerror}"
+        # where its folder is gone too, a disk is, and with it every other image
+        alone = outcome_of_reading(error) == "final" and os.path.isdir((self.root / where).parent)
+        raise (UnreadableError if alone else SourceError)(told) from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link in a circle, which whoever reads it names
 
 
 def _cannot_be_listed(error: OSError) -> NoReturn:

@@ -101,6 +101,12 @@ class Config(Section):
         scaled = self.schedule.lr_scaling == "linear"
         return self.data.batch_size / self.schedule.lr_reference_batch if scaled else 1.0
 
+    def told(self) -> dict[str, Any]:
+        """As plain values that others may see: of a filesystem's own arguments, which may be keys, the names."""
+        told = self.model_dump(mode="json")
+        told["data"]["remote"]["options"] = dict.fromkeys(told["data"]["remote"]["options"], "(not shown)")
+        return told
+
     @model_validator(mode="after")
     def _fits(self) -> "Config":
         if self.method == "simgcd" and self.prompts != PromptConfig():

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from sptnet.config import Config, ConfigError
 from sptnet.config_sections import ModelConfig
+from sptnet.data.format.files import without_password
 
 LARGEST_FILE = 2**20  # bytes
 DEEPEST_KEY = 8  # dots in a dotted key
@@ -81,6 +82,8 @@ def _bounded(value: Any) -> None:
             stack.extend(item.values() if isinstance(item, dict) else item)
             if isinstance(item, dict) and (odd := [key for key in item if not isinstance(key, str)]):
                 raise ValueError(f"the key {odd[0]!r} is no word")
+        elif isinstance(item, int) and abs(item) >= 2**64:
+            raise ValueError("a whole number of more than 64 bits")
         elif isinstance(item, str):
             item.encode()  # a half of a pair of surrogates, by its number, raises UnicodeEncodeError
         elif item is not None and not isinstance(item, bool | int | float):
@@ -298,5 +301,5 @@ def _where(key: str, told: str, path: Path, given: dict[str, str]) -> str:
     for name, override in given.items():
         section = name.partition(".")[0]
         if f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.") or told.startswith((name, section)):
-            return f"override {override[:80]!r}"
+            return f"override {without_password(override)[:80]!r}"
     return str(path)

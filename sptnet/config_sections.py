@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from sptnet.data.format.files import is_url
+from sptnet.data.format.files import check_url, is_url
 from sptnet.names import AugmentName, LrShape, PromptKind
 
 FrozenBlocks = Literal["auto", "whole", "sharded"]
@@ -25,6 +25,12 @@ def _path(text: str) -> str:
 def _on_disk(text: str) -> str:
     if is_url(text):
         raise ValueError("is a URL: name a folder on a disk")
+    return text
+
+
+def _place(text: str) -> str:
+    if is_url(text):
+        check_url(text)
     return text
 
 
@@ -66,7 +72,7 @@ class RemoteConfig(Section):
 class DataConfig(Section):
     """Which shards, and how they become batches."""
 
-    root: PathText
+    root: Annotated[PathText, AfterValidator(_place)]
     """A folder made by sptnet-shards, or an fsspec URL of one (s3://, gs://, https://)."""
     remote: RemoteConfig = RemoteConfig()
     batch_size: int = Field(128, gt=0, le=2**24)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sptnet.config_sections import RemoteConfig
 from sptnet.data.augment import normalise
 from sptnet.data.blocks import Block, Sample, ShardSource, blocks
-from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path
+from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path, read_fingerprint
 from sptnet.data.format.manifest import KINDS, MANIFEST, DatasetError
 from sptnet.data.storage.store import Store, open_store
 from sptnet.method.model import Outputs
@@ -99,6 +99,7 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
     if rank() == 0:
         begin_parts(out / FINGERPRINT, fingerprint)
     barrier()
+    fingerprint = read_fingerprint(out)  # parts are marked by it, and it may name the same model by another path
     paths = [part_path(out, *source.place(part)) for part in range(len(source))]
     mine = range(rank(), len(source), world_size())
     here: list[Sample] = []
@@ -109,7 +110,7 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
             source, mine, lambda part: not paths[part].exists(), block_size=encoder.batch_size,
             augment=encoder.augment, image_size=encoder.image_size, workers=workers,
         ):  # fmt: skip
-            _check(block, store.where(source.shard(block.part).file))
+            _check(block, source)
             here += block.samples
             if len(block.samples):
                 tokens.append(forward(block.images).features.float().cpu().numpy())
@@ -128,7 +129,13 @@ def _encoded(samples: list[Sample], features: NDArray[Any], fingerprint: dict[st
     return encode_part(features, uids, targets, fingerprint)
 
 
-def _check(block: Block, where: str) -> None:
-    for sample in block.samples:
+def _check(block: Block, source: ShardSource) -> None:
+    for position, sample in enumerate(block.samples, block.begin):
         if sample.error:
-            raise DatasetError(f"{where}: sample {sample.uid} does not decode ({sample.error}): make the shards again")
+            shard = source.shard(block.part)
+            names = source.store.paths(shard)
+            named = f", {names[position]}," if names else ""
+            raise DatasetError(
+                f"{source.store.where(shard.file)}: sample {sample.uid}{named} does not decode ({sample.error}): make "
+                "the shards again, in another folder, with --on-error skip, which leaves it out"
+            )

@@ -12,7 +12,11 @@ A part is computed whole by one process in fixed blocks, so that any number of p
 
 import csv
 import io
+import os
+import sys
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +25,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.blocks import Sample, ShardSource, Source, blocks
-from sptnet.data.format.files import is_url, write_whole
+from sptnet.data.format.files import TAKEN, is_url, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST, Kind, is_dataset
-from sptnet.data.listing import STARTS, ListedSource, ListingError, images_below, images_named_by, write_listing
+from sptnet.data.listing import (
+    STARTS,
+    ListedSource,
+    ListingError,
+    images_below,
+    images_named_by,
+    write_listing,
+)
 from sptnet.data.table import Table, TableFormat, check_format, encode_csv, encode_table
+from sptnet.errors import visible
 from sptnet.features import Forward, barrier, forward_on_ranks, looks_at, open_dataset
-from sptnet.run.parts import ImageProgress, begin_parts, write_part, writing_parts
+from sptnet.run.checkpoint import digest
+from sptnet.run.parts import HEAD, ImageProgress, begin_parts, write_part, writing_parts
+from sptnet.run.records import DamagedError, read_json
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.kernels import kernels_told
 from sptnet.trained import TrainedRun, prediction_columns
@@ -102,8 +116,9 @@ def open_images(images: str, out: Path, kinds: tuple[Kind, ...]) -> Source:
 def _begin(run: TrainedRun, images: str, out: Path, what: What, computed: dict[str, Any]) -> None:
     """Write what `out` is of and list the images, or check that it is the same."""
     about: dict[str, Any] = {
-        "images": images, **what._asdict(), **computed, "temperature": run.temperature,
-        "classes": run.classes.names, "num_old": run.classes.num_old, **run.encoder.fingerprint(), "note": CALIBRATION,
+        "images": _place_of(images, out / ABOUT), **what._asdict(), **computed,
+        "temperature": run.temperature, "classes": run.classes.names, "num_old": run.classes.num_old,
+        **run.encoder.fingerprint(), HEAD: digest(run.encoder.module.head.state_dict().items()), "note": CALIBRATION,
     }  # fmt: skip
     names = None
     if is_shards(images):
@@ -114,21 +129,58 @@ def _begin(run: TrainedRun, images: str, out: Path, what: What, computed: dict[s
     elif not (out / STARTS).exists():
         names = _names(Path(images))  # a mistake in the path leaves nothing that another one would be compared with
     begin_parts(out / ABOUT, about)
+    if names is None and not is_shards(images) and has_changed(Path(images), out):
+        _warn(
+            f"{images} holds other images than when {out} was begun: the table is of those that were there then; for "
+            "one of all that are there now name another --out"
+        )
     with writing_parts(out):
         (out / "predictions").mkdir(exist_ok=True)
         if names is not None:
             write_listing(out, names)
 
 
+def _place_of(images: str, about: Path) -> str:
+    """Where the images are, whatever folder this is called from; in a table that an earlier version began, as given."""
+    with suppress(OSError, DamagedError):
+        if read_json(about, dict[str, Any]).get("images") == images:
+            return images
+    return images if is_url(images) else os.path.abspath(images)
+
+
 def _names(path: Path) -> Iterator[bytes]:
     if not path.exists():
         raise ListingError(f"{path} is neither a folder of images, a CSV file that lists them, nor shards")
-    names = images_named_by(path) if path.is_file() else images_below(path)
+    passed_over = Counter[str]()
+    names = images_named_by(path) if path.is_file() else images_below(path, passed_over)
     first = next(names, None)
     if first is None:
         other = f", and its {MANIFEST} is none of shards" if (path / MANIFEST).exists() else ""
+        other += f"; its files are {told_by_suffix(passed_over)}, images are {TAKEN}" if passed_over else ""
         raise ListingError(f"{path} holds no image{other}")
-    return chain([first], names)
+    return chain([first], names, _telling(path, passed_over))
+
+
+def _telling(path: Path, passed_over: Counter[str]) -> Iterator[bytes]:
+    """No name: says, when all were taken, which files are none."""
+    if passed_over:
+        _warn(f"{path} has files that are left out for their suffix: {told_by_suffix(passed_over)}; images are {TAKEN}")
+    yield from ()
+
+
+def has_changed(images: Path, out: Path) -> bool:
+    """Whether a folder of images, or a CSV file, lists others now than `out` does."""
+    if not images.exists():
+        return False  # its images are looked for, and named, one by one
+    names = images_named_by(images) if images.is_file() else images_below(images)
+    try:
+        return not ListedSource(out, images).lists(names)
+    except ListingError:
+        return True  # it cannot be listed any more
+
+
+def _warn(sentence: str) -> None:
+    print(f"warning: {visible(sentence)}", file=sys.stderr, flush=True)
 
 
 class _Parts:

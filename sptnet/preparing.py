@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sptnet.build import assemble, build_data, build_model, build_schedule, check_strategy, images_of_rank
 from sptnet.config import Config
@@ -17,6 +16,7 @@ from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
 from sptnet.method.schedule import Schedule
 from sptnet.run.checkpoint import Facts, left_behind, remove
+from sptnet.run.following import Used
 from sptnet.run.lock import RunLock
 from sptnet.run.provenance import describe, size_of
 from sptnet.run.resume import agree_where_to_continue, backbone_of, facts_to_continue, numbers_of, restore
@@ -63,7 +63,7 @@ class Run:
     continues: Path | None
     lock: RunLock | None
     cache: TrunkCache | None
-    used: Tensor | None = None
+    used: Used | None = None
 
     @property
     def tokens(self) -> Tokens | None:
@@ -92,10 +92,10 @@ class Run:
         every = self.config.evaluate.every * self.schedule.steps_per_epoch
         return done > 0 and (done == self.schedule.total_steps or done % every == 0)
 
-    def note(self, taken: Taken, launched: float) -> None:
-        """A step is over, which had been launched at some second: count it into the figures."""
+    def note(self, taken: Taken, launched: float, used: Used) -> None:
+        """A step is over, which had been launched at some second: count it, and the classes, into the figures."""
         self.throughput.step(taken.phase, launched)
-        self.used = taken.used if self.used is None else self.used | taken.used
+        self.used = used if self.used is None else self.used | used
 
     def figures(self) -> dict[str, float]:
         """What the metrics tell of the steps since they were last written."""
@@ -147,6 +147,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
     choose_attention(model, accelerator.device, launch.precision, config.memory.micro_batches)
     learner = assemble(config, accelerator, launch, model, prompt, schedule)
+    learner.strategy.settle()
     with ExitStack() as held:
         checkpoint, lock = _agree_where_to_continue(config, held)
         run = Run(

@@ -23,7 +23,7 @@ from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.data.augment import eval_view, normalise
 from sptnet.data.format.files import LARGEST_IMAGE, is_url, read_regular
-from sptnet.data.format.manifest import MANIFEST, DatasetError, Manifest, parse_manifest
+from sptnet.data.format.manifest import LARGEST_MANIFEST, MANIFEST, DatasetError, Manifest, parse_manifest
 from sptnet.data.image import DecodeError, check_size, decode, decode_pillow
 from sptnet.data.table import Table
 from sptnet.errors import SptnetError
@@ -130,7 +130,7 @@ def manifest_of(config: Config) -> Manifest:
         return build_store(config).manifest
     path = Path(config.data.root) / MANIFEST
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        return parse_manifest(read_regular(path, LARGEST_MANIFEST), str(path))
     except OSError as error:
         raise DatasetError(
             f"{path} cannot be read ({error.strerror}): it tells what the run was trained on; copy it there"

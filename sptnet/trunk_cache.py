@@ -3,6 +3,7 @@
 The format is in `sptnet/data/tokens.py`, how it is made in `sptnet/trunk_making.py`.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -71,9 +72,11 @@ class TrunkCache:
     def cost(self) -> str:
         """What making the missing ones takes."""
         minutes = self.views_missing * self.seconds_per_view / 60
+        size = os.environ.get("WORLD_SIZE", "1")
+        elsewhere = "" if os.environ.get("LOCAL_WORLD_SIZE", size) == size else ", on every node with a disk of its own"
         return (
             f"{self.missing / 1e9:.3f} GB to be made, {self.views_missing:,} views at "
-            f"{1000 * self.seconds_per_view:.1f} ms, about {minutes:.1f} min of one process"
+            f"{1000 * self.seconds_per_view:.1f} ms, about {minutes:.1f} min of one process{elsewhere}"
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
+from rich.text import Text
 from torch import Tensor
 
 from sptnet.config import Config
@@ -20,6 +21,7 @@ from sptnet.data.format.manifest import DatasetError, Kind
 from sptnet.data.locks import NO_FLOCK, lock_at
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import PartWriter, part_path
+from sptnet.errors import visible
 from sptnet.method.model import PromptedViT
 from sptnet.run.parts import ImageProgress, PartsError, writing_parts
 from sptnet.strategy.collectives import rank, world_size
@@ -50,7 +52,7 @@ def make(
     views = cache.views_missing
     with ImageProgress(views, active=rank() == 0 and views > 0, unit="views") as progress:
         if rank() == 0 and views:
-            progress.console.print(f"trunk cache: {cache.where()}; {cache.cost()}", highlight=False)
+            progress.console.print(Text(visible(f"trunk cache: {cache.where()}; {cache.cost()}")))
         with trunk_on(model, device, cache.fingerprint["precision"]) as tokens_of:
             for kinds in (TRAINING, ("test",)):
                 kind_source = ShardSource(store, [kind for kind in kinds if store.manifest.samples(kind)])
@@ -179,7 +181,8 @@ class _Making:
         with writing_parts(writer.path):
             for sample, of_sample in zip(block.samples, rows, strict=True):
                 where = self.source.store.where(self.source.shard(block.part).file)
-                told = f"{where}: sample {sample.uid} does not decode ({sample.error}): make the shards again"
+                told = f"{where}: sample {sample.uid} does not decode ({sample.error})"
+                told += ": make the shards again, with --on-error skip"
                 writer.add(of_sample, sample.uid, sample.target, told if sample.error else "")
         self.progress.add(len(pieces) * len(block.samples))
 

@@ -14,7 +14,14 @@ from sptnet_shards.make_shards import main as make_shards
 
 REFERENCE = Path(__file__).parent / "reference"
 # minutes each: begun first, so that what is left at the end is short and no core waits for another
-LONGEST = ("test_world_size.py", "test_resume.py", "test_trunk_cache.py", "test_remote.py", "test_convert.py")
+LONGEST = (
+    "test_world_size.py",
+    "test_resume.py",
+    "test_trunk_cache.py",
+    "test_reading.py",
+    "test_remote.py",
+    "test_convert.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

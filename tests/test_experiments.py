@@ -46,6 +46,7 @@ def test_configurations_are_the_published_ones(name):
     assert (second.loss.memax_weight, second.loss.teacher_warmup_epochs) == (memax, 10)
     spec = second.prompts
     assert (spec.kind, spec.border, spec.frame, spec.momentum, spec.warmup_steps) == (prompts, 1, 30, 0.9, 1000)
+    assert (spec.init, spec.init_scale) == ("normal", 1.0)
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, "quickstart"])

@@ -246,6 +246,45 @@ def test_mistakes_are_one_line(untrained, pile, predicted, tmp_path, capsys):
     assert not (tmp_path / "o4").exists()  # the right path is not compared with the wrong one
 
 
+def test_images_that_came_since_are_told_of(untrained, pile, tmp_path, monkeypatch, capsys):
+    some = tmp_path / "some"
+    some.mkdir()
+    for path in sorted(pile.rglob("00[12]*.png"))[:9]:
+        shutil.copy(path, some)
+    (some / "a.HEIC").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["predict", str(untrained), "some", "--out", "sorted"]
+    assert main(arguments) == 0
+    assert "some has files that are left out for their suffix: 1 .heic; images are .bmp" in capsys.readouterr().err
+    monkeypatch.chdir(some)  # the same folder, and the same model, by other names
+    again = ["predict", os.path.relpath(untrained), str(some), "--out", "../sorted"]
+    assert main(again) == 0
+    assert "warning" not in capsys.readouterr().err
+    about = json.loads((tmp_path / "sorted" / "predict.json").read_text())
+    (tmp_path / "sorted" / "predict.json").write_text(json.dumps(about | {"images": "some"}))  # of a version before
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0
+    monkeypatch.chdir(some)
+    assert main(again) == 1
+    assert "images: some there" in capsys.readouterr().err
+    (tmp_path / "sorted" / "predict.json").write_text(json.dumps(about))
+    shutil.copy(some / sorted(os.listdir(some))[0], some / "new.png")
+    assert main(again) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"warning: \S+some holds other images than when ../sorted was begun: .* name another --out", told)
+    assert len(rows(tmp_path / "sorted")) == 9
+    shutil.rmtree(some)  # and where they are gone nothing is compared
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0
+
+
+def test_a_link_to_a_folder_is_refused_as_a_conversion_does(untrained, pile, tmp_path, capsys):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "more").symlink_to(pile)
+    assert main(["predict", str(untrained), str(tmp_path / "some"), "--out", str(tmp_path / "o")]) == 1
+    assert "more is a link to a folder, which is not followed: put the folder there" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_one_line_and_what_is_there_stays(untrained, pile, tmp_path, capsys, monkeypatch):
     from sptnet.run import parts
 

@@ -46,6 +46,8 @@ def cluster(tmp_path):
     ("environment", "told"),
     [
         ({"STRATEGY": "fsdp"}, "STRATEGY=fsdp: there is no launch/fsdp.yaml, but launch/"),
+        ({"PROCESSES": "two"}, "PROCESSES=two is no number of processes"),
+        ({"RESTARTS": "a[$(id)]"}, "is no number of restarts"),
         ({"PRECISION": "fp32"}, "PRECISION=fp32 must be no, bf16 or fp16"),
         ({"STRATEGY": "zero3"}, "needs DeepSpeed, which is not installed: pip install"),
         ({"SPTNET_BIN": "nowhere"}, "nowhere/accelerate is missing"),
@@ -73,6 +75,22 @@ def test_a_task_of_an_array_requeues_itself_and_not_the_array(cluster, array, as
 def test_the_tasks_have_what_this_shell_has(cluster):
     _, lines = cluster(["quickstart"], srun='echo "srun $@"')
     assert any(line.startswith("srun --export=ALL ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "content", ["SEEN seen[$(touch$IFS{place})] x", "SEEN a[`touch$IFS{place}`]", "SEEN -1", "SEEN 1e9"]
+)
+def test_what_is_kept_of_restarts_is_no_program(cluster, tmp_path, content):
+    outcome = tmp_path / "runs/quickstart/seed-0/outcome"
+    outcome.mkdir(parents=True)
+    seen = "4294967295"
+    for _ in range(2):  # the first tells what is seen
+        (outcome / "70.restarts").write_text(content.format(place=tmp_path / "done").replace("SEEN", seen) + "\n")
+        code, _ = cluster(["quickstart"], {"SLURM_RESTART_COUNT": "1"}, srun="exit 1")
+        assert code == 75
+        seen = (outcome / "70.restarts").read_text().split()[0]
+    assert (outcome / "70.restarts").read_text().split()[1] in "01"
+    assert not (tmp_path / "done").exists()
 
 
 def test_a_job_is_not_told_what_became_of_another(cluster, tmp_path):

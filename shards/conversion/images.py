@@ -57,6 +57,16 @@ def keep(encoded: bytes) -> Member:
     return Member(suffix, encoded)
 
 
+def keep_decoded(encoded: bytes) -> Member:
+    """As `keep`, and decoded to its end: what is damaged between whole ends is found too. Raises BadImage."""
+    member = keep(encoded)
+    try:
+        decode(member.encoded)
+    except DecodeError as error:
+        raise BadImage(f"does not decode: {error}") from None
+    return member
+
+
 def _stored(image: Image.Image, image_format: ImageFormat, quality: int = 0) -> Member:
     """Encoded anew; raises BadImage where the format cannot hold one of this size."""
     written = io.BytesIO()

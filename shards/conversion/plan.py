@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sptnet_shards.conversion.images import Resize, Transform, keep
+from sptnet_shards.conversion.images import Resize, Transform, keep, keep_decoded
 from sptnet_shards.protocol import labelled_positions
 from sptnet_shards.source import Source, SourceError
 
@@ -28,7 +28,8 @@ class Settings:
         seed: of that choice and of the dealing to shards.
         shard_bytes: about how large a shard becomes.
         resize: None keeps the bytes.
-        on_error: what happens to an image that does not decode.
+        on_error: what happens to an image that cannot be read or does not decode; to leave out all that do not, each is
+            decoded.
     """
 
     labelled_fraction: float = 0.5
@@ -38,7 +39,9 @@ class Settings:
     on_error: Literal["fail", "skip"] = "fail"
 
     def transform(self) -> Transform:
-        return keep if self.resize is None else self.resize
+        if self.resize is not None:
+            return self.resize
+        return keep if self.on_error == "fail" else keep_decoded
 
     def recorded(self) -> dict[str, Any]:
         """What was done to the images, for the manifest; empty where their bytes are untouched."""
@@ -131,6 +134,6 @@ def _size_ratio(source: Source, settings: Settings) -> float:
         try:
             after += len(settings.transform()(source.read(item.where)).encoded)
             before += item.bytes
-        except ValueError:
+        except (ValueError, MemoryError):
             continue
     return after / before if before else 1.0

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from sptnet_shards.conversion.record import FAILED, FOLDER, ITEMS, SCANNING
-from sptnet_shards.items import Items
+from sptnet_shards.items import Items, are_places
 from sptnet_shards.source import Read, Source, SourceError
 
 from sptnet.data.format.files import (
@@ -133,24 +133,12 @@ def _parsed(file: _Digesting, wanted: str, read: Read) -> Source | None:
         Items(class_names, classes, sizes, ends, name.data)
         for (_, _, class_names), (classes, sizes, ends), name in zip(head["parts"], columns, names, strict=True)
     )
-    if not (_is_sound(train) and _is_sound(test)) or (labelled is not None and not _are_places(labelled, len(train))):
+    if not (train.is_sound() and test.is_sound()) or (labelled is not None and not are_places(labelled, len(train))):
         return None
     return Source(
         head["name"], head["classes"], head["num_old"], train, test, read, head["protocol"], labelled=labelled,
         num_new=head["num_new"], encodes=head["encodes"],
     )  # fmt: skip
-
-
-def _is_sound(items: Items) -> bool:
-    """Whether columns can be what `Items` says; only a file that was made to harm is not, for its digest was told."""
-    if not len(items):
-        return not len(items.names)
-    ends_fit = items.ends[0] >= 0 and items.ends[-1] == len(items.names) and (items.ends[1:] >= items.ends[:-1]).all()
-    return bool(ends_fit and items.sizes.min() >= 0 and _are_places(items.classes, len(items.class_names)))
-
-
-def _are_places(numbers: NDArray[Any], count: int) -> bool:
-    return not len(numbers) or (numbers.min() >= 0 and numbers.max() < count)
 
 
 @contextmanager

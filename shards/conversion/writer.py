@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sptnet_shards.conversion.images import BadImage
 from sptnet_shards.conversion.plan import Planned, Settings
 from sptnet_shards.items import UNKNOWN as UNKNOWN_CLASS
-from sptnet_shards.source import Source, SourceError
+from sptnet_shards.source import Source, SourceError, UnreadableError
 from webdataset import TarWriter
 
 from sptnet.data.format.files import replacing, write_whole
@@ -109,11 +109,11 @@ def _write_samples(
             item = items[uid]
             try:
                 suffix, encoded = transform(source.read(item.where))
-            except (BadImage, MemoryError) as error:
+            except (BadImage, MemoryError, UnreadableError) as error:
                 if settings.on_error == "skip":
                     continue
-                told = "does not fit into memory" if isinstance(error, MemoryError) else error
-                raise SourceError(f"{item.where} {told}; --on-error skip leaves such images out") from None
+                told = error if isinstance(error, UnreadableError) else f"{item.where} {_reason(error)}"
+                raise SourceError(f"{told}; --on-error skip leaves such images out") from None
             target = UNKNOWN if item.class_name == UNKNOWN_CLASS else targets[item.class_name]
             label = {} if target == UNKNOWN else {"cls": str(target).encode()}
             # TarWriter sorts by suffix: the class comes first, so now the tar ends with the image, padded
@@ -122,3 +122,7 @@ def _write_samples(
             rows.append((uid, target, tar.tarstream.offset - padding - len(encoded), len(encoded)))
             contents.append(content_of(encoded))
     return np.array(rows, dtype=INDEX_DTYPE), np.array(contents, np.uint64)
+
+
+def _reason(error: BadImage | MemoryError) -> str:
+    return "does not fit into memory" if isinstance(error, MemoryError) else str(error)

@@ -59,16 +59,26 @@ def _classes(part: str, files: Folder) -> Iterator[Item]:
     for name in names:
         found = files.images(name, name)
         if not found:
-            raise SourceError(f"{files.root / name} holds no image: remove it, or put some there")
+            raise SourceError(f"{files.root / name} holds no image: remove it, or put some there{_others(files)}")
         yield from _in_part(part, found)
+
+
+def _others(files: Folder) -> str:
+    """The end of a sentence: what lies there instead of images."""
+    return "".join(f" ({told}: convert those that are images too)" for told in files.other_suffixes())
 
 
 def _in_part(part: str, items: Iterable[Item]) -> Iterator[Item]:
     return (item._replace(where=f"{part}/{item.where}") for item in items)
 
 
-def source(labelled: Path, unlabelled: Path, num_new: int | None, test: Path | None, name: str | None) -> Source:
+def source(
+    labelled: Path, unlabelled: Path, num_new: int | None, test: Path | None, name: str | None, lenient: bool = False
+) -> Source:  # fmt: skip
     """Class folders, all of them old and all their images labelled, and a tree of images of any depth.
+
+    Args:
+        lenient: see `Folder`.
 
     Raises:
         SourceError: a folder that is missing, empty, or inside of another one.
@@ -79,11 +89,11 @@ def source(labelled: Path, unlabelled: Path, num_new: int | None, test: Path | N
         for other, above in real.items():
             if part != other and (path == above or path.startswith(os.path.join(above, ""))):
                 raise SourceError(f"{roots[part]} lies inside of {roots[other]}: its images would be there twice")
-    folders = {part: Folder(root) for part, root in roots.items()}
+    folders = {part: Folder(root, lenient=lenient) for part, root in roots.items()}
     named = Items.of(_classes(LABELLED, folders[LABELLED]))
     rest = folders[UNLABELLED].images(UNKNOWN, "")
     if not rest:
-        raise SourceError(f"{unlabelled} holds no image: there is nothing to be sorted")
+        raise SourceError(f"{unlabelled} holds no image: there is nothing to be sorted{_others(folders[UNLABELLED])}")
     train = Items.of(chain(named, _in_part(UNLABELLED, rest)))
     tested = Items.of(() if test is None else _classes(TEST, folders[TEST]))
     found = of_unknown(name or labelled.resolve().name, train, tested, _Apart(folders), num_new)
@@ -118,7 +128,8 @@ def _build(arguments: argparse.Namespace) -> Source:
     for folder in (arguments.labelled, arguments.unlabelled, arguments.test):
         if folder is not None and arguments.out.resolve().is_relative_to(need_folder(folder).resolve()):
             raise SourceError(f"{arguments.out} lies among the images of {folder}: choose a folder outside of it")
-    return source(arguments.labelled, arguments.unlabelled, arguments.new, arguments.test, arguments.name)
+    lenient = arguments.on_error == "skip"
+    return source(arguments.labelled, arguments.unlabelled, arguments.new, arguments.test, arguments.name, lenient)
 
 
 def _read(arguments: argparse.Namespace) -> Read:

@@ -57,17 +57,19 @@ def _count_images(folder: Path) -> int:
 
 
 def source(
-    root: Path, num_old: int | None, name: str | None = None, test: str | None = None, old_names: str | None = None
-) -> Source:
+    root: Path, num_old: int | None, name: str | None = None, test: str | None = None, old_names: str | None = None,
+    lenient: bool = False,
+) -> Source:  # fmt: skip
     """The first `num_old` classes, by folder name, are old, or those of `old_names` (see `old_first`).
 
     Args:
         test: the folder beside train/ that is the test part; by default test/, if there is one.
+        lenient: see `Folder`.
 
     Raises:
         SourceError: no folders, no images, a test class that training lacks, or an impossible `num_old`.
     """
-    files = Folder(need_folder(root))
+    files = Folder(need_folder(root), lenient=lenient)
     part = "train" if (root / "train").is_dir() else ""
     classes = files.class_folders(part)
     if test is not None:
@@ -106,7 +108,8 @@ def _build(arguments: argparse.Namespace) -> Source:
     if arguments.test is not None:
         _need_test(root, arguments.test)
     _need_apart(root, arguments.out, arguments.test)
-    return source(arguments.root, arguments.old, arguments.name, arguments.test, arguments.old_classes)
+    lenient = arguments.on_error == "skip"
+    return source(arguments.root, arguments.old, arguments.name, arguments.test, arguments.old_classes, lenient)
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:

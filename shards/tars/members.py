@@ -6,10 +6,11 @@ reading and one of them numbers the images.
 
 import json
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 from sptnet_shards.items import UNKNOWN, Columns, Item, Items
 from sptnet_shards.progress import Scan
@@ -17,10 +18,27 @@ from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import IMAGE_MEMBERS, Member, StreamedTar, TarError
 from sptnet_shards.tars.places import Place
 
+from sptnet.data.format.fields import Count, Digest
 from sptnet.data.format.files import LARGEST_IMAGE
 
 LONGEST_LABEL = 2**20  # bytes of a .cls or .json
 COLUMNS = (("classes", "<i4"), ("sizes", "<i8"), ("ends", "<i8"))
+
+
+class _Head(BaseModel):
+    """The first line of what `Members.encoded` writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    size: Count
+    sha256: Digest
+    keyed: bool
+    keyless: str
+    json_key: str
+    state: str
+    remarks: list[str]
+    class_names: list[str]
+    images: Count
 
 
 class Members(NamedTuple):
@@ -62,27 +80,19 @@ def parsed(encoded: bytes) -> Members | None:
     """What `Members.encoded` wrote; None of anything else."""
     try:
         line, _, rest = encoded.partition(b"\n")
-        head: dict[str, Any] = json.loads(line)
-        count, at, columns = int(head["images"]), 0, []
+        head = _Head.model_validate_json(line)
+        count, at, columns = head.images, 0, []
         for dtype in (*(dtype for _, dtype in COLUMNS), "<i8"):
             columns.append(np.frombuffer(rest, dtype, count, at))
             at += columns[-1].nbytes
         classes, sizes, ends, offsets = columns
-        images = Items(list(head["class_names"]), classes, sizes, ends, rest[at:])
-        if len(images.names) != (int(images.ends[-1]) if count else 0):
+        images = Items(head.class_names, classes, sizes, ends, rest[at:])
+        if not images.is_sound():
             return None
         return Members(
-            head["size"],
-            head["sha256"],
-            images,
-            offsets,
-            head["keyed"],
-            head["keyless"],
-            list(head["remarks"]),
-            head["json_key"],
-            head["state"],
+            head.size, head.sha256, images, offsets, head.keyed, head.keyless, head.remarks, head.json_key, head.state
         )
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError):
         return None
 
 

@@ -10,9 +10,17 @@ from typing import Any, Protocol
 import fsspec
 from sptnet_shards.conversion.record import FOLDER
 from sptnet_shards.source import SourceError
-from sptnet_shards.tar_members import StreamedTar
+from sptnet_shards.tar_members import StreamedTar, TarError
 
-from sptnet.data.format.files import open_regular, read_regular, remove_leftovers, write_once, write_whole
+from sptnet.data.format.files import (
+    check_url,
+    open_regular,
+    read_regular,
+    remove_leftovers,
+    without_password,
+    write_once,
+    write_whole,
+)
 
 BUFFER = 2**22  # bytes that are read from a tar at once
 
@@ -131,15 +139,19 @@ class RemotePlace:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         try:
+            check_url(url)
+        except ValueError as error:
+            raise SourceError(f"{without_password(url)} {error}") from None
+        try:
             self._files, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError, TypeError, OSError) as error:
+        except Exception as error:  # whatever a backend makes of its arguments
             raise SourceError(
                 f"{self.url} cannot be reached: {error} "
                 "(in the checkout: pip install -c constraints.txt -e '.[remote]')"
             ) from None
 
     def where(self, name: str) -> str:
-        return f"{self.url}/{name}"
+        return self.url if name == "." else f"{self.url}/{name}"
 
     def name(self) -> str:
         return posixpath.basename(self._root)
@@ -155,7 +167,7 @@ class RemotePlace:
         return sorted(self._list(f"{self._root}/{FOLDER}"))
 
     def _list(self, folder: str) -> dict[str, dict[str, Any]]:
-        with self._told(folder):
+        with self._told(posixpath.relpath(folder, self._root)):
             self._files.invalidate_cache()
             try:
                 found = self._files.ls(folder, detail=True)
@@ -202,7 +214,7 @@ class RemotePlace:
         """Turn what a backend raises, which has no class in common, into one line."""
         try:
             yield
-        except (ValueError, AssertionError, MemoryError):
+        except (TarError, SourceError, AssertionError, MemoryError):
             raise  # ours: a damaged tar, a bug
         except Exception as error:
             reason = " ".join(str(error).split())

@@ -67,7 +67,8 @@ def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
         return transform(decode(sample.image))
     except DecodeError as error:
         raise DamagedSampleError(
-            f"{sample.shard}: sample {sample.uid} does not decode ({error}): make the shards again"
+            f"{sample.shard}: sample {sample.uid} does not decode ({error}): make the shards again, with --on-error "
+            "skip"
         ) from None
 
 

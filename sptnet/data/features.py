@@ -9,6 +9,7 @@ Knows no model: the maker is `sptnet/features.py`.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from sptnet.data.format.files import open_regular, read_regular
 from sptnet.data.format.manifest import KINDS, Kind, Manifest
 from sptnet.errors import SptnetError
 
 SCHEMA = "sptnet-features/1"
+LARGEST = 2**20  # bytes of a fingerprint
 FINGERPRINT = "features.json"
 
 
@@ -61,17 +64,19 @@ class Part:
     def __init__(self, path: Path, samples: int, digest: str):
         self.path, self.samples = path, samples
         with self._opened() as file:
-            metadata, shape = file.metadata() or {}, file.get_slice("features").get_shape()
-            lengths = {len(shape) == 2 and shape[0], *(file.get_slice(n).get_shape()[0] for n in ("uid", "target"))}
+            metadata, slices = file.metadata() or {}, [file.get_slice(name) for name in ("features", "uid", "target")]
+            (of_rows, shape), *of_columns = [(one.get_dtype(), tuple(one.get_shape())) for one in slices]
         if metadata.get("fingerprint") != digest:
             raise FeaturesError(f"{path} is not of what {FINGERPRINT} beside it says: remove it and make it again")
-        if lengths != {samples}:
+        rows_fit = of_rows in ("F16", "F32") and len(shape) == 2 and shape[0] == samples
+        if not rows_fit or set(of_columns) != {("I64", (samples,))}:
             raise FeaturesError(f"{path} does not hold the {samples} samples of its shard: remove it and make it again")
         self.width = int(shape[1])
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         try:
+            os.close(open_regular(self.path))
             with safe_open(self.path, "np") as file:
                 yield file
         except (OSError, SafetensorError) as error:
@@ -155,12 +160,12 @@ def read_fingerprint(folder: Path) -> dict[str, Any]:
     """What a folder's features are of and by. Raises FeaturesError."""
     path = folder / FINGERPRINT
     try:
-        fingerprint = json.loads(path.read_bytes())
+        fingerprint = json.loads(read_regular(path, LARGEST))
     except FileNotFoundError:
         raise FeaturesError(
             f"{folder} holds no features ({FINGERPRINT} is missing): make them with sptnet features"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FeaturesError(f"{path} cannot be read: {error}") from None
     if not isinstance(fingerprint, dict) or fingerprint.get("schema") != SCHEMA:
         raise FeaturesError(f"{path} is not of schema {SCHEMA}: make the features again in another folder")

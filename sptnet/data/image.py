@@ -83,11 +83,22 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise DecodeError(
+            "has pixels of floating point, of which nobody knows what is white: store them with 8 or 16 bits"
+        )
+    if image.mode == "I" and not _is_of_16_bits(*image.getextrema()):
+        raise DecodeError("has pixels of 32 bits, of which nobody knows what is white: store them with 8 or 16 bits")
     if image.mode.startswith("I;16") or image.mode == "I":
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _is_of_16_bits(low: float, high: float) -> bool:
+    """Whether whole numbers of 32 bits can be meant as those of 16; what 8 bits hold may be meant as these."""
+    return low >= 0 and (high == 0 or 2**8 <= high < 2**16)
 
 
 def from_pillow(image: Image.Image) -> Tensor:

@@ -8,11 +8,11 @@ memory does not grow with their number.
 """
 
 import csv
-import hashlib
 import io
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +37,13 @@ class ListingError(SptnetError, ValueError):
 def images_below(root: Path, passed_over: Counter[str] | None = None) -> Iterator[bytes]:
     """Paths, relative to `root`, of files that are images by their suffix: sorted within every folder, its own first.
 
-    Names that begin with a dot are left out; links to folders are not followed.
+    Names that begin with a dot are left out.
 
     Args:
         passed_over: counts files of other suffixes, by suffix, when all paths were taken.
 
     Raises:
-        ListingError: a folder that cannot be read.
+        ListingError: a folder that cannot be read, or a link to one, which is not followed.
     """
     pending = [b""]
     while pending:
@@ -51,9 +51,7 @@ def images_below(root: Path, passed_over: Counter[str] | None = None) -> Iterato
         folder = os.path.join(os.fsencode(root), below)
         try:
             with os.scandir(folder) as entries:
-                there = sorted(
-                    (e.name, e.is_dir(follow_symlinks=False)) for e in entries if not e.name.startswith(b".")
-                )
+                there = sorted((e.name, _is_folder(e)) for e in entries if not e.name.startswith(b"."))
         except OSError as error:
             raise ListingError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from None
         pending += [os.path.join(below, name) for name, is_folder in reversed(there) if is_folder]
@@ -63,6 +61,19 @@ def images_below(root: Path, passed_over: Counter[str] | None = None) -> Iterato
                 yield os.path.join(below, name)
             elif not is_folder and passed_over is not None and os.fsdecode(name).lower() not in NO_IMAGES:
                 passed_over[suffix] += 1
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    """Raises ListingError for a link to one: what lies there would be left out, or listed for ever."""
+    try:
+        is_folder = entry.is_dir()
+    except OSError:
+        return False  # a link in a circle, which whoever reads it names
+    if is_folder and entry.is_symlink():
+        raise ListingError(
+            f"{os.fsdecode(entry.path)} is a link to a folder, which is not followed: put the folder there"
+        )
+    return is_folder
 
 
 def images_named_by(path: Path) -> Iterator[bytes]:
@@ -105,8 +116,8 @@ def _counts(encoded: bytes) -> list[int]:
     """How many images, and where every so many paths begin; ValueError for anything else."""
     try:
         found = np.load(io.BytesIO(encoded), allow_pickle=False)
-    except (EOFError, MemoryError) as error:
-        raise ValueError(f"{type(error).__name__}: it is cut off") from None
+    except Exception as error:  # numpy raises whatever damage makes of a header
+        raise ValueError(f"it is damaged ({type(error).__name__})") from None
     if not isinstance(found, np.ndarray) or found.dtype != np.int64 or found.ndim != 1 or len(found) < 2:
         raise ValueError("it is no list of numbers")
     count, starts = int(found[0]), found[1:]
@@ -151,13 +162,10 @@ class ListedSource:
             file.seek(self._starts[part])
             return file.read(self._starts[part + 1] - self._starts[part]).split(b"\0")[:-1]
 
-    def digest(self) -> str:
-        """sha256 of the list."""
-        digest = hashlib.sha256()
-        with open(self.folder / PATHS, "rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-        return digest.hexdigest()
+    def lists(self, names: Iterator[bytes]) -> bool:
+        """Whether these are the listed paths, in this order."""
+        listed = (name for part in range(len(self)) for name in self.names(part))
+        return all(one == other for one, other in zip_longest(listed, names))
 
     def read(self, part: int, positions: range) -> list[Sample]:
         names = self.names(part)[positions.start : positions.stop]

@@ -158,21 +158,27 @@ class TokenPart:
     def __init__(self, path: Path, shape: TokenShape, kind: Kind, samples: int):
         self.path, self.shape, self.rows = path, shape, shape.rows_of(kind)
         try:
+            os.close(open_regular(path))
             with safe_open(path, "np") as file:
                 self.uid, self.target, self._check = (file.get_tensor(name) for name in ("uid", "target", "check"))
                 self._absent: dict[str, str] = json.loads((file.metadata() or {})["absent"])
+            if not isinstance(self._absent, dict) or any(c.dtype.kind not in "iu" for c in self._columns()):
+                raise ValueError("it has columns of other types")
             self._descriptor = open_regular(path.with_suffix(".tokens"))
         except FileNotFoundError:
             raise self._damaged("is gone, or its rows are") from None
         except OSError as error:
             raise self._unreadable(error) from None
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise self._damaged(f"cannot be read ({error})") from None
         size, expected = os.fstat(self._descriptor).st_size, samples * self.rows * shape.row_bytes
-        if self._check.shape != (samples, self.rows) or len(self.uid) != samples or len(self.target) != samples:
+        if [c.shape for c in self._columns()] != [(samples,), (samples,), (samples, self.rows)]:
             raise self._damaged(f"is not of the {samples} samples of its shard")
         if size != expected:
             raise self._damaged(f"has {size:,} bytes of tokens and should have {expected:,}")
+
+    def _columns(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        return self.uid, self.target, self._check
 
     def read(self, position: int, row: int, into: NDArray[Any]) -> None:
         """Row `row` of the sample at a position, into an array [T, D] of the stored type.

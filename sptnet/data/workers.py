@@ -48,7 +48,7 @@ def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[
             batch_size=None,
             num_workers=workers,
             collate_fn=_unchanged,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_initialized(),  # where the run computes on a GPU; a look would take one
             prefetch_factor=PREFETCHED if workers else None,
             worker_init_fn=_apart,
         )

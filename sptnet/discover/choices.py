@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import torch
 
 from sptnet.data.format.files import TAKEN, told_by_suffix, write_whole
+from sptnet.data.format.manifest import MANIFEST
 from sptnet.data.listing import images_below
 from sptnet.discover.children import Children
 from sptnet.discover.kept import Choices, read_kept
@@ -19,8 +22,9 @@ from sptnet.run.parts import writing_parts
 from sptnet.run.throughput import matmul_peak
 
 CHOICES = "plan.json"
+CONVERSION = "conversion.json"  # of a dataset of which images were found
 LARGE_IMAGE = 150_000  # bytes of an image file, from which on decoding them again and again takes too long
-SAMPLED = 1000  # image files of a folder that are looked at for it
+SAMPLED = 1000  # image files that are looked at for it, of those to be sorted, and of the classes
 CROP = 0.875  # of an image's short side that a model sees
 WORTH_IT = 1.5  # times as fast, from which on half precision is taken
 
@@ -44,8 +48,10 @@ def choices_of(request: Request, children: Children) -> dict[str, Any]:
         StoppedError: asked to stop.
     """
     path = request.out / CHOICES
-    with suppress(FileNotFoundError):
-        return read_kept(path, Choices).model_dump(exclude_unset=True)
+    # before images are converted nothing depends on it, and they may be others now
+    if any((request.out / "shards" / name).exists() for name in (CONVERSION, MANIFEST)):
+        with suppress(FileNotFoundError):
+            return read_kept(path, Choices).model_dump(exclude_unset=True)
     mean_bytes, left_out = _look_at_files(request, children)
     choices = {"precision": _precision(), "resize": _resize(request, mean_bytes), "left_out": left_out}
     keep(request.out, choices)
@@ -53,17 +59,14 @@ def choices_of(request: Request, children: Children) -> dict[str, Any]:
 
 
 def _look_at_files(request: Request, children: Children) -> tuple[float, str | None]:
-    """Mean bytes of the first images of every folder, 0 where there are none, and a sentence on what is left out."""
+    """Mean bytes of some images of every folder, 0 where there are none, and a sentence on what is left out."""
     of_classes = [request.labelled, *([] if request.test is None else [request.test])]
     sizes, passed_over = [], Counter[str]()
     for trees in ([request.unlabelled], *map(_class_folders, of_classes)):
         paths = (os.path.join(tree, os.fsdecode(name)) for tree in trees for name in images_below(tree, passed_over))
-        for number, path in enumerate(paths):
-            if number < SAMPLED:
-                with suppress(OSError):  # it is named where it is read
-                    sizes.append(os.stat(path).st_size)
-            if number % SAMPLED == 0:
-                children.check()
+        for path in _some_of(paths, children):
+            with suppress(OSError):  # it is named where it is read
+                sizes.append(os.stat(path).st_size)
     left_out = None
     if passed_over:
         left_out = (
@@ -71,6 +74,19 @@ def _look_at_files(request: Request, children: Children) -> tuple[float, str | N
             "that are images too"
         )
     return sum(sizes) / max(1, len(sizes)), left_out
+
+
+def _some_of(paths: Iterator[str], children: Children) -> list[str]:
+    """At most SAMPLED of them, each as likely as any other, and the same at every start."""
+    draws, drawn = random.Random(0), list[str]()
+    for number, path in enumerate(paths):
+        if number % SAMPLED == 0:
+            children.check()
+        if number < SAMPLED:
+            drawn.append(path)
+        elif (place := draws.randrange(number + 1)) < SAMPLED:
+            drawn[place] = path
+    return drawn
 
 
 def _class_folders(root: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """What is said when the journey is over: sizes, both stages beside each other, what looks wrong, where the page is."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sptnet.discover.verdict import (
     unreadable,
     worse,
 )
+from sptnet.predict import has_changed
 from sptnet.report.categories import read_predictions
 from sptnet.report.text import printable
 from sptnet.run.parts import writing_parts
@@ -79,7 +81,7 @@ def _about_images(out: Path, manifest: Manifest) -> list[str]:
     told = []
     if manifest.skipped:
         told.append(
-            f"{len(manifest.skipped)} images do not decode and had no part in training, the first: "
+            f"{len(manifest.skipped)} images cannot be read or do not decode, and had no part in training, the first: "
             f"{manifest.skipped[0]['file']}"
         )
     if bad := unreadable(out / "sorted"):
@@ -102,10 +104,21 @@ def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> 
     if reasons := worse(first, last):
         told.append(
             f"{last.name}, whose categories these are, is worse than {first.name} before it by what can be seen: "
-            f"{'; '.join(reasons)}. The others are to be had by `sptnet predict {out / 'simgcd'} {request.unlabelled} "
-            f"--out {out / 'sorted_simgcd'}`; more --hours give it more epochs"
+            f"{'; '.join(reasons)}. The others are to be had by `{_predict(request, 'simgcd', 'sorted_simgcd')}`; more "
+            "--hours give it more epochs"
+        )
+    if has_changed(request.unlabelled, out / "sorted"):
+        told.append(
+            f"{request.unlabelled} holds other images now than those that were sorted: "
+            f"`{_predict(request, request.then, 'sorted_again')}` sorts all that are there"
         )
     return told
+
+
+def _predict(request: Request, stage: StageName, into: str) -> str:
+    """The command that sorts the images by one of the trainings, for a shell."""
+    out = request.out
+    return shlex.join(["sptnet", "predict", str(out / stage), str(request.unlabelled), "--out", str(out / into)])
 
 
 def _write_sizes(out: Path, groups: Sequence[Group]) -> None:

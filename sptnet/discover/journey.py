@@ -11,10 +11,12 @@ from sptnet.discover.closing import say_goodbye, told_apart
 from sptnet.discover.kept import Estimated, read_kept
 from sptnet.discover.planning import planned
 from sptnet.discover.recipe import write_stage
-from sptnet.discover.request import TITLES, Request, check
+from sptnet.discover.request import TITLES, Request, RequestError, check, check_backbone
 from sptnet.discover.verdict import few_images
 from sptnet.discover.way import Journey
 from sptnet.run.parts import begin_parts
+
+BEGUN = "discover.json"  # what was asked for
 
 
 def discover(request: Request, hours: float, processes: int | None) -> None:
@@ -28,7 +30,10 @@ def discover(request: Request, hours: float, processes: int | None) -> None:
         RequestError, StageError, StoppedError, PartsError, ConfigError, DatasetError: what is finished stays.
     """
     remarks = check(request)
-    begin_parts(request.out / "discover.json", request.says())
+    begun = (request.out / BEGUN).exists()
+    begin_parts(request.out / BEGUN, request.says())
+    if not begun:
+        _check_backbone(request)
     with Children(request.out) as children:
         choices = choices_of(request, children)
         machine = look_at_machine(request, processes, choices["precision"])
@@ -53,6 +58,15 @@ def discover(request: Request, hours: float, processes: int | None) -> None:
         journey.take(stages.page(request))
         print(flush=True)
         say_goodbye(request, manifest, interval, journey.remarks)
+
+
+def _check_backbone(request: Request) -> None:
+    """Before an hour of conversion; where it cannot be had, the same OUT takes another one. Raises RequestError."""
+    try:
+        check_backbone(request)
+    except RequestError:
+        (request.out / BEGUN).unlink(missing_ok=True)
+        raise
 
 
 def _features_size(journey: Journey, choices: dict[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from sptnet.data.format.fields import Count
 from sptnet.discover.children import StageError
@@ -50,8 +50,20 @@ class Choices(BaseModel):
     precision: Literal["no", "bf16", "fp16"]
     resize: Annotated[int, Field(gt=0)] | None
     left_out: str | None = None
-    hours: float | None = None
+    image_size: Annotated[int, Field(gt=0)] | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
     plan: Annotated[dict[str, Any], AfterValidator(_checked)] | None = None
+    recipe: tuple[Count, Count] | None = None
+    batch: Count | None = None
+    device: str | None = None
+    dealt: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Count] | None = None
+
+    @model_validator(mode="after")
+    def _of_a_piece(self) -> "Choices":
+        beside = ("plan", "image_size", "hours", "recipe", "batch", "device")
+        if "plan" in self.model_fields_set and (lacking := [key for key in beside if getattr(self, key) is None]):
+            raise ValueError(f"it has a plan, and no {lacking[0]}")
+        return self
 
 
 def read_kept(path: Path, kind: type[T]) -> T:

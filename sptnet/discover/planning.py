@@ -6,10 +6,11 @@ from typing import Any
 
 from sptnet.data.format.manifest import KINDS, Manifest
 from sptnet.discover import stages
+from sptnet.discover.children import StageError
 from sptnet.discover.choices import keep
 from sptnet.discover.kept import Measured, plan_of, read_kept
 from sptnet.discover.plan import Length, Plan, Work, clock, make_plan
-from sptnet.discover.recipe import Batches, write_stage
+from sptnet.discover.recipe import Batches, batches_of, write_stage
 from sptnet.discover.request import TITLES
 from sptnet.discover.way import Journey
 
@@ -23,6 +24,7 @@ def planned(journey: Journey, choices: dict[str, Any], manifest: Manifest, num_n
     begun = (journey.out / "simgcd").exists()
     if "plan" in choices and (begun or choices["hours"] == hours):
         journey.skip(measuring)
+        _write_again(journey, choices, num_new)
         if choices["hours"] != hours:
             print(f"   planned for {choices['hours']:g} hours when training began, which stays so")
     else:
@@ -37,7 +39,7 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
     """Measure, plan, and write both configurations; what of it is kept."""
     request, machine = journey.request, journey.machine
     drafts = [write_stage(name, request, num_new, machine.workers) for name in request.stages]
-    dealt = Batches(manifest, (drafts[0].data.batch_size, drafts[0].data.streams), machine.processes)
+    dealt = batches_of(manifest, (drafts[0].data.batch_size, drafts[0].data.streams), machine.processes)
     for name in request.stages:
         write_stage(name, request, num_new, machine.workers, dealt)
     journey.take(measuring)
@@ -55,7 +57,26 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
     device = f"{machine.processes} x {measured.device}, precision {measured.precision}"
     return {
         "hours": journey.hours, "plan": made._asdict(), "recipe": recipe, "batch": dealt.size, "device": device,
+        "dealt": dealt,
     }  # fmt: skip
+
+
+def _write_again(journey: Journey, choices: dict[str, Any], num_new: int) -> None:
+    """Both configurations of a kept plan: OUT may lie elsewhere now, and what decides no number may be another.
+
+    Raises:
+        StageError: a batch cannot be dealt to so many processes.
+    """
+    if "dealt" not in choices:
+        return  # planned by an earlier version, which wrote them once
+    dealt, processes = Batches(*choices["dealt"]), journey.machine.processes
+    if dealt.size % processes:
+        raise StageError(
+            f"a batch has {dealt.size} images, as it was planned, and cannot be dealt to {processes} processes: say "
+            f"--processes {max(n for n in range(1, processes) if dealt.size % n == 0)}"
+        )
+    for name in journey.request.stages:
+        write_stage(name, journey.request, num_new, journey.machine.workers, dealt, plan_of(choices["plan"]))
 
 
 def _say_plan(journey: Journey, choices: dict[str, Any], plan: Plan) -> None:

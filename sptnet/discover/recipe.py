@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -15,28 +15,34 @@ from sptnet.discover.request import Request, StageName
 from sptnet.run.parts import writing_parts
 
 WARMUP = 0.1  # of a run that is shorter than its prompts' warm-up
-HEAD = """# Written by sptnet discover: what differs from the recipe that it inherits. To train it again elsewhere:
-# sptnet train {path} run=ANOTHER_FOLDER
+HEAD = """# Written by sptnet discover at every start: what differs from the recipe that it inherits.
+# To train it again elsewhere: sptnet train {path} run=ANOTHER_FOLDER
 """
 
 
-class Batches:
-    """How a dataset is dealt: images of a batch, streams, steps of an epoch; the recipe's batch where there is enough.
+class Batches(NamedTuple):
+    """How a dataset is dealt: images of a batch, streams, steps of an epoch."""
+
+    size: int
+    streams: int
+    steps_per_epoch: int
+
+
+def batches_of(manifest: Manifest, wanted: tuple[int, int], processes: int) -> Batches:
+    """The recipe's batch where there is enough.
 
     Args:
         wanted: the recipe's batch and streams.
         processes: that a batch is dealt to.
     """
-
-    def __init__(self, manifest: Manifest, wanted: tuple[int, int], processes: int):
-        # images that do not decode are left out, and a shard of one may hold none
-        most = min(min(len(manifest.of_kind(kind)), manifest.samples(kind)) for kind in ("labelled", "unlabelled"))
-        images = manifest.samples("labelled") + manifest.samples("unlabelled")
-        self.streams = max(1, min(wanted[1], most))
-        unit = math.lcm(2 * self.streams, processes)
-        # two batches an epoch at least: the order of one would be no order
-        self.size = max(unit, min(wanted[0], images // 2) // unit * unit)
-        self.steps_per_epoch = images // self.size
+    # images that do not decode are left out, and a shard of one may hold none
+    most = min(min(len(manifest.of_kind(kind)), manifest.samples(kind)) for kind in ("labelled", "unlabelled"))
+    images = manifest.samples("labelled") + manifest.samples("unlabelled")
+    streams = max(1, min(wanted[1], most))
+    unit = math.lcm(2 * streams, processes)
+    # two batches an epoch at least: the order of one would be no order
+    size = max(unit, min(wanted[0], images // 2) // unit * unit)
+    return Batches(size, streams, images // size)
 
 
 def write_stage(
@@ -114,5 +120,6 @@ def _written(path: Path, told: dict[str, Any], chosen: dict[str, Any]) -> Config
         section[last] = value
     with writing_parts(path):
         text = HEAD.format(path=path) + yaml.safe_dump(whole, sort_keys=False, default_flow_style=None)
-        write_whole(path, text.encode())
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_whole(path, text.encode())
     return load_config(path)

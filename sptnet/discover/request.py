@@ -8,6 +8,9 @@ from typing import Any, Literal
 from sptnet.config_file import keys_of, load_config, published, read_override
 from sptnet.data.format.manifest import DatasetError
 from sptnet.errors import SptnetError
+from sptnet.method.families import BackboneError
+from sptnet.run.resume import decides
+from sptnet.trained import encoder_of_backbone
 
 Then = Literal["continued", "sptnet"]
 StageName = Literal["simgcd"] | Then
@@ -51,25 +54,30 @@ class Request:
         return "simgcd", self.then
 
     def says(self) -> dict[str, Any]:
-        """For the file that begins OUT."""
+        """For the file that begins OUT; overrides that decide no number may change on the way."""
+        deciding = [override for override in self.overrides if any(map(decides, self._keys_of(override)))]
         then = {} if self.then == "sptnet" else {"then": self.then}  # nor was it said before there was a choice
         return {
             "labelled": str(self.labelled.resolve()), "unlabelled": str(self.unlabelled.resolve()),
             "test": None if self.test is None else str(self.test.resolve()), "new": self.new,
-            "backbone": self.backbone, "weights": self.weights, "overrides": list(self.overrides), **then,
+            "backbone": self.backbone, "weights": self.weights, "overrides": deciding, **then,
         }  # fmt: skip
 
     def chosen(self) -> dict[str, Any]:
         """The overrides by dotted key, those of a whole section key by key. Raises ConfigError."""
-        known, chosen = {key for key, _ in keys_of()}, {}
-        left = [read_override(override) for override in reversed(self.overrides)]
+        return {key: value for override in self.overrides for key, value in self._keys_of(override).items()}
+
+    @staticmethod
+    def _keys_of(override: str) -> dict[str, Any]:
+        known, found = {key for key, _ in keys_of()}, {}
+        left = [read_override(override)]
         while left:
             key, value = left.pop()
             if isinstance(value, dict) and key not in known:
                 left += [(f"{key}.{name}", inner) for name, inner in reversed(value.items())]
             else:
-                chosen[key] = value
-        return chosen
+                found[key] = value
+        return found
 
 
 def check(request: Request) -> list[str]:
@@ -109,3 +117,18 @@ def check(request: Request) -> list[str]:
             "and what is found may be any difference between images"
         ]
     return []
+
+
+def check_backbone(request: Request) -> None:
+    """Build the backbone and read its weights, from timm's hub where they are not here yet, and let go of both.
+
+    Raises:
+        RequestError: it cannot be built, or nothing has its weights.
+    """
+    recipe = load_config(published("configs", "photographs_simgcd"), ["run=x", "data.root=x"])
+    size = request.chosen().get("model.image_size", recipe.model.image_size)
+    try:
+        encoder_of_backbone(request.backbone, request.weights, size)
+    except BackboneError as error:
+        told = f"--backbone {request.backbone} --weights {request.weights}: {error}"
+        raise RequestError(told).with_outcome(error.outcome) from None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sptnet.config_file import published
 from sptnet.data.features import FeatureFolder, FeaturesError
+from sptnet.data.format.fields import name_fault
 from sptnet.data.format.manifest import MANIFEST, read_manifest
 from sptnet.data.listing import ListedSource, ListingError
 from sptnet.discover.kept import Estimated, is_kept
@@ -72,14 +73,16 @@ def on_all(machine: Machine, *arguments: str, module: str = "sptnet") -> tuple[l
 
 
 def shards(request: Request, resize: int | None) -> Stage:
-    """Images that cannot be decoded are left out, and told at the end."""
+    """Images that cannot be read or decoded are left out, and told at the end."""
     out = request.out / "shards"
     arguments = ["discover", str(request.labelled), str(request.unlabelled), str(out), "--on-error", "skip"]
     arguments += [] if request.new is None else ["--new", str(request.new)]
     arguments += [] if request.test is None else ["--test", str(request.test)]
     arguments += [] if resize is None else ["--resize", str(resize)]
+    arguments += ["--name", "named"] if name_fault(request.labelled.resolve().name) else []
     command, environment = alone(*arguments, module="sptnet_shards.make_shards")
-    return Stage("the images as shards", command, environment, lambda: _shards_are_whole(out))
+    advice = "where it names an option, that line by hand takes it, and this command goes on behind it"
+    return Stage("the images as shards", command, environment, lambda: _shards_are_whole(out), advice)
 
 
 def _shards_are_whole(out: Path) -> bool:
@@ -130,7 +133,7 @@ def measured(request: Request, machine: Machine, one_size: bool) -> Stage:
     out = request.out
     files = (str(out / name) for name in (*(f"{stage}.yaml" for stage in request.stages), "measured.json"))
     command, environment = on_all(machine, *files, str(one_size), module="sptnet.discover.measure")
-    advice = "the same steps would not fit in training: more memory, or a smaller --backbone"
+    advice = "the same steps would not fit in training: more memory, or a smaller --backbone with an OUT of its own"
     return Stage("a few steps, measured", command, environment, lambda: False, advice)
 
 
@@ -149,15 +152,18 @@ def checked(request: Request, name: str, machine: Machine) -> Stage:
     """Where a run puts the labelled images, for the comparison of both."""
     out = request.out / "checks" / name
     command, environment = on_all(
-        machine, "predict", str(request.out / name), str(request.out / "shards"), "--out", str(out), *LABELLED
-    )
+        machine, "predict", str(request.out / name), str(request.out / "shards"), "--out", str(out), *LABELLED,
+        "--workers", str(machine.workers),
+    )  # fmt: skip
     return Stage(f"the labelled images, by {name}", command, environment, lambda: _is_checked(request, out, name))
 
 
 def predict(request: Request, machine: Machine) -> Stage:
     """Which image belongs where."""
     out, run = request.out / "sorted", request.out / request.then
-    command, environment = on_all(machine, "predict", str(run), str(request.unlabelled), "--out", str(out))
+    command, environment = on_all(
+        machine, "predict", str(run), str(request.unlabelled), "--out", str(out), "--workers", str(machine.workers)
+    )
     return Stage("which image belongs where", command, environment, lambda: _is_sorted(out, run))
 
 

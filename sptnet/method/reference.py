@@ -17,6 +17,7 @@ from sptnet.method.weights import read_state_dict
 from sptnet.names import PromptKind
 
 FRAME_SIDES = ("pad_up", "pad_down", "pad_left", "pad_right")
+DEEPEST = 256  # blocks
 HEAD_WIDTH = 64  # of every published ViT; not visible in any shape
 
 
@@ -35,6 +36,20 @@ def load_reference(
             does not fit into its patches.
     """
     state = read_state_dict(path)
+    try:
+        return _built(path, state, num_heads, border, train_from_block)
+    except BackboneError:
+        raise
+    except Exception as error:  # timm and torch raise whatever odd shapes break in them
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BackboneError(
+            f"{path} has shapes of no ViT with a DINO head, or num_heads does not fit: {reason}"
+        ) from None
+
+
+def _built(
+    path: str | Path, state: dict[str, Tensor], num_heads: int | None, border: int, train_from_block: int
+) -> tuple[PromptedViT, Prompt | None]:
     if "1.0.cls_token" in state:
         body, head, prompts = "1.0.", "1.1.", {k: v for k, v in state.items() if k.startswith("0.")}
     elif "0.cls_token" in state:
@@ -67,6 +82,8 @@ def _model(
         gain, prototypes = head.pop("last_layer.weight_g"), head.pop("last_layer.weight_v")
     except (KeyError, ValueError) as error:
         raise BackboneError(f"{path} lacks {error} of a ViT with a DINO head") from None
+    if depth > DEEPEST:
+        raise BackboneError(f"{path} has a block {depth - 1}: no published model has more than {DEEPEST}")
     if num_heads is None and width % HEAD_WIDTH:
         raise BackboneError(f"{path} has width {width}, not a multiple of {HEAD_WIDTH}: give num_heads")
     if not torch.all(gain == 1):

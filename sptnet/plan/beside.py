@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from sptnet.errors import visible
 from sptnet.plan.planned import Plan
 from sptnet.plan.ran import Ran, Told
 from sptnet.strategy.base import DTYPES
@@ -105,12 +107,12 @@ def facts(rows: Sequence[Beside]) -> list[dict[str, Any]]:
 def tell_beside(plan: Plan, ran: Ran, console: Console) -> None:
     """Print the plan of a run and what it measured, side by side."""
     cluster, rows = plan.cluster, compare(plan, ran)
-    console.print(
+    told = (
         f"{ran.folder}: {plan.config.method} under {ran.strategy} on {ran.nodes} x {ran.gpus} ranks "
         f"({ran.device or 'an unknown device'}), {ran.precision}, batch {plan.config.data.batch_size}; planned "
-        f"with the rates of {cluster.machine.name}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
+        f"with the rates of {cluster.machine.name}"
+    )
+    console.print(Text(visible(told)), soft_wrap=True)
     table = Table(title="Planned, and measured by the run", title_justify="left")
     for column in ("", "planned", "measured", "off", "promised", ""):
         table.add_column(column, justify="left" if column == "" else "right")

@@ -10,10 +10,11 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, Field
 
 from sptnet.config import Config
+from sptnet.data.format.files import read_regular
 from sptnet.plan.hardware import PlanError
 from sptnet.run.folder import CONFIG, LOG, STEPS, read_config
 from sptnet.run.provenance import STARTS, read_starts
-from sptnet.run.records import DamagedError, records_of, typed
+from sptnet.run.records import LARGEST, DamagedError, records_of, typed
 from sptnet.strategy.connect import Precision, StrategyName
 
 Ranks = Annotated[int, Field(gt=0, lt=10**6)]
@@ -163,7 +164,7 @@ def _intervals(figures: Sequence[_Figures], batch: int) -> Sequence[Told]:
 def _device_of_log(path: Path) -> str | None:
     """The kind of device that the last header of log.txt names, behind `2 x`; None where none does."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular(path, LARGEST).decode("utf-8", "replace").splitlines()
     except OSError:
         return None
     headers = [line.split()[-1] for line in lines if " strategy: " in line]

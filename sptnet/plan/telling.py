@@ -5,7 +5,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from sptnet.errors import visible
 from sptnet.plan.calibrate import Taken
 from sptnet.plan.hardware import SPARE, Machine
 from sptnet.plan.planned import Line, Plan
@@ -66,14 +68,15 @@ def _line_facts(plan: Plan, line: Line, price: float | None) -> dict[str, Any]:
 def tell(plan: Plan, price: float | None, console: Console) -> None:
     """Print a plan."""
     cluster = plan.cluster
-    console.print(
+    told = (
         f"{plan.config.run}: {plan.config.method} on {cluster.nodes} x {cluster.gpus} {cluster.machine.name}, "
         f"{cluster.precision}, batch {plan.config.data.batch_size}; {PLANNED}"
     )
+    console.print(Text(visible(told)))
     console.print(_memory(plan))
     console.print(_time(plan, price))
     for line in _lines(plan):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(Text(visible(line)), soft_wrap=True)
 
 
 def one_line(plan: Plan) -> str:

@@ -45,7 +45,7 @@ def history_of(folder: Path, method: str, config: Config | None, manifest: Manif
         facts.append((f"start {max(0, len(starts) - SHOWN) + number + 1}", _start(start)))
     if starts and (took := _between(starts[0].get("time"), folder)):
         facts.append(("from the first start to the end", took))
-    text = None if config is None else yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    text = None if config is None else yaml.safe_dump(config.told(), sort_keys=False)
     return History(facts, text)
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -30,6 +31,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic asks for it before Python 3.12
 
 from sptnet.data.format.fields import Count, Digest, FileName
+from sptnet.data.format.files import read_regular
 from sptnet.errors import SptnetError, outcome_of_reading
 from sptnet.run.records import DamagedError, read_json
 
@@ -148,7 +150,7 @@ def read_tensors(path: Path, facts: Facts) -> dict[str, Tensor]:
 def _read_part(path: Path, part: Part) -> bytes:
     file = path / part["file"]
     try:
-        encoded = file.read_bytes()
+        encoded = read_regular(file, part["bytes"])
     except OSError as error:
         raise _unreadable(file, error) from None
     if hashlib.sha256(encoded).hexdigest() != part["sha256"]:
@@ -168,5 +170,5 @@ def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     hashed = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hashed.update(tensor.detach().contiguous().numpy().tobytes())
+        hashed.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()

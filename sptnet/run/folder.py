@@ -115,8 +115,28 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         if (folder / CONFIG).exists() and not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder / CONFIG} is no regular file")
-        return load_config(folder / CONFIG, overrides, complete=True)
+        config = load_config(folder / CONFIG, overrides, complete=True)
+        return config if any(map(_names_root, overrides)) else _beside(folder, config)
     except ConfigError as error:
         first, *others = str(error).splitlines()
         more = f", and {len(others)} more mistakes" if others else ""
         raise RunError(f"{folder} is not a run: {first}{more}") from None
+
+
+def _names_root(override: str) -> bool:
+    return override.partition("=")[0].strip() in ("data", "data.root")
+
+
+def _beside(folder: Path, config: Config) -> Config:
+    """The configuration of a run that was moved or copied together with its dataset, or with what it began from."""
+    if not os.path.isabs(config.run) or os.path.abspath(folder) == config.run:
+        return config
+
+    def there(path: str) -> str:
+        if is_url(path) or not os.path.isabs(path) or os.path.exists(path):
+            return path
+        moved = os.path.normpath(folder / os.path.relpath(path, config.run))
+        return moved if os.path.exists(moved) else path
+
+    data = config.data.model_copy(update={"root": there(config.data.root)})
+    return config.model_copy(update={"data": data, "init": config.init and there(config.init)})

@@ -4,36 +4,45 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from sptnet.data.batches import Batch
+from sptnet.method.losses import GCDTerms
 from sptnet.run.metrics_log import MetricsLog
 from sptnet.run.tolerance import NonFiniteGuard, ReplacedSamples
 from sptnet.steps import Flags, Taken
 from sptnet.strategy.readback import Readback
+
+Used = NDArray[np.bool_]
 
 
 class _Pending(NamedTuple):
     batch: Batch
     taken: Taken
     facts: dict[str, Any]
-    flags: Readback
+    told: Readback  # flags, terms and which classes were predicted, one behind the other
     launched: float
 
 
 class Following:
-    """Reads a step's flags when the next step has been launched, and tells guard, counts and log of it.
+    """Reads what a step found when the next one has been launched, and tells guard, counts and log of it.
 
     The flags are the same on every rank, so that all ranks raise, or stop, at the same step.
 
     Args:
-        note: is told of every step when it is over, with the second at which it had been launched.
+        note: is told of every step when it is over, with the second at which it had been launched, and the classes [K]
+            that it predicted.
 
     Attributes:
         stop: whether any rank was asked to stop, as far as steps have been followed.
     """
 
     def __init__(
-        self, guard: NonFiniteGuard, replaced: ReplacedSamples, note: Callable[[Taken, float], None], log: MetricsLog
-    ):
+        self, guard: NonFiniteGuard, replaced: ReplacedSamples, note: Callable[[Taken, float, Used], None],
+        log: MetricsLog,
+    ):  # fmt: skip
         self._guard, self._replaced, self._note, self._log = guard, replaced, note, log
         self.stop = False
         self._pending: _Pending | None = None
@@ -47,7 +56,8 @@ class Following:
         Raises:
             NonFiniteError, DatasetError: of the step before, on all ranks.
         """
-        before, self._pending = self._pending, _Pending(batch, taken, facts, Readback(taken.flags), perf_counter())
+        told = torch.cat([taken.flags, torch.stack(list(taken.terms)), taken.used.to(taken.flags.dtype)])
+        before, self._pending = self._pending, _Pending(batch, taken, facts, Readback(told), perf_counter())
         if before is not None:
             self._learn(before)
 
@@ -58,9 +68,11 @@ class Following:
             self._learn(before)
 
     def _learn(self, step: _Pending) -> None:
-        flags = Flags(*step.flags.read())
+        told, behind = step.told.read(), len(Flags._fields) + len(GCDTerms._fields)
+        flags, terms = Flags(*told[: len(Flags._fields)].tolist()), told[len(Flags._fields) : behind].tolist()
         self._guard.judge(flags, step.taken, step.batch.uids)
         self._replaced.add(int(flags.replaced), step.taken.step)
         self.stop = self.stop or flags.stop > 0
-        self._note(step.taken, step.launched)  # here, not when it was launched: a write tells of the steps in it
-        self._log.step(step.facts | self._replaced.told() | self._guard.told(), step.taken.terms)
+        # here, not when it was launched: a write tells of the steps in it
+        self._note(step.taken, step.launched, told[behind:] > 0)
+        self._log.step(step.facts | self._replaced.told() | self._guard.told(), terms)

@@ -18,9 +18,10 @@ import weakref
 from contextlib import suppress
 from pathlib import Path
 
-from sptnet.data.format.files import write_whole
+from sptnet.data.format.files import read_regular, write_whole
 from sptnet.data.locks import NO_FLOCK
 from sptnet.run.folder import OccupiedError, writing
+from sptnet.run.records import LARGEST
 
 LOCK, LEASE = "run.lock", "run.lease"
 WAY_OUT = "stop it, or choose another folder"
@@ -112,7 +113,7 @@ class RunLock:
 
     def _read(self) -> dict[str, object] | None:
         try:
-            found = json.loads(self._lease.read_text())
+            found = json.loads(read_regular(self._lease, LARGEST))
         except FileNotFoundError:
             return None
         except ValueError:

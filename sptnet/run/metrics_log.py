@@ -5,17 +5,18 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sptnet.config import Config
+from sptnet.errors import visible
 from sptnet.method.losses import GCDTerms
 from sptnet.run.folder import LOG, STEPS, writing
 from sptnet.run.progress import PLAIN_EVERY, Progress
@@ -27,9 +28,9 @@ class MetricsLog:
     """Written by rank 0; on other ranks it does nothing.
 
     Args:
-        config: of the run; a write every `log_every` steps. Losses stay on the device until then.
+        config: of the run; a write every `log_every` steps.
         total_steps, start: length of the run, and the first step to come.
-        figures: what is told of all the steps of a write together, `images_per_s` among it; may ask the device.
+        figures: what is told of all the steps of a write together, `images_per_s` among it.
         trackers: where all of it goes too.
     """
 
@@ -46,7 +47,7 @@ class MetricsLog:
         self.start = start
         self.figures, self.trackers = figures, trackers
         self.console = Console(stderr=True, quiet=not active, soft_wrap=not sys.stderr.isatty())
-        self._pending: list[tuple[dict[str, Any], GCDTerms]] = []
+        self._pending: list[tuple[dict[str, Any], Sequence[float]]] = []
         with writing(self.folder / LOG):
             self._lines = open(self.folder / LOG, "a") if active else None  # noqa: SIM115  (closed by __exit__)
         self._progress = Progress("", active, self.console, say=self._print)
@@ -77,14 +78,14 @@ class MetricsLog:
 
     def summary(self, title: str, facts: dict[str, object]) -> None:
         """The header of a run."""
-        table = Table(title=title, show_header=False, title_justify="left")
+        table = Table(title=Text(visible(title)), show_header=False, title_justify="left")
         for name, value in facts.items():
-            table.add_row(name, str(value))
+            table.add_row(name, Text(visible(str(value))))
         self._print(table)
-        self._note([f"{name}: {value}" for name, value in facts.items()])
+        self._note([visible(f"{name}: {value}") for name, value in facts.items()])
 
-    def step(self, record: dict[str, Any], terms: GCDTerms) -> None:
-        """Note a step; `record` holds what is known without asking the device; nan stands for one that was left out."""
+    def step(self, record: dict[str, Any], terms: Sequence[float]) -> None:
+        """Note a step; `terms` as `GCDTerms` has them, nan where it was left out."""
         if self.active:
             self._pending.append((record, terms))
             if len(self._pending) == self.every:
@@ -100,8 +101,7 @@ class MetricsLog:
             if durable and self.active:
                 self._append([], durable)
             return
-        losses = [torch.stack(list(terms)) for _, terms in self._pending]
-        values = [[v if math.isfinite(v) else None for v in row] for row in (t.tolist() for t in losses)]
+        values = [[v if math.isfinite(v) else None for v in terms] for _, terms in self._pending]
         figures = self.figures()
         records = [
             record | dict(zip(GCDTerms._fields, row, strict=True)) | figures

@@ -24,6 +24,7 @@ from sptnet.config_sections import PromptConfig
 from sptnet.data.format.fields import Count, Digest
 from sptnet.data.format.files import write_whole
 from sptnet.method.families import IMAGENET, Triple
+from sptnet.method.metrics import MAX_CLUSTERS
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.run.checkpoint import checkpoints, digest
@@ -85,7 +86,10 @@ def number_of_classes(folder: Path) -> int:
     """How many classes a run's head has; raises RunError."""
     path = folder / MODEL
     with _reading(path), safe_open(path, "pt") as opened:
-        return int(opened.get_slice("model.head.prototypes").get_shape()[0])
+        shape = opened.get_slice("model.head.prototypes").get_shape()
+    if len(shape) != 2 or shape[1] < 1 or not 0 < shape[0] <= MAX_CLUSTERS:
+        raise RunError(f"{path} is damaged: prototypes of shape {shape} are of no head")
+    return int(shape[0])
 
 
 def how_far(folder: Path) -> str:

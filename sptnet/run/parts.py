@@ -20,6 +20,9 @@ from sptnet.data.format.files import write_whole
 from sptnet.errors import SptnetError, outcome_of_writing
 from sptnet.run.records import DamagedError, read_json
 
+# in such a file: by what path a model was named; which one it is the digests of its parts say, and the one of its head
+# is not in files of earlier versions
+SOURCE, HEAD = "source", "head"
 LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
@@ -64,8 +67,10 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
             found = read_json(path, dict[str, Any])
         except DamagedError as error:
             raise PartsError(f"{path} is damaged ({error}): remove {path.parent}") from None
-    if found != json.loads(json.dumps(says)):
-        odd = [key for key in sorted({*found, *says}) if found.get(key) != says.get(key)]
+    says = json.loads(json.dumps(says))
+    passed_over = HEAD if HEAD in says and HEAD not in found else SOURCE
+    odd = [key for key in sorted({*found, *says} - {passed_over}) if found.get(key) != says.get(key)]
+    if odd:
         shown = ", ".join(f"{key}: {found.get(key)!s:.40} there, {says.get(key)!s:.40} here" for key in odd[:3])
         raise PartsError(f"{path.parent} holds results of something else ({shown}): remove it or choose another folder")
 

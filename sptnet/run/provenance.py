@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 
 from sptnet.config import Config
+from sptnet.data.format.files import read_regular
 from sptnet.data.format.manifest import KINDS, Manifest
 from sptnet.data.order import BatchOrder
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
 from sptnet.run.folder import writing
+from sptnet.run.records import LARGEST
 from sptnet.steps import Learner
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.collectives import rank, world_size
@@ -65,7 +67,7 @@ def _name_of(device: torch.device) -> str:
 def read_starts(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's starts.jsonl, the first start first; what is damaged, or not there, is left out."""
     try:
-        lines = (folder / STARTS).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular(folder / STARTS, LARGEST).decode("utf-8", "replace").splitlines()
     except OSError:
         return []
     found = []

@@ -36,6 +36,11 @@ DECIDING = ("method", "seed", "data.batch_size", "data.streams", "data.window", 
 IRRELEVANT = ("model.weights",)  # a moved file is the same backbone: its digest is compared
 
 
+def decides(key: str) -> bool:
+    """Whether a dotted key of the configuration decides a run's numbers."""
+    return _below(key, DECIDING) and not _below(key, IRRELEVANT)
+
+
 def numbers_of(config: Config, manifest: Manifest, statistics: Statistics) -> dict[str, Any]:
     """Everything that decides the numbers of a run, by dotted key; another strategy or world size does not,
     but for `loss.scope: local`, see `facts_to_continue`.
@@ -44,7 +49,7 @@ def numbers_of(config: Config, manifest: Manifest, statistics: Statistics) -> di
         statistics: by which its model's images are normalised; what is not said is ImageNet's.
     """
     keys = {key: list(value) if isinstance(value, tuple) else value for key, value in flat(config.model_dump())}
-    chosen = {k: v for k, v in keys.items() if _below(k, DECIDING) and not _below(k, IRRELEVANT)}
+    chosen = {k: v for k, v in keys.items() if decides(k)}
     if statistics != IMAGENET:
         chosen |= {"model.mean": list(statistics[0]), "model.std": list(statistics[1])}
     return chosen | {"data.digest": manifest.digest()}
@@ -160,6 +165,7 @@ def restore(path: Path, facts: Facts, learner: Learner) -> None:
         CheckpointError: it is damaged, or of another model.
     """
     _, tensors = _on_all_ranks(lambda: (facts, read_tensors(path, facts)), learner.strategy.device)
+    _check_shapes(path, learner, tensors)
     try:
         learner.strategy.load_trained_state(tensors)
         if learner.prompt is not None:
@@ -167,7 +173,7 @@ def restore(path: Path, facts: Facts, learner: Learner) -> None:
         if (scaler := learner.strategy.scaler) is not None and "loss_scale" in facts.counters:
             scaling = {
                 "scale": facts.counters["loss_scale"],
-                "_growth_tracker": int(facts.counters.get("steps_at_scale", 0)),
+                "_growth_tracker": int(facts.counters.get("steps_at_scale", 0)) * learner.strategy.scaled_per_step,
             }
             scaler.load_state_dict({**scaler.state_dict(), **scaling})
     except KeyError as error:
@@ -201,6 +207,22 @@ def _on_all_ranks(
             dist.broadcast(sent, 0)
             tensors[name] = sent.cpu()
     return told[0], tensors
+
+
+def _check_shapes(path: Path, learner: Learner, tensors: dict[str, torch.Tensor]) -> None:
+    """Before anything is put back: `resume.allow` may let another model through. Raises CheckpointError."""
+    named = {f"model.{name}": (f"optimizer.{name}.", p) for name, p in learner.strategy.trained()}
+    if learner.prompt is not None:
+        named |= {f"prompt.{name}": (f"prompt_optimizer.{name}.", p) for name, p in learner.prompt.named_parameters()}
+    for name, (prefix, parameter) in named.items():
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves an empty tensor
+        for key, value in tensors.items():
+            of_optimizer = key.startswith(prefix) and value.ndim > 0
+            if (key == name or of_optimizer) and tuple(value.shape) != shape:
+                raise CheckpointError(
+                    f"{path} has {key} of shape {list(value.shape)}, and this run's is {list(shape)}: it is of another "
+                    "model, which resume.allow cannot mend; start anew with resume=none"
+                )
 
 
 def _restore_prompt(learner: Learner, tensors: dict[str, torch.Tensor]) -> None:

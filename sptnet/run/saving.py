@@ -85,7 +85,8 @@ class Saver:
         }
         if strategy.scaler is not None:
             scaling = strategy.scaler.state_dict()
-            counters = counters | {"loss_scale": scaling["scale"], "steps_at_scale": scaling["_growth_tracker"]}
+            steps = scaling["_growth_tracker"] // strategy.scaled_per_step
+            counters = counters | {"loss_scale": scaling["scale"], "steps_at_scale": steps}
         if self._writer is not None:
             facts = Facts(step, self.numbers, self.backbone, written_by, counters)
             self._writer.begin(facts, tensors)

@@ -11,6 +11,7 @@ from sptnet.errors import SptnetError
 from sptnet.steps import Flags, Taken
 from sptnet.strategy.collectives import gather_packed, rank
 
+LONGEST_SEARCH = 50  # steps: from 2^16 a scale has come to nothing long before
 log = logging.getLogger(__name__)
 
 
@@ -29,11 +30,12 @@ class NonFiniteGuard:
     Attributes:
         skipped: steps left out since the run began.
         faulty: those of them that were no search of fp16 for its loss scale.
+        in_a_row: the model steps of that search since the last one that was taken.
     """
 
     def __init__(self, config: Config, scaled: bool = False):
         self.skip, self.limit, self.scaled = config.on_nonfinite == "skip", config.skip_limit, scaled
-        self.skipped = self.faulty = 0
+        self.skipped = self.faulty = self.in_a_row = 0
 
     def told(self) -> dict[str, object]:
         """What metrics.jsonl tells of it: `skipped_steps`, once there are any."""
@@ -50,9 +52,16 @@ class NonFiniteGuard:
                 whose outputs were not finite, and their images (all images, if it was the loss or the gradient).
         """
         if not flags.left_out:
+            self.in_a_row = 0 if taken.phase == "model" else self.in_a_row
             return
         self.skipped += 1
         if self.scaled and taken.phase == "model" and not flags.faults:
+            self.in_a_row += 1
+            if self.in_a_row > LONGEST_SEARCH:
+                raise NonFiniteError(
+                    f"no loss scale of fp16 was found: {self.in_a_row} model steps in a row were left out, the last is "
+                    f"step {taken.step}; lower the learning rate, or use bf16"
+                )
             return
         self.faulty += 1
         # a launcher ends the others as soon as one rank has ended: whichever is left to tell must know all

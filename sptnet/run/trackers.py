@@ -45,7 +45,7 @@ class Trackers:
             try:
                 tracker = _tracker(name, Path(config.run), start)
                 tracker.start()
-                tracker.store_init_configuration({key: _plain(v) for key, v in flat(config.model_dump(mode="json"))})
+                tracker.store_init_configuration({key: _plain(v) for key, v in flat(config.told())})
             except Exception as error:  # trackers have no error class in common
                 raise ConfigError(f"trackers: {name} does not start: {_one_line(error)}") from error
             self._trackers.append(tracker)

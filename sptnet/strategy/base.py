@@ -102,6 +102,11 @@ class Strategy(ABC):
         """The loss scaler of fp16; None in every other precision."""
 
     @property
+    def scaled_per_step(self) -> int:
+        """How often the loss scaler counts a step."""
+        return 1
+
+    @property
     def prompt_loss_scale(self) -> float:
         """Factor on the loss of the prompt phase: fp16 would lose small gradients on their way to the pixels."""
         return FP16_SCALE if self.launch.precision == "fp16" else 1.0
@@ -147,6 +152,9 @@ class Strategy(ABC):
         eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with self.autocast(), eager:
             return cast(Outputs, self.module(images, prompt))
+
+    def settle(self) -> None:  # noqa: B027  (most have nothing to do)
+        """Before the first step of a process: be as one is that has taken some; all ranks call it."""
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name and parameter of what the model phase trains."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+from torch import distributed as dist
+from torch.distributed import ProcessGroup, distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -132,6 +134,8 @@ def _world_size() -> int:
             f"WORLD_SIZE is {size}, but a launcher's other variables (RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) are "
             "not all set: start with accelerate launch, or unset WORLD_SIZE"
         )
+    if "LOCAL_RANK" in os.environ:
+        _check_ranks(size)
     # accelerate's launcher for one process sets these two, and no rank, when it is asked for more
     if "RANK" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys():
         raise StrategyError(
@@ -139,6 +143,18 @@ def _world_size() -> int:
             "(launch/single.yaml): use launch/ddp.yaml, or --num_processes 1"
         )
     return size
+
+
+def _check_ranks(size: int) -> None:
+    """Raise StrategyError for variables that no launcher sets so: one of another launcher, left in a shell."""
+    limits = {"RANK": size, "LOCAL_RANK": size, "MASTER_PORT": 2**16}
+    for name, limit in limits.items():
+        text = os.environ.get(name, "")
+        if not (text.isascii() and text.isdigit() and int(text[:9]) < limit):
+            raise StrategyError(
+                f"the environment's {name} is {text!r:.40}, beside LOCAL_RANK and {size} processes: start with "
+                "accelerate launch, or unset LOCAL_RANK, RANK and WORLD_SIZE"
+            )
 
 
 def _positive(name: str, default: str) -> int:
@@ -276,6 +292,7 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
         keep_freed_memory()
     if zero and not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # accelerate takes a GPU for DeepSpeed where it finds one
         _leave_uncompiled()
     # FSDPStrategy makes its own mesh; accelerate would make another, and on GPUs only
     os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", None)
@@ -288,6 +305,16 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
     )
     _check(launch, accelerator)
     return accelerator, launch
+
+
+def limit_waiting(groups: Iterable[ProcessGroup]) -> None:
+    """Give groups the time limit of the whole one: torch gives those that are made later its own."""
+    whole = distributed_c10d._get_default_group()
+    limit = whole._get_backend(whole._device_types[0]).options._timeout
+    # its name from torch 2.14 on, and the one before
+    set_timeout = dist.set_timeout if hasattr(dist, "set_timeout") else distributed_c10d._set_pg_timeout
+    for group in groups:
+        set_timeout(limit, group)
 
 
 def _leave_uncompiled() -> None:

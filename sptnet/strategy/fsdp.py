@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from sptnet.config_sections import FrozenBlocks
 from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import DTYPES, TorchStrategy, make_momentum
-from sptnet.strategy.connect import LaunchSettings
+from sptnet.strategy.connect import LaunchSettings, limit_waiting
 from sptnet.strategy.frozen import Frozen, frozen_bytes, least_memory, matrices, place_frozen
 
 
@@ -48,7 +48,8 @@ class FSDPStrategy(TorchStrategy):
         super().__init__(accelerator, launch)
         model.to(self.device)
         self.frozen = place_frozen(frozen_blocks, frozen_bytes(model), least_memory(self.device))
-        self._gathered = self._shard(model, _mesh(self.device.type, launch))
+        self._mesh = _mesh(self.device.type, launch)
+        self._gathered = self._shard(model, self._mesh)
         self.module = self._wrapped = model
         self._optimizer = optimizer_of(model)
         # the optimizer sees this rank's shards as plain tensors: fused kernels know no DTensor of SGD, and of AdamW
@@ -97,6 +98,9 @@ class FSDPStrategy(TorchStrategy):
     def full_state(self) -> dict[str, Tensor]:
         self._reshard()
         return super().full_state()
+
+    def settle(self) -> None:
+        limit_waiting(self._mesh.get_group(dimension) for dimension in range(self._mesh.ndim))
 
     def _reshard(self) -> None:
         """Put the shards back: a forward pass without a backward one, as in an evaluation, leaves whole weights."""

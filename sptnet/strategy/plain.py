@@ -30,6 +30,21 @@ class PlainStrategy(TorchStrategy):
         self._optimizer = optimizer_of(self.module)
         make_momentum(self._optimizer, (p for _, p in self.trained()))
 
+    def settle(self) -> None:
+        """Let DDP see the order in which gradients come, by a pass of no consequence.
+
+        It makes its buckets anew behind the first backward pass of a process, and a ring of three or more adds up the
+        ranks in an order that depends on the place in a bucket: the first step behind an interruption would be rounded
+        otherwise than the same step of a run that was not interrupted (torch/nn/parallel/distributed.py, `Reducer`).
+        """
+        if not isinstance(self._wrapped, DistributedDataParallel):
+            return
+        size = self.module.image_size
+        with torch.compiler.set_stance("force_eager"):
+            outputs = self.forward_model_phase(torch.zeros(1, 3, size, size, device=self.device), None, False)
+            (0.0 * (outputs.projections.sum() + outputs.logits.sum())).backward()
+        self._optimizer.zero_grad()
+
     @contextmanager
     def _reducing(self, last: bool) -> Iterator[None]:
         if last or not isinstance(self._wrapped, DistributedDataParallel):

@@ -1,6 +1,9 @@
 """What the host learns of a step, without waiting for it: read when the next step is under way."""
 
+from typing import Any
+
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -20,8 +23,8 @@ class Readback:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> list[float]:
+    def read(self) -> NDArray[Any]:
         """The values; waits for the step that they are of, and for none after it."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return [float(value) for value in self._host.numpy()]
+        return self._host.numpy()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sptnet.method.model import Outputs, PromptedViT
 from sptnet.strategy.base import FP16_SCALE, Strategy, left_out_where, make_momentum, not_finite
-from sptnet.strategy.connect import LaunchSettings
+from sptnet.strategy.connect import LaunchSettings, limit_waiting
 
 
 class ZeroStrategy(Strategy):
@@ -40,16 +40,29 @@ class ZeroStrategy(Strategy):
         self._wrapped = self._engine
         self.module = cast(PromptedViT, self._engine.module)
         if self.scaler is not None:
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": FP16_SCALE})
+            state = self.scaler.state_dict()
+            interval = state["growth_interval"] * self.scaled_per_step
+            self.scaler.load_state_dict({**state, "scale": FP16_SCALE, "growth_interval": interval})
         optimizer = self._engine.optimizer
         of_stage = (
             optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
         )
         make_momentum(self._torch_optimizer, of_stage)
 
+    def settle(self) -> None:
+        from deepspeed.utils.groups import _clone_world_group
+
+        limit_waiting([_clone_world_group()])  # in which DeepSpeed gathers and reduces
+
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
         return cast("torch.amp.GradScaler | None", self._engine.optimizer.torch_autocast_gradscaler)
+
+    @property
+    def scaled_per_step(self) -> int:
+        # DeepSpeed steps, and updates the scaler, for every group of parameters (deepspeed 0.19.8, `_optimizer_step`)
+        optimizer = self._engine.optimizer
+        return len(optimizer.fp16_groups if self.stage == 3 else optimizer.bit16_groups)
 
     @property
     def stage(self) -> int:
@@ -85,10 +98,21 @@ class ZeroStrategy(Strategy):
             if gradients:
                 torch._foreach_add_(gradients, torch.where(found > 0, torch.inf, 0.0).to(gradients[0].dtype))
             self._engine.step()
+            if self.stage == 3 and self._engine.optimizer.overflow:
+                self._lower_scale()
             return found
         with left_out_where(found, self._torch_optimizer):
             self._engine.step()
         return found
+
+    def _lower_scale(self) -> None:
+        """Stage 3 leaves a step that overflowed before it tells the scaler (deepspeed 0.19.8, `stage3.py`, `step`).
+
+        Without it the scale stays where it is, and every step after it is left out too.
+        """
+        assert self.scaler is not None
+        state = self.scaler.state_dict()
+        self.scaler.load_state_dict({**state, "scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0})
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.runtime.zero import GatheredParameters
@@ -181,6 +205,8 @@ def _settings(launch: LaunchSettings, images_per_rank: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,  # SGD, and AdamW as torch has it
+        # its throughput timer waits for the whole device in every forward and step (deepspeed 0.19.8, utils/timer.py)
+        "timers": {"throughput": {"enabled": False}},
     }
     if dtype is not None:
         # no module whose gradients may travel in half precision: sums over ranks are in float32, as under DDP

@@ -225,8 +225,8 @@ def test_s3(digits, sound, tmp_path, monkeypatch):
 
 
 def test_a_protocol_without_its_package_is_one_line(tmp_path):
-    with pytest.raises(DatasetError, match=r"gopher://somewhere cannot be read: .*'\.\[remote\]'"):
-        data_of("gopher://somewhere", tmp_path)
+    with pytest.raises(DatasetError, match=r"oss://somewhere cannot be read: .*'\.\[remote\]'"):
+        data_of("oss://somewhere", tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(server, tmp_path):

@@ -1,6 +1,7 @@
 """What a journey notices of the files that it begins with."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sptnet.discover import choices
 from sptnet.discover.children import Children, StoppedError
 from sptnet.discover.choices import LARGE_IMAGE, choices_of
 from sptnet.discover.request import Request
@@ -50,13 +52,37 @@ def test_files_that_are_passed_over_are_told_with_their_numbers_at_every_start(t
         (tmp_path / "pile" / name).write_bytes(b"x")
     assert "1 without one, 1 .avif, 2 .heic. Images are .bmp" in chosen(request)["left_out"]
     kept = (request.out / "plan.json").read_bytes()
+    (request.out / "shards").mkdir()
+    (request.out / "shards" / "conversion.json").touch()
     (tmp_path / "pile" / "4.heic").write_bytes(b"x")  # looked at once
     assert "2 .heic" in chosen(request)["left_out"]
     assert (request.out / "plan.json").read_bytes() == kept
 
 
+def test_files_are_looked_at_again_until_they_are_converted(tmp_path):
+    request = request_of(tmp_path)
+    (tmp_path / "pile" / "1.heic").write_bytes(b"x")
+    assert "1 .heic" in chosen(request)["left_out"]
+    (tmp_path / "pile" / "1.heic").unlink()
+    assert chosen(request)["left_out"] is None
+
+
+def test_sizes_are_of_files_from_everywhere(tmp_path, monkeypatch):
+    """Not of those that come first by their names."""
+    monkeypatch.setattr(choices, "SAMPLED", 20)
+    request = request_of(tmp_path)
+    for number in range(60):
+        (tmp_path / "pile" / f"a{number}.jpg").write_bytes(b"x")
+        (tmp_path / "pile" / f"z{number}.jpg").touch()
+        os.truncate(tmp_path / "pile" / f"z{number}.jpg", 4 * LARGE_IMAGE)
+    first, again = chosen(request)["resize"], chosen(request)["resize"]
+    assert (first, again) == (256, 256)
+
+
 def test_a_plan_of_before_has_nothing_to_tell(tmp_path):
     request = request_of(tmp_path)
+    (request.out / "shards").mkdir()
+    (request.out / "shards" / "conversion.json").touch()
     (request.out / "plan.json").write_text(json.dumps({"precision": "no", "resize": None}))
     assert "left_out" not in chosen(request)
 

@@ -12,7 +12,7 @@ from sptnet.data.format.manifest import read_manifest
 from sptnet.discover.kept import plan_of
 from sptnet.discover.measure import Bench
 from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for
-from sptnet.discover.recipe import Batches, write_stage
+from sptnet.discover.recipe import batches_of, write_stage
 from sptnet.discover.request import Request
 from sptnet.discover.stages import Machine, checked
 
@@ -146,7 +146,7 @@ def made_for(length, size):
 
 
 def test_a_stage_is_a_file_that_inherits_the_recipe(digits, tmp_path):
-    dealt = Batches(read_manifest(digits), (128, 4), 3)
+    dealt = batches_of(read_manifest(digits), (128, 4), 3)
     assert (dealt.size, dealt.streams, dealt.steps_per_epoch) == (120, 4, 1438 // 120)  # dealt to 3 processes too
     made = made_for(Length(50, 5), 112)
     first, second = (write_stage(name, request_for(tmp_path), 7, 2, dealt, made) for name in ("simgcd", "sptnet"))
@@ -168,7 +168,7 @@ def test_a_stage_is_a_file_that_inherits_the_recipe(digits, tmp_path):
 
 
 def test_simgcd_goes_on_with_fresh_views_and_what_the_model_of_sptnet_has(digits, tmp_path):
-    request, dealt = request_for(tmp_path, then="continued"), Batches(read_manifest(digits), (128, 4), 1)
+    request, dealt = request_for(tmp_path, then="continued"), batches_of(read_manifest(digits), (128, 4), 1)
     assert request.stages == ("simgcd", "continued")
     _, config = (write_stage(name, request, 7, 2, dealt, made_for(Length(50, 5), 112)) for name in request.stages)
     recipe = load_config("photographs_sptnet", ["run=x", "data.root=x"])
@@ -182,7 +182,7 @@ def test_simgcd_goes_on_with_fresh_views_and_what_the_model_of_sptnet_has(digits
 
 def test_what_the_user_says_wins(digits, tmp_path):
     overrides = ("schedule.epochs=3", "prompts.lr=7", "seed=5", "model.image_size=28", "prompts.kind=shared")
-    dealt = Batches(read_manifest(digits), (128, 4), 1)
+    dealt = batches_of(read_manifest(digits), (128, 4), 1)
     made = made_for(Length(3, 3), 28)
     first, second = (
         write_stage(name, request_for(tmp_path, *overrides), 7, 2, dealt, made) for name in ("simgcd", "sptnet")
@@ -203,5 +203,5 @@ def test_few_images_are_dealt_too(tmp_path, digits):
         def samples(self, kind):
             return few[kind]
 
-    dealt = Batches(Few(), (128, 4), 1)
+    dealt = batches_of(Few(), (128, 4), 1)
     assert (dealt.size, dealt.streams, dealt.steps_per_epoch) == (12, 3, 2)

@@ -12,7 +12,7 @@ from sptnet.config_file import load_config
 from sptnet.data.format.files import LARGEST_IMAGE
 from sptnet.data.format.manifest import read_manifest
 from sptnet.data.format.paths import parse_paths, paths_name
-from sptnet.discover.recipe import Batches
+from sptnet.discover.recipe import batches_of
 
 FOLDER = {
     "FIFO": lambda path: os.mkfifo(path), "device": lambda path: path.symlink_to("/dev/zero"),
@@ -131,7 +131,7 @@ def test_a_shard_without_an_image_is_no_stream(tmp_path):
     assert main([*sharded[:2], str(tmp_path / "again"), *sharded[3:]]) == 0
     manifest = read_manifest(tmp_path / "again")
     assert manifest.of_kind("labelled").samples.tolist().count(0) == 1
-    assert Batches(manifest, (8, 4), 1).streams == 3
+    assert batches_of(manifest, (8, 4), 1).streams == 3
     with pytest.raises(ConfigError, match="has 3 labelled images: use at most 3"):
         build_data(load_config("quickstart", [f"data.root={tmp_path / 'again'}", *config]))
 

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sptnet.plan.work import Work
 
 ASKING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "aten.equal", "unique", "lift_fresh")
+UNSEEN = ("tolist", "cpu", "numpy")
 
 
 class Counting(TorchDispatchMode):
@@ -24,6 +25,25 @@ class Counting(TorchDispatchMode):
     @property
     def collectives(self):
         return self.work.calls
+
+    def __enter__(self):
+        # those that torch does without dispatching on a CPU, where they wait for nothing
+        self._before = {name: getattr(torch.Tensor, name) for name in UNSEEN}
+        for name, does in self._before.items():
+            setattr(torch.Tensor, name, self._counted(name, does))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        for name, does in self._before.items():
+            setattr(torch.Tensor, name, does)
+        return super().__exit__(*error)
+
+    def _counted(self, name, does):
+        def counted(tensor, *args, **kwargs):
+            self.reads[name] += 1
+            return does(tensor, *args, **kwargs)
+
+        return counted
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)

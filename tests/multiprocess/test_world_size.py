@@ -158,6 +158,11 @@ ADDED = {
 }
 
 
+def _whole(kind: str, overrides: list[str]) -> str:
+    """Of which world a world in pieces has the gradients."""
+    return "fsdp2, sharded" if "memory.frozen_blocks=sharded" in overrides else kind
+
+
 @pytest.mark.parametrize("world", ["one", *worlds(half=False)])
 def test_a_step_has_few_collectives_and_asks_the_device_nothing(told, world):
     strategy, processes, _, _, overrides = WORLDS[world]
@@ -174,6 +179,9 @@ def test_a_step_has_few_collectives_and_asks_the_device_nothing(told, world):
         else:  # weights are gathered, and gradients reduced and scattered, block by block
             own = {"hsdp": 3, "zero3": 2, "zero2": 2}.get(strategy, 0) if phase == "model" else 0
             assert cost["collectives"]["allreduce"] <= OURS["allreduce"] + own
+            if kind.startswith("fsdp2"):  # in pieces too gradients are reduced once
+                scattered = OURS["reducescatter"] + ADDED[_whole(kind, overrides)][phase].get("reducescatter", 0)
+                assert cost["collectives"]["reducescatter"] == scattered
 
 
 @pytest.mark.parametrize("world", worlds(half=False))
@@ -190,7 +198,10 @@ def test_counting_sees_what_makes_the_host_wait():
         values = torch.arange(4)
         assert values[values > 1].sum().item() == 5
         torch.tensor([1.0])
-    assert len(counted.reads) == 3
+        assert values.tolist() == [0, 1, 2, 3]
+        values.cpu().numpy()
+    assert len(counted.reads) == 6
+    assert values.tolist() == [0, 1, 2, 3]  # as before
 
 
 @pytest.fixture(scope="module")

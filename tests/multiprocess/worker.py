@@ -60,6 +60,8 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
         uids.append(gather_packed([batch.uids])[0].flatten().tolist())
 
     costs = costs_of_a_step(learner, batch)
+    if precision == "fp16":
+        assert_that_an_overflow_lowers_the_scale(learner, batch)
     assert_nothing_but_finite_steps(learner, batch)
     results, parts = evaluate(learner.strategy, prompt, config, store)
     # one rank loses its last prediction; another rank, or the same one, sends its first one twice
@@ -124,6 +126,22 @@ def assert_nothing_but_finite_steps(learner, batch) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     views[0, 0, 0, 0, 0] = 0.0
     assert learner.step(step, views, batch.targets, None).terms.total.isfinite()
+
+
+def assert_that_an_overflow_lowers_the_scale(learner, batch) -> None:
+    """A scale that is far too large comes down, and then steps are taken again."""
+    scaler = learner.strategy.scaler
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**45})
+    left_out = 0
+    for step in range(FIRST + STEPS, FIRST + STEPS + 120):
+        if learner.schedule.phase(step) != "model":
+            continue
+        views = normalise(batch.views, learner.strategy.module.statistics)[: learner.views_at(step)]
+        if not Flags(*Readback(learner.step(step, views, batch.targets, None).flags).read()).left_out:
+            break
+        left_out += 1
+    assert 0 < left_out < 50
+    assert scaler.state_dict()["scale"] < 2.0**40
 
 
 def costs_of_a_step(learner, batch) -> dict:

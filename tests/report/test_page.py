@@ -305,6 +305,10 @@ def test_mistakes_are_one_line(evaluated, tmp_path, capsys):
         assert told in told_of(tmp_path / "p.html")
     (run / "predictions.npz").write_bytes(good[:100])
     assert "is damaged" in told_of(tmp_path / "p.html")
+    begin = good.index(b"unlabelled_uid.npy") + 48  # behind the name: inside of what is compressed
+    for at in range(begin, begin + 40, 4):
+        (run / "predictions.npz").write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        assert "is damaged" in told_of(tmp_path / "p.html")
     (run / "predictions.npz").unlink()
     assert "is not there: `sptnet eval" in told_of(tmp_path / "p.html")
     assert not (tmp_path / "p.html").exists()

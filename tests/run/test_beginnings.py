@@ -9,7 +9,9 @@ import yaml
 from launching import ROOT
 from safetensors.torch import load_file
 
+from sptnet.build import build_untrained
 from sptnet.cli import main
+from sptnet.config_file import load_config
 from sptnet.method.reference import load_reference
 from sptnet.run.checkpoint import checkpoints
 
@@ -66,3 +68,14 @@ def test_what_the_authors_trained_for_something_else_is_refused(reference, digit
     settings = [f"init={reference('reference_sptnet.pt')}", f"run={tmp_path / 'run'}", f"data.root={digits}"]
     assert main(["train", f"{ROOT}/configs/quickstart.yaml", *settings, *REFERENCE_MODEL, other]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_prompts_begin_as_the_configuration_says():
+    def begun(*settings):
+        config = load_config("quickstart", ["init=null", *settings])
+        return build_untrained(config, 5, 5)[1].state_dict()
+
+    zero, whole, tenth = begun("prompts.init=zero"), begun(), begun("prompts.init_scale=0.1")
+    assert all(not value.any() for value in zero.values())
+    assert all(0.8 < float(value.std()) < 1.2 for value in whole.values())
+    assert all(torch.allclose(tenth[name], 0.1 * value) for name, value in whole.items())

@@ -35,9 +35,38 @@ BOOT, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
+PASSWORD, IN_BRACKETS = re.compile(r"://[^/@\s]*:[^/@\s]*@"), re.compile(r"\[[0-9A-Fa-f:.]*\]")  # an IPv6 address
+# where a dataset may be, of all that fsspec has
+PROTOCOLS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "hf", "http", "https", "hdfs", "webhdfs", "sftp",
+             "ssh", "file", "memory")  # fmt: skip
+
+
 def is_url(text: str) -> bool:
     """Whether a place is behind a URL, and not on a disk."""
     return "://" in text
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError for a URL that nobody should be led to by a file from elsewhere; the message says why.
+
+    fsspec's other filesystems open files inside of files, by rules that the URL's options bring along, and some of its
+    versions have executed those.
+    """
+    protocol, _, rest = url.partition("://")
+    if "::" in IN_BRACKETS.sub("", url):
+        raise ValueError("joins several places by ::, which is not followed")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"is behind {protocol}://, where no dataset is looked for: use {', '.join(PROTOCOLS)}")
+    if "@" in (place := rest.partition("/")[0]) and ":" in place.rpartition("@")[0]:
+        raise ValueError(
+            "has a password in it, which would be written wherever the place is told: leave it to fsspec's own "
+            "settings or the environment"
+        )
+
+
+def without_password(text: str) -> str:
+    """A URL, or what one is in, as it may be told."""
+    return PASSWORD.sub("://...@", text)
 
 
 def local(text: str) -> Path:

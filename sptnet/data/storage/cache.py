@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,13 +49,35 @@ class NodeCache:
         folder: on a disk of the node.
         limit: bytes that the files may take together, those being fetched too; no file may be larger. Open ones that
             left keep their room until they are closed, which their readers do within a second of reading on.
+
+    Raises:
+        DatasetError: the folder belongs to another user, or anybody may write into it.
     """
 
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder.expanduser(), limit
         self._ahead = FetchAhead(FETCHES)
+        self._check_owner()
         if shared := network_file_system(self.folder):
             log.warning("the cache %s lies on %s, not on the node's own disk: set data.remote.cache", folder, shared)
+
+    def _check_owner(self) -> None:
+        """What is in the folder is believed: raise DatasetError where somebody else has made it."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            told = os.stat(self.folder)
+            owners = {told.st_uid, os.lstat(self.folder).st_uid}
+        except OSError:
+            return  # `open` says why it cannot be used
+        if told.st_mode & stat.S_IWOTH:
+            raise DatasetError(
+                f"anybody may write into the cache {self.folder}, and what is in it is believed: set data.remote.cache "
+                f"to a folder of your own, {self.folder / 'sptnet'} for example"
+            )
+        if os.geteuid() != 0 and owners - {os.geteuid(), 0}:
+            raise DatasetError(
+                f"the cache {self.folder} belongs to another user, who may put anything into it: set data.remote.cache"
+            )
 
     def open(self, sha256: str, size: int, fetch: Fetch) -> int:
         """A descriptor of the file with this content, fetched if need be: `fetch(check, path)` writes it to `path`.

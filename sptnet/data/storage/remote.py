@@ -15,6 +15,7 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import Callback
 
+from sptnet.data.format.files import check_url, without_password
 from sptnet.data.format.manifest import DatasetError, UnreachableError
 from sptnet.errors import visible
 
@@ -35,13 +36,20 @@ class Remote:
     """A folder behind a URL.
 
     Args:
-        url: s3://bucket/folder, https://host/folder, gs://..., whatever fsspec has a filesystem for.
+        url: s3://bucket/folder, https://host/folder, gs://..., see `check_url`.
         attempts: how often a file is tried before it is given up.
         timeout_s: how long a connection may go without a byte, where the protocol lets us say so (http, s3).
         options: further arguments of the fsspec filesystem, e.g. {"anon": True}.
+
+    Raises:
+        DatasetError: another kind of URL.
     """
 
     def __init__(self, url: str, attempts: int, timeout_s: float, options: dict[str, Any]):
+        try:
+            check_url(url)
+        except ValueError as error:
+            raise DatasetError(f"{without_password(url)} {error}") from None
         self.url, self.attempts = url.rstrip("/"), attempts
         self._protocol = url.partition("://")[0]
         self._sends_parts: bool | None = None
@@ -57,7 +65,7 @@ class Remote:
             if self._protocol in ("s3", "s3a"):
                 filesystem.retries = 1  # its own, above those of botocore: five times five connections for one attempt
             return filesystem
-        except (ImportError, ValueError, TypeError, OSError) as error:  # whatever a backend makes of its arguments
+        except Exception as error:  # whatever a backend makes of its arguments
             raise DatasetError(
                 f"{self.url} cannot be read: {error} (in the checkout: pip install -c constraints.txt -e '.[remote]')"
             ) from None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cached import STEPS, arguments, content, folder_in
 from filelock import FileLock
 from forked import Forked, ran
 from launching import ENVIRONMENT, ROOT, losses
@@ -25,51 +26,6 @@ from sptnet.data.cache_room import InUse, make_room
 from sptnet.data.tokens import FINGERPRINT
 from sptnet.run.checkpoint import checkpoints, read_facts
 from sptnet.run.saving import Saver
-
-# 11 steps per epoch; a frozen block before the one that is trained
-SMALL = ["schedule.epochs=4", "data.batch_size=128", "data.views=3", "data.workers=0", "evaluate.every=2",
-         "checkpoint.every=4", "log_every=1", "optimizer.name=sgd", "optimizer.lr=0.05", "model.train_from_block=-1",
-         "model.backbone_options={patch_size: 6, embed_dim: 48, depth: 2, num_heads: 3}", "trackers=[]"]  # fmt: skip
-STEPS = 44
-
-
-def arguments(run, data, cache, *extra):
-    settings = [f"run={run}", f"data.root={data}", f"trunk_cache={cache}", *SMALL, *extra]
-    return ["train", f"{ROOT}/configs/quickstart_simgcd.yaml", *settings]
-
-
-def folder_in(cache):
-    (folder,) = (path for path in cache.iterdir() if path.is_dir())
-    return folder
-
-
-def content(cache):
-    """Names and bytes of the parts of the one folder of a cache."""
-    folder = folder_in(cache)
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*-0*")) if path.suffix != ".lock"}
-
-
-@pytest.fixture(scope="module")
-def uncached(digits, tmp_path_factory):
-    """`uncached(type)`: the losses of a run through the trunk."""
-    found = {}
-
-    def of(kind):
-        if kind not in found:
-            run = tmp_path_factory.mktemp("uncached") / "run"
-            assert main(arguments(run, digits, "off", f"data.tokens={kind}")) == 0
-            found[kind] = losses(run, STEPS)
-        return found[kind]
-
-    return of
-
-
-@pytest.fixture(scope="module")
-def made(digits, tmp_path_factory):
-    """The folder of a cache, made by a run on one process, and the run."""
-    folder = tmp_path_factory.mktemp("made")
-    assert main(arguments(folder / "run", digits, folder / "cache", "data.tokens=float32")) == 0
-    return folder
 
 
 @pytest.mark.parametrize(("kind", "near"), [("float32", 1e-5), ("float16", 2e-3)])
