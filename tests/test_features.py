@@ -82,6 +82,18 @@ def test_half_precision_is_half_as_large_and_near(digits, untrained, made, tmp_p
     assert half.parts[0].path.stat().st_size < 0.6 * whole.parts[0].path.stat().st_size
 
 
+def test_they_go_on_by_another_path_to_the_same_model(digits, untrained, tmp_path, monkeypatch):
+    out = tmp_path / "f"
+    assert main(["features", str(digits), "--out", str(out), "--run", str(untrained)]) == 0
+    part = min(out.glob("unlabelled-*.safetensors"))
+    whole = part.read_bytes()
+    part.unlink()
+    monkeypatch.chdir(untrained.parent)
+    assert main(["features", str(digits), "--out", str(out), "--run", untrained.name]) == 0
+    assert part.read_bytes() == whole
+    assert len(FeatureFolder(out, LocalStore(digits).manifest).split("unlabelled").uids) == 1072
+
+
 def test_other_weights_are_never_served_what_is_there(digits, untrained, made, tmp_path, capsys):
     out = tmp_path / "f"
     shutil.copytree(made, out)

@@ -16,6 +16,8 @@ import yaml
 from forked import Forked, ran
 from launching import ROOT, contents
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import sptnet
 from sptnet.cli import main
@@ -276,6 +278,21 @@ def test_images_that_came_since_are_told_of(untrained, pile, tmp_path, monkeypat
     shutil.rmtree(some)  # and where they are gone nothing is compared
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 0
+
+
+def test_another_head_over_the_same_backbone_is_another_model(untrained, pile, tmp_path, capsys):
+    other = Path(shutil.copytree(untrained, tmp_path / "other"))
+    with safe_open(other / "model.safetensors", "pt") as opened:
+        facts = json.loads(opened.metadata()["facts"]) | {"sha256": None}
+        state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    state["model.head.prototypes"] = state["model.head.prototypes"].flip(0)
+    save_file(state, other / "model.safetensors", {"facts": json.dumps(facts)})
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(sorted(pile.rglob("00[12]*.png"))[0], some)
+    assert main(["predict", str(untrained), str(some), "--out", str(tmp_path / "o")]) == 0
+    assert main(["predict", str(other), str(some), "--out", str(tmp_path / "o")]) == 1
+    assert "holds results of something else (head: " in capsys.readouterr().err
 
 
 def test_a_link_to_a_folder_is_refused_as_a_conversion_does(untrained, pile, tmp_path, capsys):

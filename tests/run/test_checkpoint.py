@@ -7,6 +7,7 @@ import os
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sptnet.run.checkpoint import (
     read_facts,
     read_tensors,
 )
+from sptnet.run.resume import _check_shapes
 from sptnet.run.saving import Writer, writers_of
 
 TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "optimizer.a.step": torch.tensor(7.0), "prompt.b": torch.ones(4)}
@@ -176,3 +178,23 @@ def test_a_digest_tells_weights_apart():
     assert digest(one.items()) == digest(reversed(one.items()))
     assert digest(one.items()) != digest({**one, "a": torch.zeros(2, 1)}.items())
     assert digest(one.items()) != digest({**one, "a": torch.tensor([0.0, 1e-30])}.items())
+
+
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [({"model.w": torch.zeros(3)}, r"model.w of shape \[3\], and this run's is \[2, 3\]"),
+     ({"optimizer.w.momentum_buffer": torch.zeros(1)}, "optimizer.w.momentum_buffer of shape"),
+     ({"prompt.p": torch.zeros(1, 1)}, "prompt.p of shape"),
+     ({"prompt_optimizer.p.momentum_buffer": torch.zeros(5)}, "prompt_optimizer.p.momentum_buffer of shape")],
+)  # fmt: skip
+def test_what_resume_allow_let_through_is_compared_before_anything_is_put_back(odd, told):
+    prompt = torch.nn.ParameterDict({"p": torch.nn.Parameter(torch.zeros(4))})
+    trained = [("w", torch.nn.Parameter(torch.zeros(2, 3)))]
+    learner = SimpleNamespace(strategy=SimpleNamespace(trained=lambda: trained), prompt=prompt)
+    whole = {
+        "model.w": torch.zeros(2, 3), "optimizer.w.momentum_buffer": torch.zeros(2, 3),
+        "optimizer.w.step": torch.tensor(1.0), "prompt.p": torch.zeros(4), "prompt_optimizer.p.momentum_buffer": torch.zeros(4),
+    }  # fmt: skip
+    _check_shapes(Path("step-000000003"), learner, whole)
+    with pytest.raises(CheckpointError, match=f"^step-000000003 has {told}.*resume=none"):
+        _check_shapes(Path("step-000000003"), learner, whole | odd)

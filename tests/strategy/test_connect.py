@@ -3,15 +3,17 @@
 import multiprocessing
 import os
 import re
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.utils import DistributedType
 from torch.distributed import FileStore
 
 from sptnet.strategy import connect
-from sptnet.strategy.connect import LaunchSettings, StrategyError, gpus_said, launch_settings
+from sptnet.strategy.connect import LaunchSettings, StrategyError, gpus_said, launch_settings, limit_waiting
 from sptnet.strategy.create import create_strategy
 
 LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -70,6 +72,39 @@ def test_mistakes(environment, values, words):
     environment(values)
     with pytest.raises(StrategyError, match=words):
         launch_settings()
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ({"LOCAL_RANK": "0"}, "RANK is '', beside LOCAL_RANK and 1 processes: .* or unset"),
+        ({**LAUNCHED, "WORLD_SIZE": "2", "RANK": "x"}, "RANK is 'x'"),
+        ({**LAUNCHED, "WORLD_SIZE": "2", "RANK": "2"}, "RANK is '2'"),
+        ({**LAUNCHED, "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK is '-1'"),
+        ({**LAUNCHED, "WORLD_SIZE": "2", "MASTER_PORT": "http"}, "MASTER_PORT is 'http'"),
+    ],
+)
+def test_what_another_launcher_left_is_named(environment, left, words):
+    environment(left)
+    with pytest.raises(StrategyError, match=words):
+        launch_settings()
+
+
+def test_groups_that_are_made_later_wait_as_long_as_the_first(tmp_path):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1, timeout=timedelta(seconds=77)
+    )
+    try:
+        group = dist.new_group([0])
+        assert limit_of(group) != timedelta(seconds=77)
+        limit_waiting([group])
+        assert limit_of(group) == timedelta(seconds=77)
+    finally:
+        dist.destroy_process_group()
+
+
+def limit_of(group):
+    return group._get_backend(torch.device("cpu")).options._timeout
 
 
 @pytest.mark.parametrize(

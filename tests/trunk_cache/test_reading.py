@@ -6,17 +6,22 @@ import re
 import shutil
 
 import numpy as np
+import pytest
+import torch
 from cached import STEPS, arguments, folder_in
 from forked import Forked, ran
 from launching import losses
+from sptnet_shards.make_shards import main as make_shards
 
+from sptnet.build import build_model, build_store
 from sptnet.cli import INTERRUPTED, main
+from sptnet.config_file import load_config
 from sptnet.data import tokens
 from sptnet.data.format.manifest import KINDS
 from sptnet.data.storage.store import LocalStore
 from sptnet.run.checkpoint import checkpoints, read_facts
 from sptnet.train import evaluate_now
-from sptnet.trunk_cache import TrunkCache
+from sptnet.trunk_cache import TrunkCache, choose
 
 
 def test_loaders_give_the_same_steps(digits, made, tmp_path):
@@ -50,6 +55,7 @@ def test_evaluations_on_the_way_read_tokens_and_the_last_one_images(digits, made
     assert first["test"].keys() == last["test"].keys()  # the same is told of both
 
 
+@pytest.mark.slow
 def test_killed_while_it_reads_it_goes_on(digits, made, tmp_path):
     run = tmp_path / "run"
     command = ["-m", "sptnet", *arguments(run, digits, made / "cache", "data.tokens=float32", "data.workers=2")]
@@ -150,30 +156,32 @@ def test_what_it_will_cost_is_said_before_it_is_made(digits, tmp_path, monkeypat
 
 
 NARROW = "model.backbone_options={patch_size: 6, embed_dim: 24, depth: 2, num_heads: 3}"
-OTHERS = [
-    "data.views=4",
-    "data.tokens=float16",
-    "data.augment=crop_flip",
-    "model.train_from_block=2",
-    "model.image_size=30",
-    NARROW,
-]
+OTHERS = ["data.views=4", "data.tokens=float16", "data.augment=crop_flip", "model.train_from_block=2",
+          "model.image_size=30", NARROW]  # fmt: skip
 
 
-def test_all_that_decides_the_tokens_has_a_folder_of_its_own(digits, tmp_path, monkeypatch):
-    from sptnet_shards.make_shards import main as make_shards
+def folder_for(cache, data, *others, weights="0" * 64, precision="no"):
+    """Where the tokens of a run would lie."""
+    settings = arguments("run", data, cache, "data.tokens=float32", *others)[2:]
+    config = load_config("quickstart_simgcd", settings)
+    store = build_store(config)
+    model, _ = build_model(config, store.manifest)
+    return choose(config, store, model, weights, torch.device("cpu"), precision, 10**6).tokens.folder
 
-    monkeypatch.setattr("sptnet.train.run_steps", lambda *_: True)
-    monkeypatch.setattr("sptnet.preparing.make", lambda *_: None)
+
+def test_all_that_decides_the_tokens_has_a_folder_of_its_own(digits, tmp_path):
     assert make_shards(["digits", str(tmp_path / "other"), "--seed", "5"]) == 0
     cache = tmp_path / "cache"
-    runs = [(digits, []), *((digits, [other]) for other in OTHERS), (tmp_path / "other", [])]
-    for number, (data, others) in enumerate(runs):
-        assert main(arguments(tmp_path / f"run-{number}", data, cache, "data.tokens=float32", *others)) == 0
-        assert len([path for path in cache.iterdir() if path.is_dir()]) == number + 1, others
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert main(arguments(tmp_path / "half", digits, cache, "data.tokens=float32")) == 0
-    assert len([path for path in cache.iterdir() if path.is_dir()]) == len(runs) + 1
+    folders = [folder_for(cache, digits, other) for other in OTHERS]
+    folders += [
+        folder_for(cache, digits),
+        folder_for(cache, tmp_path / "other"),
+        folder_for(cache, digits, weights="1" * 64),
+        folder_for(cache, digits, precision="bf16"),
+    ]
+    assert len(set(folders)) == len(OTHERS) + 4
+    for same in ("seed=7", "optimizer.lr=0.2", "schedule.epochs=9", "data.batch_size=64"):
+        assert folder_for(cache, digits, same) == folder_for(cache, digits)
 
 
 def test_many_parts_are_not_held_open(digits, made, monkeypatch):

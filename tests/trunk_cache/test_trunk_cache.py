@@ -189,17 +189,6 @@ def test_asked_to_stop_while_it_is_made_it_stops_and_keeps_what_is_there(digits,
     assert before == {path: path.stat().st_mtime_ns for path in parts}
 
 
-@pytest.mark.parametrize("other", ["seed=7", "model.image_size=30"])
-def test_what_decides_the_tokens_has_a_folder_of_its_own(digits, made, tmp_path, monkeypatch, other):
-    """Another seed makes other random weights; runs of the same pretrained weights share a folder over seeds."""
-    monkeypatch.setattr("sptnet.train.run_steps", lambda *_: True)
-    cache = tmp_path / "cache"
-    shutil.copytree(made / "cache", cache)
-    assert main(arguments(tmp_path / "run", digits, cache, "data.tokens=float32", other)) == 0
-    first, second = (path for path in cache.iterdir() if path.is_dir())
-    assert json.loads((first / FINGERPRINT).read_text()) != json.loads((second / FINGERPRINT).read_text())
-
-
 def test_seeds_share_the_tokens_of_the_same_weights(digits, made, tmp_path, monkeypatch):
     from safetensors.torch import save_file
 
