@@ -192,9 +192,12 @@ def test_what_resume_allow_let_through_is_compared_before_anything_is_put_back(o
     trained = [("w", torch.nn.Parameter(torch.zeros(2, 3)))]
     learner = SimpleNamespace(strategy=SimpleNamespace(trained=lambda: trained), prompt=prompt)
     whole = {
-        "model.w": torch.zeros(2, 3), "optimizer.w.momentum_buffer": torch.zeros(2, 3),
-        "optimizer.w.step": torch.tensor(1.0), "prompt.p": torch.zeros(4), "prompt_optimizer.p.momentum_buffer": torch.zeros(4),
-    }  # fmt: skip
+        "model.w": torch.zeros(2, 3),
+        "optimizer.w.momentum_buffer": torch.zeros(2, 3),
+        "optimizer.w.step": torch.tensor(1.0),
+        "prompt.p": torch.zeros(4),
+        "prompt_optimizer.p.momentum_buffer": torch.zeros(4),
+    }
     _check_shapes(Path("step-000000003"), learner, whole)
     with pytest.raises(CheckpointError, match=f"^step-000000003 has {told}.*resume=none"):
         _check_shapes(Path("step-000000003"), learner, whole | odd)
