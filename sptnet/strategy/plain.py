@@ -13,6 +13,8 @@ from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import TorchStrategy, make_momentum
 from sptnet.strategy.connect import LaunchSettings
 
+TWO = 2  # images: of one, a parameter that is expanded to all has a gradient that lies otherwise
+
 
 class PlainStrategy(TorchStrategy):
     """Order of wrapping: the model is moved to the device, then wrapped by DDP (accelerate's `prepare`)."""
@@ -41,7 +43,7 @@ class PlainStrategy(TorchStrategy):
             return
         size = self.module.image_size
         with torch.compiler.set_stance("force_eager"):
-            outputs = self.forward_model_phase(torch.zeros(1, 3, size, size, device=self.device), None, False)
+            outputs = self.forward_model_phase(torch.zeros(TWO, 3, size, size, device=self.device), None, False)
             (0.0 * (outputs.projections.sum() + outputs.logits.sum())).backward()
         self._optimizer.zero_grad()
 
