@@ -192,7 +192,10 @@ def test_the_whole_way_with_kills_is_the_whole_way(digits_in_folders, tmp_path, 
     assert {row["path"] for row in rows} == images - {"damaged.png"}
     with open(out / "sizes.csv") as file:
         assert sum(int(row["images"]) for row in csv.DictReader(file)) == len(rows)
-    assert "1 images do not decode and had no part in training, the first: unlabelled/damaged.png" in told_again
+    assert (
+        "1 images cannot be read or do not decode, and had no part in training, the first: unlabelled/damaged.png"
+        in told_again
+    )
     assert "1 images of the unlabelled ones cannot be read" in told_again
     assert re.search(r"test images, All / Old / New, %", told_again)
     assert (out / "page.html").read_text().startswith("<!doctype html>")
