@@ -180,7 +180,7 @@ def test_the_whole_way_with_kills_is_the_whole_way(digits_in_folders, tmp_path, 
     assert f"6 of 10: {title}, 2 epochs at 32 pixels: there already" not in begun.told
     assert "continues from" in begun.told
     told_again, _ = finished(root, out, *two)
-    assert contents(out / "sorted") == contents(straight / "sorted")
+    assert contents(out / "sorted" / "predictions") == contents(straight / "sorted" / "predictions")
     assert "DistributedDataParallel" in told_again or "DistributedDataParallel" in begun.told
     end = "Open this in a browser"
     assert end in told
