@@ -99,7 +99,7 @@ check() {  # NAME
   done
   [ -e "launch/$STRATEGY.yaml" ] || stop "STRATEGY=$STRATEGY: there is no launch/$STRATEGY.yaml, but" launch/*.yaml
   [ -e "$BIN/accelerate" ] || stop "$BIN/accelerate is missing $where: make install, or say in SPTNET_BIN where it is"
-  is_count "$PROCESSES" && [ "$PROCESSES" -gt 0 ] || stop "PROCESSES=$PROCESSES is no number of processes"
+  { is_count "$PROCESSES" && [ "$PROCESSES" -gt 0 ]; } || stop "PROCESSES=$PROCESSES is no number of processes"
   is_count "$RESTARTS" || stop "RESTARTS=$RESTARTS is no number of restarts"
   case $PRECISION in no | bf16 | fp16) ;; *) stop "PRECISION=$PRECISION must be no, bf16 or fp16" ;; esac
 }

@@ -21,6 +21,7 @@ from sptnet.data.format.files import (
     LARGEST_IMAGE,
     NO_IMAGES,
     TAKEN,
+    is_folder,
     local,
     read_regular,
     told_by_suffix,
@@ -192,14 +193,11 @@ class Folder:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    is_folder = _is_folder(entry)
-                    if is_folder and entry.is_symlink():
-                        raise SourceError(
-                            f"{entry.path} is a link to a folder, which is not followed: put the folder there"
-                        )
-                    names.append(f"{entry.name}/" if is_folder else entry.name)
+                    names.append(f"{entry.name}/" if is_folder(entry) else entry.name)
         except OSError as error:
             _cannot_be_listed(error)
+        except ValueError as error:
+            raise SourceError(str(error)) from None
         names.sort()
         return names
 
@@ -243,13 +241,6 @@ class Folder:
         # where its folder is gone too, a disk is, and with it every other image
         alone = outcome_of_reading(error) == "final" and os.path.isdir((self.root / where).parent)
         raise (UnreadableError if alone else SourceError)(told) from None
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False  # a link in a circle, which whoever reads it names
 
 
 def _cannot_be_listed(error: OSError) -> NoReturn:

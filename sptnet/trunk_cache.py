@@ -3,7 +3,6 @@
 The format is in `sptnet/data/tokens.py`, how it is made in `sptnet/trunk_making.py`.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from sptnet.method.model import PromptedViT
 from sptnet.run.parts import PartsError, begin_parts, writing_parts
 from sptnet.strategy.base import DTYPES
 from sptnet.strategy.collectives import world_size
+from sptnet.strategy.connect import is_on_one_node
 from sptnet.strategy.kernels import kernels_told
 
 DEFAULT = Path("~/.cache/sptnet/tokens")
@@ -72,8 +72,7 @@ class TrunkCache:
     def cost(self) -> str:
         """What making the missing ones takes."""
         minutes = self.views_missing * self.seconds_per_view / 60
-        size = os.environ.get("WORLD_SIZE", "1")
-        elsewhere = "" if os.environ.get("LOCAL_WORLD_SIZE", size) == size else ", on every node with a disk of its own"
+        elsewhere = "" if is_on_one_node() else ", on every node with a disk of its own"
         return (
             f"{self.missing / 1e9:.3f} GB to be made, {self.views_missing:,} views at "
             f"{1000 * self.seconds_per_view:.1f} ms, about {minutes:.1f} min of one process{elsewhere}"

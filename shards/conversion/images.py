@@ -28,10 +28,13 @@ class Member(NamedTuple):
 Transform = Callable[[bytes], Member]
 
 
-def keep(encoded: bytes) -> Member:
+def keep(encoded: bytes, decoded: bool = False) -> Member:
     """The bytes untouched; what is neither JPEG nor PNG nor WebP, by its content, as a PNG of the pixels that it has.
 
     A whole file is known by its first and last bytes, which costs nothing; whatever looks otherwise is decoded to see.
+
+    Args:
+        decoded: decode all: what is damaged between whole ends is found too.
 
     Raises:
         BadImage: it does not decode, or is out of all proportion.
@@ -44,7 +47,7 @@ def keep(encoded: bytes) -> Member:
         suffix, whole = "webp", int.from_bytes(encoded[4:8], "little") + 8 <= len(encoded)
     else:
         suffix, whole = "", False
-    size = size_in_header(encoded, suffix) if whole else None
+    size = size_in_header(encoded, suffix) if whole and not decoded else None
     try:
         if size is not None:
             check_size(*size)
@@ -55,16 +58,6 @@ def keep(encoded: bytes) -> Member:
     except DecodeError as error:
         raise BadImage(f"does not decode: {error}") from None
     return Member(suffix, encoded)
-
-
-def keep_decoded(encoded: bytes) -> Member:
-    """As `keep`, and decoded to its end: what is damaged between whole ends is found too. Raises BadImage."""
-    member = keep(encoded)
-    try:
-        decode(member.encoded)
-    except DecodeError as error:
-        raise BadImage(f"does not decode: {error}") from None
-    return member
 
 
 def _stored(image: Image.Image, image_format: ImageFormat, quality: int = 0) -> Member:

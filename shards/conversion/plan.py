@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sptnet_shards.conversion.images import Resize, Transform, keep, keep_decoded
+from sptnet_shards.conversion.images import Resize, Transform, keep
 from sptnet_shards.protocol import labelled_positions
 from sptnet_shards.source import Source, SourceError
 
@@ -39,9 +40,7 @@ class Settings:
     on_error: Literal["fail", "skip"] = "fail"
 
     def transform(self) -> Transform:
-        if self.resize is not None:
-            return self.resize
-        return keep if self.on_error == "fail" else keep_decoded
+        return self.resize or partial(keep, decoded=self.on_error == "skip")
 
     def recorded(self) -> dict[str, Any]:
         """What was done to the images, for the manifest; empty where their bytes are untouched."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from sptnet.data.blocks import UNKNOWN, Sample
-from sptnet.data.format.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, read_regular, replacing
+from sptnet.data.format.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, is_folder, read_regular, replacing
 from sptnet.data.format.manifest import UnreachableError
 from sptnet.errors import SptnetError, outcome_of_reading
 
@@ -51,29 +51,18 @@ def images_below(root: Path, passed_over: Counter[str] | None = None) -> Iterato
         folder = os.path.join(os.fsencode(root), below)
         try:
             with os.scandir(folder) as entries:
-                there = sorted((e.name, _is_folder(e)) for e in entries if not e.name.startswith(b"."))
+                there = sorted((e.name, is_folder(e)) for e in entries if not e.name.startswith(b"."))
         except OSError as error:
             raise ListingError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from None
-        pending += [os.path.join(below, name) for name, is_folder in reversed(there) if is_folder]
-        for name, is_folder in there:
+        except ValueError as error:
+            raise ListingError(str(error)) from None
+        pending += [os.path.join(below, name) for name, below_it in reversed(there) if below_it]
+        for name, below_it in there:
             suffix = os.path.splitext(os.fsdecode(name))[1].lower()
-            if not is_folder and suffix in IMAGE_SUFFIXES:
+            if not below_it and suffix in IMAGE_SUFFIXES:
                 yield os.path.join(below, name)
-            elif not is_folder and passed_over is not None and os.fsdecode(name).lower() not in NO_IMAGES:
+            elif not below_it and passed_over is not None and os.fsdecode(name).lower() not in NO_IMAGES:
                 passed_over[suffix] += 1
-
-
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
-    """Raises ListingError for a link to one: what lies there would be left out, or listed for ever."""
-    try:
-        is_folder = entry.is_dir()
-    except OSError:
-        return False  # a link in a circle, which whoever reads it names
-    if is_folder and entry.is_symlink():
-        raise ListingError(
-            f"{os.fsdecode(entry.path)} is a link to a folder, which is not followed: put the folder there"
-        )
-    return is_folder
 
 
 def images_named_by(path: Path) -> Iterator[bytes]:

@@ -211,18 +211,22 @@ def _on_all_ranks(
 
 def _check_shapes(path: Path, learner: Learner, tensors: dict[str, torch.Tensor]) -> None:
     """Before anything is put back: `resume.allow` may let another model through. Raises CheckpointError."""
-    named = {f"model.{name}": (f"optimizer.{name}.", p) for name, p in learner.strategy.trained()}
-    if learner.prompt is not None:
-        named |= {f"prompt.{name}": (f"prompt_optimizer.{name}.", p) for name, p in learner.prompt.named_parameters()}
-    for name, (prefix, parameter) in named.items():
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves an empty tensor
-        for key, value in tensors.items():
-            of_optimizer = key.startswith(prefix) and value.ndim > 0
-            if (key == name or of_optimizer) and tuple(value.shape) != shape:
-                raise CheckpointError(
-                    f"{path} has {key} of shape {list(value.shape)}, and this run's is {list(shape)}: it is of another "
-                    "model, which resume.allow cannot mend; start anew with resume=none"
-                )
+    shapes: dict[str, tuple[int, ...]] = {}  # of parameters, and of what an optimizer keeps of each, but for counts
+    of_prompt = () if learner.prompt is None else learner.prompt.named_parameters()
+    for ours, optimizers, named in (
+        ("model", "optimizer", learner.strategy.trained()),
+        ("prompt", "prompt_optimizer", of_prompt),
+    ):
+        for name, parameter in named:
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves an empty tensor
+            shapes |= {f"{ours}.{name}": shape, f"{optimizers}.{name}": shape}
+    for key, value in tensors.items():
+        of = key if key in shapes or value.ndim == 0 else key.rpartition(".")[0]
+        if of in shapes and tuple(value.shape) != shapes[of]:
+            raise CheckpointError(
+                f"{path} has {key} of shape {list(value.shape)}, and this run's is {list(shapes[of])}: it is of "
+                "another model, which resume.allow cannot mend; start anew with resume=none"
+            )
 
 
 def _restore_prompt(learner: Learner, tensors: dict[str, torch.Tensor]) -> None:

@@ -187,6 +187,12 @@ def launcher_store(purpose: str, timeout_s: float) -> Store | None:
     return PrefixStore(f"sptnet/{purpose}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
+def is_on_one_node() -> bool:
+    """Whether all processes of the launcher are on this machine."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return os.environ.get("LOCAL_WORLD_SIZE", size) == size
+
+
 def is_first_on_disk(path: Path, timeout_s: float) -> bool:
     """Whether this process is the one that looks at the disk of a file for all: rank 0, and a node's first elsewhere.
 
@@ -195,8 +201,7 @@ def is_first_on_disk(path: Path, timeout_s: float) -> bool:
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         return False
-    size = os.environ.get("WORLD_SIZE", "1")
-    if os.environ.get("LOCAL_WORLD_SIZE", size) == size or (store := launcher_store("disks", timeout_s)) is None:
+    if is_on_one_node() or (store := launcher_store("disks", timeout_s)) is None:
         return True
     try:
         found = os.stat(path)

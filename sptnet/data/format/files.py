@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 LARGEST_IMAGE = 2**29  # bytes of an encoded image; the largest that is decoded has fewer, as a TIFF without compression
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}  # of what image.FORMATS reads
@@ -83,6 +83,22 @@ def local(text: str) -> Path:
 def told_by_suffix(passed_over: Mapping[str, int]) -> str:
     """How many files of which suffix, for a sentence; empty where there are none."""
     return ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(passed_over.items()))
+
+
+def is_folder(entry: os.DirEntry[Any]) -> bool:
+    """Whether an entry is a folder; a link in a circle is none, and whoever reads it says so.
+
+    Raises:
+        ValueError: a link to one, which is not followed: what lies there would be left out, or listed for ever.
+    """
+    try:
+        found = entry.is_dir()
+    except OSError:
+        return False
+    if found and entry.is_symlink():
+        where = os.fsdecode(entry.path)
+        raise ValueError(f"{where} is a link to a folder, which is not followed: put the folder there")
+    return found
 
 
 class Writer(NamedTuple):
