@@ -6,6 +6,9 @@ from pathlib import Path
 # One thread, here and in what is started from here: the models are tiny, threads that wait for a core that others have
 # cost more than they bring, and what is compared bit for bit must be computed by as many. Read when numpy is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+# On the CPU, over gloo, on every machine: worlds of more processes than it has GPUs, compared to the last digits. What
+# is about a GPU is marked so, and shows itself one again.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import numpy as np
 import pytest

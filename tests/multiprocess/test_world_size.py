@@ -193,6 +193,24 @@ def test_a_piece_goes_through_the_frozen_block_once_in_the_model_phase(told, wor
     assert passes == {"prompt": 4 if thrifty else 1, "model": 1 if not thrifty else 2 if frozen else 4}
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_on_a_gpu_steps_are_near_those_of_a_cpu_and_never_wait(told, digits, tmp_path, precision):
+    """The whole worker on a GPU, where torch refuses what waits (`torch.cuda.set_sync_debug_mode`)."""
+    nvidia_smi = shutil.which("nvidia-smi")
+    if nvidia_smi is None or subprocess.run([nvidia_smi, "--list-gpus"], capture_output=True).returncode:
+        pytest.skip("needs a GPU of NVIDIA's")
+    out = tmp_path / "told.json"
+    arguments = [HERE / "worker.py", out, digits, "single", "1", "0", precision, "matmul_precision=highest"]
+    command = [*launcher("single", 1, precision), *map(str, arguments)]
+    world = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": "0"})
+    assert world.returncode == 0, world.stderr[-3000:]
+    there = json.loads(out.read_text())
+    assert there["device"] == "cuda"
+    assert {phase: cost["reads"] for phase, cost in there["costs"].items()} == {"prompt": {}, "model": {}}
+    here, losses = (np.array(run["losses"])[:, 0] for run in (told("one"), there))
+    np.testing.assert_allclose(losses, here, rtol=1e-3 if precision == "no" else 0.05)
+
+
 def test_counting_sees_what_makes_the_host_wait():
     with Counting() as counted:
         values = torch.arange(4)
@@ -332,7 +350,7 @@ def test_one_process_under_ddp_is_what_a_machine_with_one_gpu_gets(digits, tmp_p
 
 def test_a_gpu_that_should_be_there_is_an_error_on_all_ranks(digits, tmp_path):
     arguments = ["configs/quickstart.yaml", f"run={tmp_path}/r", f"data.root={digits}", "init=null"]
-    world = ran(["-m", "sptnet", "train", *arguments], "ddp", 2, SLURM_GPUS_ON_NODE="2")
+    world = ran(["-m", "sptnet", "train", *arguments], "ddp", 2, SLURM_GPUS_ON_NODE="2", CUDA_VISIBLE_DEVICES="99")
     told = [line for line in world.stderr.splitlines() if line.startswith("error")]
     assert len(told) == 1
     assert "there should be a GPU on" in told[0]

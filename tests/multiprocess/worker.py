@@ -5,6 +5,7 @@ Usage: worker.py OUT DATA STRATEGY WORLD_SIZE LOADER_WORKERS PRECISION [section.
 
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from sptnet.build import assemble, build_data, build_model, build_schedule
 from sptnet.config_file import load_config
 from sptnet.counted import COLUMNS, count_once, rows_of
-from sptnet.data.augment import normalise
 from sptnet.data.loader import train_batches
+from sptnet.data.on_device import on_device
 from sptnet.evaluate import evaluate, predict
 from sptnet.objective import Said
 from sptnet.run.resume import prompt_state
@@ -51,18 +52,16 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
         steps=range(FIRST, FIRST + STEPS), views_at=learner.views_at, workers=workers, rank=rank(), world_size=size,
     )  # fmt: skip
     losses, phases, uids = [], [], []
-    for batch in batches:
-        taken = learner.step(
-            batch.step, normalise(batch.views, learner.strategy.module.statistics), batch.targets, None
-        )
+    for batch, views, targets in on_device(batches, learner.strategy.device, learner.strategy.module.statistics):
+        taken = learner.step(batch.step, views, targets, None)
         losses.append([term.item() for term in taken.terms])
         phases.append(schedule.phase(batch.step))
-        uids.append(gather_packed([batch.uids])[0].flatten().tolist())
+        uids.append(gather_packed([batch.uids.to(learner.strategy.device)])[0].flatten().tolist())
 
-    costs = costs_of_a_step(learner, batch)
+    costs = costs_of_a_step(learner, views[:1], targets)
     if precision == "fp16":
-        assert_that_an_overflow_lowers_the_scale(learner, batch)
-    assert_nothing_but_finite_steps(learner, batch)
+        assert_that_an_overflow_lowers_the_scale(learner, views[:1], targets)
+    assert_nothing_but_finite_steps(learner, views[:1], targets)
     results, parts = evaluate(learner.strategy, prompt, config, store)
     # one rank loses its last prediction; another rank, or the same one, sends its first one twice
     found = rows_of(predict(learner.strategy, None, config, store, "test"))
@@ -74,7 +73,7 @@ def main(out: Path, data: str, strategy: str, size: int, workers: int, precision
         predictions = {kind: parts.columns(kind, part).values() for kind, part in parts}
         told = {
             "losses": losses, "phases": phases, "uids": uids, "faults": faults, "results": results,
-            "costs": costs,
+            "costs": costs, "device": learner.strategy.device.type,
             "predictions": {k: [v.tolist() for v in p] for k, p in predictions.items()},
         }  # fmt: skip
         out.write_text(json.dumps(told))
@@ -108,14 +107,18 @@ def assert_wrapped(strategy, name, frozen_blocks="sharded") -> None:
         assert (parameter.numel() == 0) == (name == "zero3")
 
 
-def assert_nothing_but_finite_steps(learner, batch) -> None:
+def of_phase(learner, step, view):
+    """As many views as a step wants, all of them this one: [1, b, 3, H, W] to [V, b, 3, H, W]."""
+    return view.expand(learner.views_at(step), *view.shape[1:]).clone()
+
+
+def assert_nothing_but_finite_steps(learner, view, targets) -> None:
     """A rank with a pixel that is not a number: all ranks are told, nothing is changed, and the next step is fine."""
     before = state_of(learner)
     for step in range(FIRST + STEPS, FIRST + STEPS + 12):
-        views = normalise(batch.views, learner.strategy.module.statistics)[: learner.views_at(step)]
-        views = views if len(views) == learner.views_at(step) else views.expand(2, *views.shape[1:]).clone()
+        views = of_phase(learner, step, view)
         views[0, 0, 0, 0, 0] = float("nan") if rank() == world_size() - 1 else 0.0
-        taken = learner.step(step, views, batch.targets, None)
+        taken = learner.step(step, views, targets, None)
         flags = Flags(*Readback(taken.flags).read())
         assert flags.left_out
         assert flags.faults
@@ -125,10 +128,10 @@ def assert_nothing_but_finite_steps(learner, batch) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     views[0, 0, 0, 0, 0] = 0.0
-    assert learner.step(step, views, batch.targets, None).terms.total.isfinite()
+    assert learner.step(step, views, targets, None).terms.total.isfinite()
 
 
-def assert_that_an_overflow_lowers_the_scale(learner, batch) -> None:
+def assert_that_an_overflow_lowers_the_scale(learner, view, targets) -> None:
     """A scale that is far too large comes down, and then steps are taken again."""
     scaler = learner.strategy.scaler
     scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**45})
@@ -136,34 +139,43 @@ def assert_that_an_overflow_lowers_the_scale(learner, batch) -> None:
     for step in range(FIRST + STEPS, FIRST + STEPS + 120):
         if learner.schedule.phase(step) != "model":
             continue
-        views = normalise(batch.views, learner.strategy.module.statistics)[: learner.views_at(step)]
-        if not Flags(*Readback(learner.step(step, views, batch.targets, None).flags).read()).left_out:
+        views = of_phase(learner, step, view)
+        if not Flags(*Readback(learner.step(step, views, targets, None).flags).read()).left_out:
             break
         left_out += 1
     assert 0 < left_out < 50
     assert scaler.state_dict()["scale"] < 2.0**40
 
 
-def costs_of_a_step(learner, batch) -> dict:
+def costs_of_a_step(learner, view, targets) -> dict:
     """Collectives, host reads and passes of the frozen block of a step of each phase, both late enough to be like all
-    that follow.
+    that follow. On a GPU torch itself refuses what waits for it.
     """
     costs, passes = {}, []
     learner.strategy.module.backbone.blocks[0].register_forward_pre_hook(lambda *_: passes.append(1))
     for step in range(FIRST + STEPS, FIRST + STEPS + 12):
-        views = (
-            normalise(batch.views, learner.strategy.module.statistics)[:1]
-            .expand(learner.views_at(step), *batch.views.shape[1:])
-            .clone()
-        )
+        views = of_phase(learner, step, view)
         passes.clear()
-        with Counting() as counted:
-            taken = learner.step(step, views, batch.targets, None, Said(rank() == 0, rank()))
+        with Counting() as counted, refusing_to_wait(learner.strategy.device):
+            taken = learner.step(step, views, targets, None, Said(rank() == 0, rank()))
             readback = Readback(taken.flags)
         flags = Flags(*readback.read())
         assert (flags.stop, flags.replaced) == (1, sum(range(world_size())))
         costs[taken.phase] = {"collectives": counted.collectives, "reads": counted.reads, "passes": len(passes)}
     return costs
+
+
+@contextmanager
+def refusing_to_wait(device):
+    """Where the device is a GPU: an error in what makes the host wait for it."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def state_of(learner) -> dict[str, torch.Tensor]:
