@@ -59,7 +59,7 @@ class Config(Section):
     device: Literal["auto", "cpu"] = "auto"
     """auto: GPUs, and an error where there should be some and none can be used; cpu: the CPU all the same."""
     matmul_precision: Literal["highest", "high", "medium"] = "high"
-    """Of float32 products on GPUs: highest, high (TF32) or medium (bfloat16); the CPU computes the highest."""
+    """Of float32 products on GPUs: highest, high (TF32) or medium (often TF32 too); the CPU has the highest."""
     deterministic: bool = False
     """Kernels of GPUs whose sums have a fixed order: the same bits again on the same card, slower."""
     compile: bool = False

@@ -31,13 +31,12 @@ WORTH_IT = 1.5  # times as fast, from which on half precision is taken
 
 def look_at_machine(request: Request, processes: int | None, precision: str) -> Machine:
     """How many processes and cores there are; loaders are few where the CPU computes too."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus, cores = torch.cuda.device_count() if _has_gpu(request) else 0, len(os.sched_getaffinity(0))
     processes = processes or gpus or 1
     share = cores // processes
     workers = min(8, max(1, share - 1)) if gpus else min(4, max(1, share // 2))
     told = request.chosen().get("data.workers", workers)
-    return Machine(processes, cores, precision, told if isinstance(told, int) else workers)
+    return Machine(processes, cores, precision, told if isinstance(told, int) else workers, _on_cpu(request))
 
 
 def choices_of(request: Request, children: Children) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def choices_of(request: Request, children: Children) -> dict[str, Any]:
         with suppress(FileNotFoundError):
             return read_kept(path, Choices).model_dump(exclude_unset=True)
     mean_bytes, left_out = _look_at_files(request, children)
-    choices = {"precision": _precision(), "resize": _resize(request, mean_bytes), "left_out": left_out}
+    choices = {"precision": _precision(request), "resize": _resize(request, mean_bytes), "left_out": left_out}
     keep(request.out, choices)
     return choices
 
@@ -99,10 +98,19 @@ def keep(out: Path, choices: dict[str, Any]) -> None:
         write_whole(out / CHOICES, (json.dumps(choices, indent=1) + "\n").encode())
 
 
-def _precision() -> str:
+def _on_cpu(request: Request) -> bool:
+    """Whether it was asked to compute on the CPU whatever else there is."""
+    return request.chosen().get("device") == "cpu"
+
+
+def _has_gpu(request: Request) -> bool:
+    return torch.cuda.is_available() and not _on_cpu(request)
+
+
+def _precision(request: Request) -> str:
     """bf16 where this machine multiplies faster in it."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    if _has_gpu(request):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     half, whole = (matmul_peak(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32))
     return "bf16" if half > WORTH_IT * whole else "no"
 

@@ -35,6 +35,7 @@ from sptnet.steps import Learner
 from sptnet.strategy.attention import choose_attention
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
+from sptnet.strategy.kernels import choose_kernels
 from sptnet.trunk_cache import root_of, stored_type
 
 SHARES = (1.0, 0.75, 0.5)  # of the recipe's image size
@@ -54,6 +55,7 @@ def image_sizes(largest: int, patch: int) -> list[int]:
 def measure(first: Config, second: Config, one_size: bool) -> dict[str, Any]:
     """Costs by image size, and how many bytes a rank may take; all ranks call it, and get the same but for bytes."""
     accelerator, launch = connect(first.collective_timeout_s, first.device)
+    choose_kernels(accelerator.device, first.matmul_precision, first.deterministic)
     store, order = build_data(first)
     available = memory_of_rank(accelerator.device)  # before a step has taken any
     bench = Bench(first, second, store, accelerator.device, time.monotonic() + PATIENCE, available)
@@ -64,7 +66,7 @@ def measure(first: Config, second: Config, one_size: bool) -> dict[str, Any]:
         if found and bench.is_late():
             found[size] = _by_pixels(found[min(found)], (size / min(found)) ** 2)
             continue
-        learners = []
+        learners = []  # those of the size before are let go of
         for config in (first, second) if second.method == "sptnet" else (first,):
             config = _at_size(config, size)
             built, prompt = build_untrained(config, *classes)
@@ -154,6 +156,10 @@ class Bench:
             return step + share * self._loading / (torch.get_num_threads() * world_size())
         return max(step, share * self._loading / (max(1, self.first.data.workers) * world_size()))
 
+    def _targets(self, images: int) -> tuple[Tensor, None]:
+        """Targets [n] of a slice, of which every other image is labelled, as training deals them."""
+        return torch.zeros(images, dtype=torch.int64, device=self.device), None
+
     def _kept(self, learner: Learner, share: int, size: int, image: float) -> tuple[float | None, float]:
         """Seconds of a step from kept tokens of known views, and of making these; None where none are kept."""
         config, module, manifest = self.first, learner.strategy.module, self.store.manifest
@@ -169,7 +175,7 @@ class Bench:
 
         def take(n: int) -> None:
             tokens = torch.randn(2, n, *row.shape, device=self.device).to(dtype).float()
-            learner.step(0, tokens, *_targets(n, self.device)).terms.total.item()
+            learner.step(0, tokens, *self._targets(n)).terms.total.item()
 
         return self._scaled(take, share), rows * image
 
@@ -179,7 +185,7 @@ class Bench:
         def take(n: int) -> None:
             views = torch.zeros(learner.views_at(step), n, 3, size, size, dtype=torch.uint8, device=self.device)
             views = normalise(views, learner.strategy.module.statistics)
-            learner.step(step, views + torch.randn_like(views), *_targets(n, self.device)).terms.total.item()
+            learner.step(step, views + torch.randn_like(views), *self._targets(n)).terms.total.item()
 
         counts = sorted({max(1, min(SMALLEST, share) // 2), min(SMALLEST, share)})
         fewer, more = counts[0], counts[-1]
@@ -228,11 +234,6 @@ def _kept_for_backward(learner: Learner, take: Callable[[int], None], images: in
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         take(images)
     return sum(kept.values())
-
-
-def _targets(images: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Targets [n] and labelled [n] of a slice: every other image is labelled."""
-    return torch.zeros(images, dtype=torch.int64, device=device), torch.arange(images, device=device) % 2 == 0
 
 
 def _has_room(config: Config, needed: int) -> bool:

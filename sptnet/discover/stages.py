@@ -14,6 +14,8 @@ from sptnet.data.format.manifest import MANIFEST, read_manifest
 from sptnet.data.listing import ListedSource, ListingError
 from sptnet.discover.kept import Estimated, is_kept
 from sptnet.discover.request import Request
+from sptnet.estimate_k import RESULT
+from sptnet.predict import ERRORS, TABLE
 from sptnet.run.folder import FINISHED, METRICS, MODEL, PREDICTIONS
 from sptnet.run.records import Metrics
 
@@ -24,13 +26,14 @@ class Machine(NamedTuple):
     """How commands are run here.
 
     processes: that share the work; cores: of the CPU that we may use; precision: no, bf16 or fp16.
-    workers: loader processes of each.
+    workers: loader processes of each; on_cpu: GPUs are left alone.
     """
 
     processes: int
     cores: int
     precision: str
     workers: int
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,16 @@ def alone(*arguments: str, module: str = "sptnet") -> tuple[list[str], dict[str,
 
 def on_all(machine: Machine, *arguments: str, module: str = "sptnet") -> tuple[list[str], dict[str, str]]:
     """A command on all processes, through accelerate where there are several."""
+    environment = {"ACCELERATE_USE_CPU": "true"} if machine.on_cpu else {}
     if machine.processes == 1:
-        said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        environment = {} if said == machine.precision else {"ACCELERATE_MIXED_PRECISION": machine.precision}
+        if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != machine.precision:
+            environment["ACCELERATE_MIXED_PRECISION"] = machine.precision
         return [sys.executable, "-m", module, *arguments], environment
     launcher = [
         sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(published("launch", "ddp")),
         "--num_processes", str(machine.processes), "--mixed_precision", machine.precision, "--main_process_port", "0",
     ]  # fmt: skip
-    environment = {"PET_SHUTDOWN_TIMEOUT": "110"}  # a step and a checkpoint may take longer than torchrun's 30 s
+    environment["PET_SHUTDOWN_TIMEOUT"] = "110"  # a step and a checkpoint may take longer than torchrun's 30 s
     if "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, machine.cores // machine.processes))
     return [*launcher, "-m", module, *arguments], environment
@@ -123,7 +127,7 @@ def estimate(request: Request) -> Stage:
         "how many classes there are",
         command,
         environment,
-        lambda: is_kept(out / "estimate_k" / "estimate_k.json", Estimated),
+        lambda: is_kept(out / "estimate_k" / RESULT, Estimated),
         advice,
     )
 
@@ -169,7 +173,7 @@ def predict(request: Request, machine: Machine) -> Stage:
 
 def _predicted(out: Path, run: Path) -> bool:
     """Whether predictions were finished, after the run was: those of another model are refused by the command."""
-    errors, model = out / "errors.csv", run / MODEL
+    errors, model = out / ERRORS, run / MODEL
     return errors.is_file() and errors.stat().st_mtime_ns >= model.stat().st_mtime_ns
 
 
@@ -180,7 +184,7 @@ def _is_checked(request: Request, out: Path, name: str) -> bool:
 
 
 def _has_parts(out: Path, number: int) -> bool:
-    return all((out / "predictions" / f"part-{part:06d}.csv").is_file() for part in range(number))
+    return all((out / TABLE.format(part, "csv")).is_file() for part in range(number))
 
 
 def _is_sorted(out: Path, run: Path) -> bool:

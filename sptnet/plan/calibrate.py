@@ -14,6 +14,7 @@ from sptnet.plan.seconds import Network, seconds_of
 from sptnet.plan.trial import Trial
 from sptnet.strategy.attention import choose_attention
 from sptnet.strategy.connect import connect
+from sptnet.strategy.kernels import choose_kernels
 
 ROUNDS = 5
 SHARES = (1, 4, 2)  # a rank's images in units of the smallest batch: the first two calibrate, the third checks
@@ -38,6 +39,7 @@ def calibrate(config: Config, counts: Counts, images: int) -> tuple[Machine, Seq
     data = config.data.model_copy(update={"batch_size": images})
     config = config.model_copy(update={"data": data, "compile": False})  # as it is planned
     accelerator, launch = connect(config.collective_timeout_s, config.device)
+    choose_kernels(accelerator.device, config.matmul_precision, config.deterministic)
     machine = this_machine(accelerator.device, launch.precision)
     model, prompt = build_untrained(config, counts.old, counts.classes - counts.old)
     size = model.image_size

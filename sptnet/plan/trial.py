@@ -91,11 +91,16 @@ class Trial:
         assert first is not None
         batch = self._batch(first, images)
         self._step(first, *batch)
+        self._wait()
         begin = time.perf_counter()
         self._step(first + 1, *batch)
+        self._wait()
+        return time.perf_counter() - begin
+
+    def _wait(self) -> None:
+        """For what was launched on a GPU."""
         if self.learner.strategy.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - begin
 
     @property
     def _device(self) -> torch.device:

@@ -103,7 +103,8 @@ def _classes(run: Run, found: Sorted, notes: list[str]) -> tuple[TrainedRun | No
     """The model, where its dataset still names its classes; what its classes are called, and those of the dataset."""
     assert run.config is not None
     try:
-        trained = TrainedRun(run.folder, "cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = torch.cuda.is_available() and run.config.device != "cpu"
+        trained = TrainedRun(run.folder, "cuda" if on_gpu else "cpu")
     except DatasetError as error:
         notes.append(str(error))
     else:

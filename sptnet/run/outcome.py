@@ -30,8 +30,11 @@ def record_outcome(outcome: Outcome, why: str) -> None:
 
 # what torch and the system say in exceptions of no class of their own: words, what is told, and the outcome
 KNOWN: tuple[tuple[tuple[str, ...], str, Outcome], ...] = (
-    (("OutOfMemoryError", "can't allocate memory", "MemoryError"),
-     "out of memory, raise memory.micro_batches or memory.gradient_checkpointing", "final"),
+    (("OutOfMemoryError", "can't allocate memory", "MemoryError", "out of memory", "ALLOC_FAILED"),
+     "out of memory: in training raise memory.micro_batches or memory.gradient_checkpointing, elsewhere lower "
+     "evaluate.batch_size (of a trained run in its config.yaml)", "final"),
+    (("no kernel image is available",),
+     "this build of torch has no kernels for this GPU, which is too old, or too new, for it", "final"),
     (("unable to allocate shared memory", "unable to write to file </torch_", "signal: Bus error"),
      "the shared memory of this machine (/dev/shm) is full: enlarge it, or set data.workers=0", "final"),
     (("DataLoader worker",),
@@ -86,7 +89,7 @@ def naming_step(phase: str, step: int) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if isinstance(error, SptnetError):
             raise  # it says itself what is wrong
         where = f"rank {os.environ.get('RANK', '0')}: failed in the {phase} phase at step {step}"

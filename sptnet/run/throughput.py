@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 KIB = 1024  # bytes in which Linux tells a process's memory
 MEASURED_FOR = 0.2  # seconds; a matrix product reaches its speed after milliseconds
 
@@ -29,6 +31,8 @@ class Throughput:
 
     def __init__(self, batch_size: int, world_size: int, device: torch.device, work: dict[str, float], peak: float):
         self.batch_size, self.world_size, self.device, self.work, self.peak = batch_size, world_size, device, work, peak
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)  # of the matmul peak, of making tokens
         self.restart()
 
     def restart(self) -> None:
@@ -106,7 +110,7 @@ def work_of_steps(
         images: of the rank's slice of the batch.
         tokens: (T, D), where the trunk's tokens take the place of images.
     """
-    shadow = copy.deepcopy(model).to("meta")
+    shadow = _without_numbers(model)
     head = shadow.head
     # the same products; its own forward asks for autocast, which tensors without storage do not know
     head.forward = lambda features: (head.mlp(features), features @ head.prototypes.T)  # type: ignore[method-assign]
@@ -116,13 +120,21 @@ def work_of_steps(
         with FlopCounterMode(display=False) as counter:
             torch.autograd.grad(_total(shadow(views)), weights)
         return {"model": float(counter.get_total_flops())}
-    pixels = copy.deepcopy(prompt).to("meta")
+    pixels = _without_numbers(prompt)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(_total(shadow(views, pixels())), list(pixels.parameters()))
     work = {"prompt": float(counter.get_total_flops())}
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(_total(shadow(views[:images], pixels().detach(), with_clean=True)), weights)
     return work | {"model": float(counter.get_total_flops())}
+
+
+def _without_numbers(module: M) -> M:
+    """A copy on the meta device; the numbers are not copied on the way, which of a large model are gigabytes a rank."""
+    empty: dict[int, object] = {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
+    for p in module.parameters():
+        empty[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    return copy.deepcopy(module, empty)
 
 
 def _total(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -84,7 +84,7 @@ def launch_settings() -> LaunchSettings:
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16", "fp16"):
         raise StrategyError(f"mixed_precision is {precision}: use no, bf16 or fp16")
-    # a launcher's process is wrapped by DDP even if it is the only one, as on a machine with one GPU
+    # a launcher's process is wrapped by DDP even if it is the only one, as on a machine with one GPU (plain.py)
     name: str = "ddp" if "LOCAL_RANK" in environment else "single"
     shard_size = world_size
     _refuse_unread(OF_ALL)
@@ -248,8 +248,8 @@ def _agree_on_device(on_cpu: bool, timeout_s: float) -> bool:
         shared = store.get("shared").decode() if store.add("shared-count", 0) else ""
     if missing:
         raise StrategyError(
-            f"there should be a GPU on {missing}, and torch finds none: look at nvidia-smi there, or set device=cpu to "
-            "compute on the CPU all the same"
+            f"there should be a GPU on {missing}, and torch finds none: look at nvidia-smi there, or set device=cpu "
+            "(in the environment ACCELERATE_USE_CPU=true) to compute on the CPU all the same"
         )
     if 0 < with_gpu < size:
         raise StrategyError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +16,11 @@ TWO = 2  # images: of one, a parameter that is expanded to all has a gradient th
 
 
 class PlainStrategy(TorchStrategy):
-    """Order of wrapping: the model is moved to the device, then wrapped by DDP (accelerate's `prepare`)."""
+    """Order of wrapping: the model is moved to the device, then wrapped by DDP.
+
+    Not by accelerate's `prepare`: on a GPU it leaves a process that is the only one unwrapped, and takes LOCAL_RANK for
+    the number of the card, which is another where each process sees one card only.
+    """
 
     def __init__(
         self,
@@ -27,8 +30,10 @@ class PlainStrategy(TorchStrategy):
         optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     ):
         super().__init__(accelerator, launch)
-        self._wrapped = accelerator.prepare(model)
-        self.module = cast(PromptedViT, accelerator.unwrap_model(self._wrapped))
+        self.module = model.to(accelerator.device)
+        self._wrapped: nn.Module = self.module
+        if launch.strategy == "ddp":
+            self._wrapped = DistributedDataParallel(self.module, **accelerator.ddp_handler.to_kwargs())
         self._optimizer = optimizer_of(self.module)
         make_momentum(self._optimizer, (p for _, p in self.trained()))
 

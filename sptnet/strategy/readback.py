@@ -20,7 +20,7 @@ class Readback:
         self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=on_gpu)
         self._host.copy_(values, non_blocking=True)
         if on_gpu:
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event(blocking=True)  # the core that waits is the loaders' meanwhile
             self._arrived.record()
 
     def read(self) -> NDArray[Any]:

@@ -3,15 +3,18 @@
 import multiprocessing
 import os
 import re
+import socket
 from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed import FileStore
 
+from sptnet import create_model
 from sptnet.strategy import connect
 from sptnet.strategy.connect import LaunchSettings, StrategyError, gpus_said, launch_settings, limit_waiting
 from sptnet.strategy.create import create_strategy
@@ -186,3 +189,30 @@ def test_a_gpu_that_is_gone_is_told_from_too_many_processes(monkeypatch, given, 
     if given == "8":
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6")  # as many as somebody chose
         assert "start as many" in connect._too_few_here()
+
+
+def wrapped_on_one_gpu(told, port):
+    """What becomes of the model where accelerate believes that this, a launcher's only process, is on a GPU."""
+    os.environ.update({**LAUNCHED, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(port)})
+    accelerator, launch = connect.connect(60, "cpu")
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    model = create_model("vit_tiny_patch16_224", 2, 2, image_size=32, weights="none")
+    strategy = create_strategy(accelerator, launch, model, lambda m: torch.optim.SGD(m.parameters(), fused=True), 1)
+    told.put((launch.strategy, accelerator.multi_device, strategy.wrapper, strategy._wrapped.device_ids))
+    dist.destroy_process_group()
+
+
+def test_the_only_process_of_a_launcher_is_wrapped_on_a_gpu_too():
+    """Accelerate wraps it on a CPU only, and `--num_processes 1` ended on one GPU before its first step."""
+    spawned = multiprocessing.get_context("spawn")
+    told = spawned.SimpleQueue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = spawned.Process(target=wrapped_on_one_gpu, args=(told, port))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    # and its inputs are not sent to the card of its LOCAL_RANK, where it sees another one
+    assert told.get() == ("ddp", False, "DistributedDataParallel", None)
