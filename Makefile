@@ -44,6 +44,7 @@ lint: .venv/dev  ## style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 bench: .venv/run  ## time of a prompt step and a model step, beside the same steps written plainly

@@ -5,7 +5,6 @@ head trained; ZeRO's by a formula (sptnet/plan/zero.py). Bytes are those of the 
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
 from functools import cache
 
@@ -78,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -55,8 +55,10 @@ class TwoViews:
 
 
 def order_of(store: LocalStore) -> BatchOrder:
-    counts = [[shard.samples for shard in store.manifest.of_kind(kind)] for kind in ("labelled", "unlabelled")]
-    return BatchOrder(*counts, BATCH, 4, 4, seed=0)
+    labelled, unlabelled = (
+        [shard.samples for shard in store.manifest.of_kind(kind)] for kind in ("labelled", "unlabelled")
+    )
+    return BatchOrder(labelled, unlabelled, BATCH, 4, 4, seed=0)
 
 
 def ours(root: Path) -> Way:
@@ -99,8 +101,9 @@ def decoding(root: Path, decoder: Callable[[bytes], object]) -> Way:
     """The images of `ours` in the same order, decoded and dropped."""
     store = LocalStore(root)
     order = order_of(store)
-    readers = {flag: ShardReader(store, store.manifest.of_kind(kind)) for flag, kind in
-               ((True, "labelled"), (False, "unlabelled"))}  # fmt: skip
+    manifest = store.manifest
+    labelled, unlabelled = manifest.of_kind("labelled"), manifest.of_kind("unlabelled")
+    readers = {True: ShardReader(store, labelled), False: ShardReader(store, unlabelled)}
     for step in range(10**6):
         for slot in order.batch(step):
             decoder(readers[slot.labelled].read(*slot.place).image)

@@ -14,7 +14,9 @@ def photographs(given: Path | None, folder: Path, classes: int = 8, each: int = 
     for number in range(classes):
         (folder / f"{number:03d}").mkdir(parents=True)
         for i in range(each):
-            blobs = Image.fromarray(draws.integers(0, 256, (24, 32, 3), np.uint8)).resize((500, 375), Image.BICUBIC)
+            blobs = Image.fromarray(draws.integers(0, 256, (24, 32, 3), np.uint8)).resize(
+                (500, 375), Image.Resampling.BICUBIC
+            )
             grain = Image.fromarray(draws.integers(0, 256, (375, 500, 3), np.uint8)).filter(ImageFilter.GaussianBlur(1))
             Image.blend(blobs, grain, 0.15).save(folder / f"{number:03d}" / f"{i:04d}.jpg", quality=90)
     return folder

@@ -13,7 +13,6 @@ import hashlib
 import io
 import multiprocessing
 import resource
-import sys
 import tempfile
 import time
 import weakref
@@ -277,4 +276,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

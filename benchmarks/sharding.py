@@ -58,9 +58,9 @@ def planning(images: int, out: Path, answer: Connection) -> None:
     check_source(source)
     digest = fingerprint(source)
     make_folder(out)
-    write_items(out, source)
+    write_items(out, source, digest)
     lap()
-    counts = {kind: shards for kind, (_, shards) in shard_counts(source, Settings()).items()}
+    counts: dict[str, int] = {kind: shards for kind, (_, shards) in shard_counts(source, Settings()).items()}
     planned = plan(source, Settings(), counts)
     lap()
     times.append(time.perf_counter() - begun)
@@ -101,8 +101,10 @@ def seconds_of_tasks(images: Path, out: Path, tasks: int) -> float:
     command = [sys.executable, "-m", "sptnet_shards.make_shards", "imagefolder", str(images), str(out), "--old", "2",
                "--resize", "256", "--workers", "1"]  # fmt: skip
     start = time.perf_counter()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = [subprocess.Popen([*command, "--task", f"{i}/{tasks}"], **quiet) for i in range(tasks)]
+    running = [
+        subprocess.Popen([*command, "--task", f"{i}/{tasks}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for i in range(tasks)
+    ]
     assert [process.wait() for process in running] == [0] * tasks
     assert (out / "manifest.json").exists()
     return time.perf_counter() - start

@@ -297,9 +297,10 @@ def _sentence(key: str, errors: Sequence[dict[str, Any]]) -> str:
 
 
 def _where(key: str, told: str, path: Path, given: dict[str, str]) -> str:
-    """The override that is to blame, or the file."""
+    """The override that is to blame, or the file; `key` is empty where several keys do not go together."""
+    words = told.replace(",", " ").split()
     for name, override in given.items():
-        section = name.partition(".")[0]
-        if f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.") or told.startswith((name, section)):
+        of_key = f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.")
+        if of_key if key else name in words or words[0] == name.partition(".")[0]:
             return f"override {without_password(override)[:80]!r}"
     return str(path)

@@ -1,6 +1,7 @@
 """What a user is told instead of a traceback."""
 
 import errno
+import unicodedata
 from typing import ClassVar, Literal, Self
 
 Outcome = Literal["continue", "retry", "final"]  # see sptnet/run/outcome.py
@@ -26,7 +27,7 @@ def visible(line: str) -> str:
 
     Paths, URLs, names of files and words of servers are in most of what is told, and may hold any of them.
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in line)
 
 
 class SptnetError(Exception):

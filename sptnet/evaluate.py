@@ -138,13 +138,15 @@ def evaluate(
     strategy.module.eval()
     with torch.no_grad():
         image = None if prompt is None else prompt()
-    for protocol in PROTOCOLS:
-        if manifest.samples(protocol) == 0:
-            continue
-        mine = predict(strategy, image, config, store, protocol, partial(each_round, protocol), tokens)
-        counts = count_once(store, protocol, rows_of(mine), classes, strategy.device, partial(parts.add, protocol))
-        results[protocol] = score(counts, manifest.num_old, classes)
-    strategy.module.train()
+    try:
+        for protocol in PROTOCOLS:
+            if manifest.samples(protocol) == 0:
+                continue
+            mine = predict(strategy, image, config, store, protocol, partial(each_round, protocol), tokens)
+            counts = count_once(store, protocol, rows_of(mine), classes, strategy.device, partial(parts.add, protocol))
+            results[protocol] = score(counts, manifest.num_old, classes)
+    finally:
+        strategy.module.train()
     return results, parts
 
 

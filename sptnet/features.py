@@ -17,7 +17,7 @@ from sptnet.config_sections import RemoteConfig
 from sptnet.data.augment import normalise
 from sptnet.data.blocks import Block, Sample, ShardSource, blocks
 from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path, read_fingerprint
-from sptnet.data.format.manifest import KINDS, MANIFEST, DatasetError
+from sptnet.data.format.manifest import KINDS, MANIFEST, DatasetError, undecodable
 from sptnet.data.storage.store import Store, open_store
 from sptnet.method.model import Outputs
 from sptnet.run.parts import ImageProgress, begin_parts, write_part
@@ -134,8 +134,5 @@ def _check(block: Block, source: ShardSource) -> None:
         if sample.error:
             shard = source.shard(block.part)
             names = source.store.paths(shard)
-            named = f", {names[position]}," if names else ""
-            raise DatasetError(
-                f"{source.store.where(shard.file)}: sample {sample.uid}{named} does not decode ({sample.error}): make "
-                "the shards again, in another folder, with --on-error skip, which leaves it out"
-            )
+            named = names[position] if names else ""
+            raise DatasetError(undecodable(source.store.where(shard.file), sample.uid, sample.error, named))

@@ -46,6 +46,7 @@ from sptnet.strategy.kernels import kernels_told
 from sptnet.trained import TrainedRun, prediction_columns
 
 ABOUT, ERRORS = "predict.json", "errors.csv"
+TABLE, ERRORS_OF_PART = "predictions/part-{:06d}.{}", "errors/part-{:06d}.csv"  # below OUT, by part
 CALIBRATION = "confidence is a softmax of cosines; it is not calibrated, least of all on new classes"
 
 
@@ -190,10 +191,10 @@ class _Parts:
         self.out, self.run, self.what = out, run, what
 
     def path(self, part: int) -> Path:
-        return self.out / "predictions" / f"part-{part:06d}.{self.what.table_format}"
+        return self.out / TABLE.format(part, self.what.table_format)
 
     def errors(self, part: int) -> Path:
-        return self.out / "errors" / f"part-{part:06d}.csv"
+        return self.out / ERRORS_OF_PART.format(part)
 
     def is_missing(self, part: int) -> bool:
         return not self.path(part).exists()
@@ -256,7 +257,7 @@ def _finish(out: Path, source: Source, parts: _Parts) -> Done | None:
         for part in range(len(source)):
             if parts.errors(part).exists():
                 rows += parts.errors(part).read_bytes().partition(b"\n")[2]
-                unreadable += _count(parts.errors(part))
+                unreadable += count_unreadable(parts.errors(part))
         # several may see it at once: each writes the same under a name of its own
         own = out / f"{ERRORS}.{rank()}"
         write_whole(own, rows)
@@ -264,8 +265,7 @@ def _finish(out: Path, source: Source, parts: _Parts) -> Done | None:
     return Done(sum(source.size(part) for part in range(len(source))) - unreadable, unreadable)
 
 
-def _count(path: Path) -> int:
+def count_unreadable(path: Path) -> int:
     """Rows of a table of errors; a path in it may hold newlines."""
-
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         return sum(1 for _ in csv.reader(file)) - 1

@@ -132,12 +132,14 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
             return None
         return facts_to_continue(checkpoint, config, numbers, backbone, launch.precision, schedule.total_steps, look)
 
-    looks = schedule.total_steps * config.data.batch_size
-    chosen = choose(config, store, model, backbone["sha256"], accelerator.device, launch.precision, looks)
+    def images_left() -> int:
+        with ExitStack() as held:  # and let go of: what a lost node still makes must not shut out who comes for it
+            saved = saved_in(_agree_where_to_continue(config, held)[0], look=True)
+        return (schedule.total_steps - (0 if saved is None else saved.step)) * config.data.batch_size
+
+    chosen = choose(config, store, model, backbone["sha256"], accelerator.device, launch.precision, images_left)
     cache = None if isinstance(chosen, str) else chosen
     if cache is not None:
-        with ExitStack() as held:  # and let go of: what a lost node still makes must not shut out who comes for it
-            saved_in(_agree_where_to_continue(config, held)[0], look=True)
         make(cache, config, store, model, accelerator.device, stop.here)
         if on_any_rank(stop.here(), accelerator.device):
             raise StoppedError(cache.progress())

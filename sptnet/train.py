@@ -162,7 +162,6 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
         module.round_tokens = None if final else rounded
         results, parts = evaluate(learner.strategy, learner.prompt, config, run.store, each_round, tokens)
     except StoppedError:
-        module.train()
         return False
     finally:
         module.round_tokens = rounded

@@ -7,7 +7,7 @@ tokens = run.features(["a.jpg", "b.jpg"])   # float32 [2, D]
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -195,7 +195,7 @@ class TrainedRun:
         """By which logits are divided for a confidence: the student's, with which the head was trained."""
         return self.config.loss.student_temperature
 
-    def _batches(self, images: Sequence[ImageLike]) -> "list[Tensor] | Any":
+    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
         size = self.encoder.batch_size
         for begin in range(0, len(images), size):
             some = images[begin : begin + size]

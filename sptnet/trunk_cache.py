@@ -87,13 +87,15 @@ def stored_type(config: Config, model: PromptedViT) -> torch.dtype | None:
 
 
 def choose(
-    config: Config, store: Store, model: PromptedViT, weights: str, device: torch.device, precision: str, images: int
-) -> TrunkCache | str:
+    config: Config, store: Store, model: PromptedViT, weights: str, device: torch.device, precision: str,
+    images_left: Callable[[], int],
+) -> TrunkCache | str:  # fmt: skip
     """The cache that a run is to use, or why it uses none; the same on all ranks.
 
     Args:
         weights: digest of what is frozen.
-        images: that the run still looks at, each time it does.
+        images_left: how many images the run still looks at, each time it does; all ranks call it where tokens can be
+            kept, and what it raises is raised.
 
     Raises:
         ConfigError: a folder was asked for that cannot hold the tokens.
@@ -101,6 +103,7 @@ def choose(
     if stored_type(config, model) is None or config.trunk_cache == "off":
         return "none" if config.data.views is None else "none: every view goes through the trunk"
     asked = config.trunk_cache != "auto"
+    images = images_left()
     found, why = None, ""
     try:
         found = _look(config, store, model, weights, device, precision)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sptnet.config import Config
 from sptnet.data.blocks import Block, ShardSource, blocks
-from sptnet.data.format.manifest import DatasetError, Kind
+from sptnet.data.format.manifest import DatasetError, Kind, undecodable
 from sptnet.data.locks import NO_FLOCK, lock_at
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import PartWriter, part_path
@@ -181,9 +181,8 @@ class _Making:
         with writing_parts(writer.path):
             for sample, of_sample in zip(block.samples, rows, strict=True):
                 where = self.source.store.where(self.source.shard(block.part).file)
-                told = f"{where}: sample {sample.uid} does not decode ({sample.error})"
-                told += ": make the shards again, with --on-error skip"
-                writer.add(of_sample, sample.uid, sample.target, told if sample.error else "")
+                told = undecodable(where, sample.uid, sample.error) if sample.error else ""
+                writer.add(of_sample, sample.uid, sample.target, told)
         self.progress.add(len(pieces) * len(block.samples))
 
     def _checked(self, tokens: Tensor, writer: PartWriter) -> Tensor:

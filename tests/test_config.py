@@ -77,6 +77,22 @@ def test_the_schema_takes_what_is_taken_and_no_key_more(capsys):
             assert name == "base" or {f"{name}.{key}".rstrip(".") for key in below} <= keys, path
 
 
+@pytest.mark.parametrize(
+    ("of_file", "overrides", "where", "told"),
+    [("data: {workers: -1}", ["data.batch_size=64"], "file", "data.workers is -1"),
+     ("data: {batch_size: 64}", ["data.workers=-1"], "override 'data.workers=-1'", "data.workers is -1"),
+     ("data: {batch_size: 30, streams: 4}", [], "file", "data.batch_size 30 is not a multiple"),
+     ("data: {batch_size: 30}", ["data.streams=4"], "override 'data.streams=4'", "data.batch_size"),
+     ("seed: 1", ["trunk_cache=/x"], "override 'trunk_cache=/x'", "trunk_cache is /x, and data.views is null")],
+)  # fmt: skip
+def test_an_override_is_blamed_for_what_it_says_and_the_file_for_the_rest(tmp_path, of_file, overrides, where, told):
+    path = tmp_path / "my.yaml"
+    path.write_text(f"base: {CONFIGS / 'published_sptnet.yaml'}\n{of_file}\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(path, ["run=x", "data.root=x", *overrides])
+    assert str(raised.value).startswith(f"{path if where == 'file' else where}: {told}")
+
+
 @pytest.mark.parametrize("key", ["run", "trunk_cache", "data.remote.cache"])
 def test_what_is_written_to_is_on_a_disk(key):
     """`s3://bucket/run` was a local folder of that name."""

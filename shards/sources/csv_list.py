@@ -32,12 +32,13 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         encoded = read_regular(path, LARGEST_LIST)
         reader = csv.DictReader(io.TextIOWrapper(io.BytesIO(encoded), "utf-8-sig", newline=""), strict=True)
         _need_columns(path, list(reader.fieldnames or ()))
-        for line, row in enumerate(reader, start=2):
+        for row in reader:
+            line = reader.line_num
             if None in row:
                 raise SourceError(
                     f"{path}, line {line} has more columns than the first line: quote what has a comma in it"
                 )
-            yield line, row
+            yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read: {error}") from None
     if line == 1:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sptnet.data.augment import choose_views, eval_view, known_view, prepare, train_view
-from sptnet.data.format.manifest import DamagedSampleError, Kind, Shard
+from sptnet.data.format.manifest import DamagedSampleError, Kind, Shard, undecodable
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.order import BatchOrder, Place, Slot
 from sptnet.data.reader import Encoded, ShardReader
@@ -66,10 +66,7 @@ def _decoded(sample: Encoded, transform: Callable[[Tensor], Tensor]) -> Tensor:
     try:
         return transform(decode(sample.image))
     except DecodeError as error:
-        raise DamagedSampleError(
-            f"{sample.shard}: sample {sample.uid} does not decode ({error}): make the shards again, with --on-error "
-            "skip"
-        ) from None
+        raise DamagedSampleError(undecodable(sample.shard, sample.uid, str(error))) from None
 
 
 class Batches(Dataset[Batch | EvalBatch]):

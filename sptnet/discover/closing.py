@@ -22,10 +22,9 @@ from sptnet.discover.verdict import (
     groups_of,
     own_class_share,
     predictions_by_features,
-    unreadable,
     worse,
 )
-from sptnet.predict import has_changed
+from sptnet.predict import ERRORS, count_unreadable, has_changed
 from sptnet.report.categories import read_predictions
 from sptnet.report.text import printable
 from sptnet.run.parts import writing_parts
@@ -84,8 +83,8 @@ def _about_images(out: Path, manifest: Manifest) -> list[str]:
             f"{len(manifest.skipped)} images cannot be read or do not decode, and had no part in training, the first: "
             f"{manifest.skipped[0]['file']}"
         )
-    if bad := unreadable(out / "sorted"):
-        told.append(f"{bad} images of the unlabelled ones cannot be read: {out / 'sorted' / 'errors.csv'} names them")
+    if bad := count_unreadable(out / "sorted" / ERRORS):
+        told.append(f"{bad} images of the unlabelled ones cannot be read: {out / 'sorted' / ERRORS} names them")
     return told
 
 

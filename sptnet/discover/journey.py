@@ -14,6 +14,7 @@ from sptnet.discover.recipe import write_stage
 from sptnet.discover.request import TITLES, Request, RequestError, check, check_backbone
 from sptnet.discover.verdict import few_images
 from sptnet.discover.way import Journey
+from sptnet.estimate_k import RESULT
 from sptnet.run.parts import begin_parts
 
 BEGUN = "discover.json"  # what was asked for
@@ -94,7 +95,7 @@ def _number_of_new(journey: Journey) -> tuple[int, tuple[int, int] | None]:
     if journey.request.new is not None:
         return journey.request.new, None
     journey.take(stages.estimate(journey.request))
-    found = read_kept(journey.out / "estimate_k" / "estimate_k.json", Estimated)
+    found = read_kept(journey.out / "estimate_k" / RESULT, Estimated)
     print(f"   {found.median} classes, between {found.low} and {found.high}; {found.num_old} have a name")
     if found.num_new < 1:
         journey.warn("the estimate found no class beyond the named ones; one new category is looked for all the same")

@@ -117,12 +117,6 @@ def own_class_share(folder: Path) -> float:
     return right / max(total, 1)
 
 
-def unreadable(folder: Path) -> int:
-    """How many images could not be read, by errors.csv."""
-    with open(folder / "errors.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return sum(1 for _ in csv.DictReader(file))
-
-
 def agreement(features: Split, groups: Ids) -> Agreement:
     """Of some images: how often the other one with the most similar class token, the mean taken off, shares its group.
 

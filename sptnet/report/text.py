@@ -1,7 +1,6 @@
 """What a dataset, a path or a run says of itself, as text that any page can hold. Escaping is the template's."""
 
-import unicodedata
-
+from sptnet.errors import visible
 from sptnet.run.records import known
 
 LONGEST = 160  # characters of a name or a path
@@ -13,12 +12,7 @@ def printable(text: object, longest: int = LONGEST) -> str:
     if len(told) > longest:
         half = longest // 2 - 1
         told = f"{told[:half]} … {told[-half:]}"
-    return "".join(character if _is_visible(character) else ascii(character)[1:-1] for character in told)
-
-
-def _is_visible(character: str) -> bool:
-    # categories C*: controls, marks of direction, lone surrogates; Zl, Zp: line and paragraph separators
-    return unicodedata.category(character)[0] != "C" and unicodedata.category(character) not in ("Zl", "Zp")
+    return visible(told)
 
 
 def per_cent(share: float | None) -> str:

@@ -94,11 +94,8 @@ class RunLock:
                 )
             if now is None or time.monotonic() > end:
                 break
-        # of several that come at once one removes the old lease, and one creates the new one
-        with suppress(FileNotFoundError):
-            stale = self._lease.with_name(f"{LEASE}.{self._mine['token']}")
-            self._lease.rename(stale)
-            stale.unlink()
+        if seen is not None:
+            self._remove(seen)
         try:
             os.close(os.open(self._lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
@@ -107,13 +104,25 @@ class RunLock:
         self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._beating.start()
 
+    def _remove(self, seen: dict[str, object]) -> None:
+        """Remove the lease that was seen to stand still, of several that come at once one; raises OccupiedError."""
+        stale = self._lease.with_name(f"{LEASE}.{self._mine['token']}")
+        with suppress(FileNotFoundError):
+            self._lease.rename(stale)
+            if self._read(stale) != seen:  # another had removed it before, and this one is its own
+                with suppress(OSError):  # there again, or no links here: its owner writes it at its next beat
+                    os.link(stale, self._lease)
+                stale.unlink()
+                raise OccupiedError(f"{self.folder} is being trained by another process: {WAY_OUT}")
+            stale.unlink()
+
     def _is_of_earlier_start(self, lease: dict[str, object]) -> bool:
         same_job = self._mine["job"] is not None and lease.get("job") == self._mine["job"]
         return same_job and lease.get("restart") != self._mine["restart"]
 
-    def _read(self) -> dict[str, object] | None:
+    def _read(self, path: Path | None = None) -> dict[str, object] | None:
         try:
-            found = json.loads(read_regular(self._lease, LARGEST))
+            found = json.loads(read_regular(path or self._lease, LARGEST))
         except FileNotFoundError:
             return None
         except ValueError:

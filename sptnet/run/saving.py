@@ -7,6 +7,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class Saver:
         self._number = writers.index(rank()) if rank() in writers else None
         self._writers, self._writer = len(writers), None
         if self._number is not None:
-            self._writer = Writer(Path(config.run), self._number, len(writers), config.checkpoint.keep, token[0], store)
+            self._writer = Writer(Path(config.run), self._number, writers, config.checkpoint.keep, token[0], store)
 
     def save(self, step: int, counters: dict[str, float]) -> None:
         """Begin a checkpoint of the state before `step`; all ranks call it.
@@ -125,19 +126,21 @@ def writers_of(sharded: bool, world_size: int) -> list[int]:
 
 
 class Writer:
-    """Writes a run's checkpoints, one at a time, in a thread; every rank has one.
+    """Writes a run's checkpoints, one at a time, in a thread; some of the ranks have one.
 
     Args:
         run: the run's folder.
-        rank, world_size: number of this writer, and how many there are.
+        number, ranks: which of the writers this is, and on which ranks all of them are.
         keep: how many of the newest stay; marked ones stay too.
         attempt: the same on every rank and another in every start of the run, so that what a killed one left unfinished
             is not taken for a part of this one's.
-        store: by which ranks announce their parts: an NFS client may deny for half a minute that a file is there.
+        store: by which writers announce their parts: an NFS client may deny for half a minute that a file is there.
     """
 
-    def __init__(self, run: Path, rank: int, world_size: int, keep: int, attempt: str, store: Store | None = None):
-        self.folder, self.rank, self.world_size, self.keep = run / FOLDER, rank, world_size, keep
+    def __init__(
+        self, run: Path, number: int, ranks: Sequence[int], keep: int, attempt: str, store: Store | None = None
+    ):
+        self.folder, self.number, self.ranks, self.keep = run / FOLDER, number, ranks, keep
         self.attempt, self._store = attempt, store or HashStore()
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -173,11 +176,11 @@ class Writer:
         final = self.folder / f"step-{facts.step:09d}"
         partial = final.with_name(f"{final.name}.{self.attempt}.tmp")
         try:
-            if self.rank == 0:
+            if self.number == 0:
                 self._remove_leftovers()
             partial.mkdir(parents=True, exist_ok=True)
             self._write_part(partial, facts.step, tensors)
-            if self.rank == 0:
+            if self.number == 0:
                 parts = self._parts_of_all(facts.step)
                 whole = replace(facts, parts=parts)
                 write_through(partial / FACTS, json.dumps(asdict(whole), indent=1).encode())
@@ -191,17 +194,19 @@ class Writer:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             with suppress(Exception):  # the store is gone where rank 0 is
                 self._announce(facts.step, {"failed": str(why)})
-            self._error = CheckpointError(f"{final} cannot be written on rank {self.rank}: {why}; {stays}")
+            self._error = CheckpointError(
+                f"{final} cannot be written on rank {self.ranks[self.number]}: {why}; {stays}"
+            )
             if isinstance(error, OSError):
                 self._error.outcome = outcome_of_writing(error)
             shutil.rmtree(partial, ignore_errors=True)
 
     def _announce(self, step: int, told: dict[str, Any]) -> None:
-        self._store.set(f"{self.attempt}/{step}/{self.rank}", json.dumps(told))
+        self._store.set(f"{self.attempt}/{step}/{self.number}", json.dumps(told))
 
     def _write_part(self, partial: Path, step: int, tensors: dict[str, Tensor]) -> None:
         encoded = save_tensors(tensors)
-        part = partial / f"part-{self.rank:05d}.safetensors"
+        part = partial / f"part-{self.number:05d}.safetensors"
         write_through(part, encoded)
         told = {"file": part.name, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
         self._announce(step, told)  # now that it is on disk
@@ -209,8 +214,8 @@ class Writer:
     def _parts_of_all(self, step: int) -> list[Part]:
         parts: list[Part] = []
         begin, told = time.monotonic(), False
-        for other in range(self.world_size):
-            key = f"{self.attempt}/{step}/{other}"
+        for number, other in enumerate(self.ranks):
+            key = f"{self.attempt}/{step}/{number}"
             while not self._store.check([key]):  # not `wait`: it would hold this process's connection to the store
                 waited = time.monotonic() - begin
                 if waited > OTHERS_WAIT:

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from sptnet.data.format import shard_lines
-from sptnet.data.format.manifest import KINDS, DatasetError, Manifest, Shard, parse_manifest, read_manifest
+from sptnet.data.format.manifest import (
+    KINDS,
+    DatasetError,
+    Manifest,
+    Shard,
+    Shards,
+    is_dataset,
+    parse_manifest,
+    read_manifest,
+    write_manifest,
+)
 from sptnet.data.format.shard_lines import split_manifest
 
 
@@ -158,3 +168,18 @@ def test_the_digits_are_read_by_lines(digits):
         split = split_manifest(file)
     assert split is not None
     assert split.shards == read_manifest(digits).shards
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_folder_of_many_shards_is_known_as_one(tmp_path, before):
+    """Their schema is the last thing in it; a tool may write it first."""
+    digest = "0" * 64
+    shards = [Shard(f"{n}.tar", f"{n}.idx.npy", "labelled", 1, 10**4, digest, digest) for n in range(9000)]
+    write_manifest(tmp_path, Manifest("made", ["ant", "bee"], 1, {}, Shards.of(shards)))
+    if before:
+        told = json.loads((tmp_path / "manifest.json").read_text())
+        (tmp_path / "manifest.json").write_text(json.dumps({"schema": told.pop("schema")} | told))
+    assert (tmp_path / "manifest.json").stat().st_size > 2**20
+    assert is_dataset(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"photos": [0] * 10**6}))
+    assert not is_dataset(tmp_path)

@@ -87,3 +87,11 @@ def test_what_is_not_the_published_dataset_must_be_forced_by_name(tmp_path, caps
     run = ["cub", str(root), str(tmp_path / "out")]
     assert main([*run, "--unofficial"]) == 0
     assert read_manifest(tmp_path / "out").protocol["unofficial"] is True
+
+
+def test_a_line_is_told_as_editors_count_them(tmp_path, capsys):
+    root = tmp_path / "data"
+    put(root / "a.jpg", encoded())
+    (root / "list.csv").write_text('image,class,note\na.jpg,ant,"of two\nlines"\na.jpg,ant,x\n,bee,y\n')
+    assert main(["csv", str(root / "list.csv"), str(tmp_path / "out"), "--old", "1"]) != 0
+    assert "list.csv, line 5: needs an image" in capsys.readouterr().err

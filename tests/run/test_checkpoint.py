@@ -37,7 +37,7 @@ FACTS = Facts(
 
 def write(run: Path, step: int = 12, ranks: int = 2, keep: int = 2, attempt: str = "x") -> None:
     store = torch.distributed.HashStore()
-    writers = [Writer(run, rank, ranks, keep, attempt, store) for rank in range(ranks)]
+    writers = [Writer(run, number, range(ranks), keep, attempt, store) for number in range(ranks)]
     for rank, writer in enumerate(writers):
         mine = {name: tensor for i, (name, tensor) in enumerate(TENSORS.items()) if i % ranks == rank}
         writer.begin(Facts(**{**FACTS.__dict__, "step": step}), mine)
@@ -102,7 +102,7 @@ def test_what_a_killed_attempt_left_is_not_taken_for_a_checkpoint(tmp_path):
 def _write_for_ever(run: Path, first: int) -> None:
     big = np.arange(500_000, dtype=np.float32)  # numpy: torch's threads do not survive a fork
     for step in range(first, 10**6):
-        writer = Writer(run, 0, 1, keep=2, attempt=str(step))
+        writer = Writer(run, 0, [0], keep=2, attempt=str(step))
         writer.begin(Facts(**{**FACTS.__dict__, "step": step}), {"model.a": torch.from_numpy(big + np.float32(step))})
         writer.wait()
 
@@ -152,7 +152,7 @@ def test_a_disk_that_fails_leaves_the_previous_one_and_says_so(tmp_path):
     write(tmp_path, 10, ranks=1)
     folder = tmp_path / "checkpoints"
     (folder / "step-000000020.x.tmp").write_text("a file in the place of the folder")
-    writer = Writer(tmp_path, 0, 1, 2, "x")
+    writer = Writer(tmp_path, 0, [0], 2, "x")
     writer.begin(Facts(**{**FACTS.__dict__, "step": 20}), TENSORS)
     told = r"step-000000020 cannot be written on rank 0: .*step-000000010 is intact"
     with pytest.raises(CheckpointError, match=told) as raised:
@@ -166,7 +166,7 @@ def test_a_disk_that_may_come_back_is_tried_again(tmp_path, monkeypatch):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
     monkeypatch.setattr("sptnet.run.saving.write_through", failing)
-    writer = Writer(tmp_path, 0, 1, 2, "x")
+    writer = Writer(tmp_path, 0, [0], 2, "x")
     writer.begin(FACTS, TENSORS)
     with pytest.raises(CheckpointError, match="Stale file handle") as raised:
         writer.wait()

@@ -85,3 +85,22 @@ def test_twice_in_one_start_of_a_job_is_twice(tmp_path, no_flock, monkeypatch):
     with pytest.raises(OccupiedError):
         RunLock(tmp_path)
     first.release()
+
+
+def test_of_two_that_take_over_a_stale_lease_one_has_it(tmp_path, no_flock, monkeypatch):
+    """The slower one had removed the fresh lease of the faster one, and both trained until its next beat."""
+    (tmp_path / LEASE).write_text(json.dumps({"process": 1, "host": "gone", "token": "old", "beat": 7}))
+    monkeypatch.setattr(lock, "BEAT", 60)
+    faster, remove = [], RunLock._remove
+
+    def after_another(self, seen):
+        monkeypatch.setattr(RunLock, "_remove", remove)
+        faster.append(RunLock(tmp_path))
+        remove(self, seen)
+
+    monkeypatch.setattr(RunLock, "_remove", after_another)
+    with pytest.raises(OccupiedError):
+        RunLock(tmp_path)
+    assert json.loads((tmp_path / LEASE).read_text())["token"] == faster[0]._mine["token"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(LEASE)] == [LEASE]
+    faster[0].release()

@@ -15,11 +15,13 @@ from sptnet_shards.make_shards import main as make_shards
 
 from sptnet.build import build_model, build_store
 from sptnet.cli import INTERRUPTED, main
+from sptnet.commands.train import TO_BE_CONTINUED
 from sptnet.config_file import load_config
 from sptnet.data import tokens
 from sptnet.data.format.manifest import KINDS
 from sptnet.data.storage.store import LocalStore
 from sptnet.run.checkpoint import checkpoints, read_facts
+from sptnet.run.following import Following
 from sptnet.train import evaluate_now
 from sptnet.trunk_cache import TrunkCache, choose
 
@@ -137,6 +139,26 @@ def test_auto_keeps_tokens_where_it_pays(digits, tmp_path, monkeypatch):
     assert len(list(folder_in(kept).glob("unlabelled-*.tokens"))) == parts
 
 
+def test_a_run_that_is_nearly_done_makes_no_tokens_anew(digits, tmp_path, monkeypatch):
+    """What they would serve are the steps that are left."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = arguments(tmp_path / "run", digits, "auto")
+    follow = Following.follow
+
+    def stopping(self, batch, taken, facts):
+        follow(self, batch, taken, facts)
+        self.stop = batch.step == STEPS - 5
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Following, "follow", stopping)
+        assert main(given) == TO_BE_CONTINUED
+    assert "trunk cache: none" not in header(tmp_path / "run")
+    shutil.rmtree(tmp_path / ".cache")
+    assert main(given) == 0
+    assert re.search(r"trunk cache: none: the run looks at [\d,]+ views, and [\d,]+ would", header(tmp_path / "run"))
+    assert (tmp_path / "run" / "finished").exists()
+
+
 def test_on_several_nodes_it_is_said_who_makes_all_of_it(monkeypatch):
     cache = TrunkCache(None, {}, 2 * 10**9, 10**9, 6000, 0.01, None)
     assert cache.cost() == "1.000 GB to be made, 6,000 views at 10.0 ms, about 1.0 min of one process"
@@ -166,7 +188,7 @@ def folder_for(cache, data, *others, weights="0" * 64, precision="no"):
     config = load_config("quickstart_simgcd", settings)
     store = build_store(config)
     model, _ = build_model(config, store.manifest)
-    return choose(config, store, model, weights, torch.device("cpu"), precision, 10**6).tokens.folder
+    return choose(config, store, model, weights, torch.device("cpu"), precision, lambda: 10**6).tokens.folder
 
 
 def test_all_that_decides_the_tokens_has_a_folder_of_its_own(digits, tmp_path):

@@ -50,7 +50,7 @@ from sptnet.errors import Outcome, SptnetError, outcome_of_reading
 SCHEMA, BEFORE = "sptnet-shards/3", "sptnet-shards/2"  # of version 2: no paths, no unknown targets
 UNKNOWN = -1  # the target of an image whose class nobody knows; only in unlabelled shards
 MANIFEST = "manifest.json"
-HEAD = 2**20  # bytes of it, in which its schema is
+END = 2**16  # bytes at either end of it, in which its schema is: `write_manifest` writes it last
 LARGEST_MANIFEST = 2**30  # bytes; one of 2,300,000 shards
 LARGEST_FREE = 2**28  # bytes of one that is not laid out as `write_manifest` does it
 
@@ -61,6 +61,15 @@ class DatasetError(SptnetError, ValueError):
 
 class DamagedSampleError(DatasetError):
     """One sample that is not what it was; the others of its shard may be."""
+
+
+def undecodable(where: str, uid: int, why: str, path: str = "") -> str:
+    """What is told of a sample that does not decode, in which tar, and what to do; `path`: in the source, if known."""
+    named = f", {path}," if path else ""
+    return (
+        f"{where}: sample {uid}{named} does not decode ({why}): make the shards again, in another folder, with "
+        "--on-error skip, which leaves it out"
+    )
 
 
 class UnreachableError(DatasetError):
@@ -296,7 +305,8 @@ def is_dataset(folder: Path) -> bool:
     """Whether a folder has a manifest of ours, be it damaged: the name is not ours alone."""
     try:
         with open(open_regular(folder / MANIFEST), "rb") as file:
-            return b'"sptnet-shards/' in file.read(HEAD)
+            mark, size = b'"sptnet-shards/', os.fstat(file.fileno()).st_size
+            return mark in file.read(END) or mark in os.pread(file.fileno(), END, max(0, size - END))
     except OSError:
         return False
 
