@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from sptnet_shards.names import CONTACT_SHEET, SUFFIX
+from sptnet_shards.numbers import positive, whole
 from sptnet_shards.published import FORCED, PARTS
 from sptnet_shards.share import share as task_share
 from sptnet_shards.source import SourceCommand
@@ -36,20 +37,6 @@ SOURCES: list[SourceCommand] = [
 def cores() -> int:
     """Cores that this process may use, which a scheduler may have made fewer than the machine has."""
     return len(os.sched_getaffinity(0))
-
-
-def whole(text: str) -> int:
-    """An argument that is a whole number, 0 or more."""
-    if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
-    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def seed(text: str) -> int:

@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from sptnet_shards.arguments import parser
-from sptnet_shards.source import SourceError
 
-from sptnet.data.format.manifest import DatasetError
-from sptnet.errors import visible
+from sptnet.errors import SptnetError, visible
 
 INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
 
@@ -28,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ctrl_c_just_ends_it():
             from sptnet_shards.commands import run
         run(arguments)
-    except (SourceError, DatasetError) as error:
+    except SptnetError as error:
         return _failed(str(error))
     except BrokenPipeError:
         # whoever read our output has left; nothing more may be written, not even at the end of the process

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 from sptnet_shards.items import Item, Items
+from sptnet_shards.numbers import positive
 from sptnet_shards.progress import Scan
 
 from sptnet.data.format.files import (
@@ -26,14 +27,14 @@ from sptnet.data.format.files import (
     read_regular,
     told_by_suffix,
 )
-from sptnet.errors import outcome_of_reading
+from sptnet.errors import SptnetError, outcome_of_reading
 
 LARGEST_LIST = 2**30  # bytes of a text file that lists images
 Counts = Mapping[str, int]  # images per class
 Read = Callable[[str], bytes]
 
 
-class SourceError(ValueError):
+class SourceError(SptnetError, ValueError):
     """A source that cannot be converted; the message names the file and what to do."""
 
 
@@ -313,7 +314,7 @@ def _is_file(told: str) -> bool:
 def add_old(command: argparse.ArgumentParser, required: bool = True) -> None:
     """How old classes are chosen: by number, or by name."""
     old = command.add_mutually_exclusive_group(required=required)
-    old.add_argument("--old", type=int, help="how many classes, the first by name, are old")
+    old.add_argument("--old", type=positive, help="how many classes, the first by name, are old")
     old.add_argument("--old-classes", metavar="NAMES", help="which are: a,b,c or a file with a name on each line")
 
 

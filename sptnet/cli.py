@@ -1,12 +1,14 @@
 """SPTNet at scale: train, evaluate and compare runs of generalized category discovery."""
 
 import argparse
+import io
 import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from sptnet import __version__
 from sptnet.commands import (
     backbones,
     config,
@@ -51,6 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     top = Parser(prog="sptnet", description=__doc__)
+    top.add_argument("--version", action="version", version=f"sptnet {__version__}")
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         summary, _, description = (command.__doc__ or "").partition("\n\n")
@@ -120,6 +123,9 @@ def entry() -> NoReturn:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path is told in whatever the terminal can print
     if os.name != "posix":
         sys.exit("error: sptnet runs on Linux; on Windows use WSL")
     code = main()

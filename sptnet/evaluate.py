@@ -23,7 +23,7 @@ from sptnet.data.format.manifest import Kind
 from sptnet.data.loader import eval_batches
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
-from sptnet.method.metrics import accuracy_of_counts
+from sptnet.method.metrics import Accuracy, accuracy_of_counts
 from sptnet.method.prompts import Prompt
 from sptnet.run.folder import METRICS, RunError, read_config, writing
 from sptnet.run.model_file import load_model
@@ -90,16 +90,16 @@ def _blank(config: Config, tokens: Tokens | None) -> Tensor:
 def score(counts: Counts, num_old: int, num_classes: int) -> dict[str, Any]:
     """All/Old/New per instance, the same balanced over classes, how many images, and the classes they are in.
 
-    Images whose class nobody knows have no part in an accuracy; where all are such there is none. `effective_classes`
-    is exp of the entropy of the cluster sizes: as many as equally large ones would be.
+    Images whose class nobody knows have no part in an accuracy, which is None where there is no image.
+    `effective_classes` is exp of the entropy of the cluster sizes: as many as equally large ones would be.
     """
     sizes, known = counts.sizes[:num_classes], int(counts.confusion.sum())
     samples = int(sizes.sum())
     shares = sizes[sizes > 0] / samples
     told: dict[str, Any] = {"all": None, "old": None, "new": None}
     if known:
-        told = accuracy_of_counts(counts.confusion, num_old)._asdict()
-        told["balanced"] = accuracy_of_counts(counts.confusion, num_old, balanced=True)._asdict()
+        told |= _shares(accuracy_of_counts(counts.confusion, num_old))
+        told["balanced"] = _shares(accuracy_of_counts(counts.confusion, num_old, balanced=True))
     if known < samples:
         told |= {"unknown": samples - known, "sizes": sizes.tolist()}
     if counts.confidence is not None:
@@ -110,6 +110,11 @@ def score(counts: Counts, num_old: int, num_classes: int) -> dict[str, Any]:
         "classes_used": len(shares),
         "effective_classes": round(float(np.exp(-(shares * np.log(shares)).sum())), 2),
     }
+
+
+def _shares(accuracy: Accuracy) -> dict[str, float | None]:
+    """By name; None instead of nan, which is no JSON."""
+    return {name: None if math.isnan(share) else share for name, share in accuracy._asdict().items()}
 
 
 def evaluate(
@@ -159,7 +164,8 @@ def save_evaluation(folder: Path, method: str, results: dict[str, Any], parts: P
     save_predictions(folder, parts, results, numbers)
     if rank() == 0:
         with writing(folder):
-            write_whole(folder / METRICS, (json.dumps({"method": method, **results}, indent=1) + "\n").encode())
+            told = json.dumps({"method": method, **results}, indent=1, allow_nan=False)
+            write_whole(folder / METRICS, f"{told}\n".encode())
 
 
 def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any], PredictionParts]:

@@ -39,6 +39,8 @@ from sptnet.data.table import Table, TableFormat, check_format, encode_csv, enco
 from sptnet.errors import visible
 from sptnet.features import Forward, barrier, forward_on_ranks, looks_at, open_dataset
 from sptnet.run.checkpoint import digest
+from sptnet.run.folder import is_unfinished
+from sptnet.run.model_file import how_far
 from sptnet.run.parts import HEAD, ImageProgress, begin_parts, write_part, writing_parts
 from sptnet.run.records import DamagedError, read_json
 from sptnet.strategy.collectives import rank, world_size
@@ -85,6 +87,8 @@ def predict_images(run_folder: Path, images: str, out: Path, what: What, workers
     """
     check_format(what.table_format)
     run = TrainedRun(run_folder)
+    if is_unfinished(run.folder) and rank() == 0:
+        _warn(how_far(run.folder))
     forward, strategy = forward_on_ranks(run.encoder)
     if rank() == 0:
         told = kernels_told(strategy.device, *run.encoder.kernels)
@@ -170,12 +174,13 @@ def _telling(path: Path, passed_over: Counter[str]) -> Iterator[bytes]:
 
 
 def has_changed(images: Path, out: Path) -> bool:
-    """Whether a folder of images, or a CSV file, lists others now than `out` does."""
+    """Whether a folder of images, or a CSV file, lists others now than `out` does, or some of them are others."""
     if not images.exists():
         return False  # its images are looked for, and named, one by one
     names = images_named_by(images) if images.is_file() else images_below(images)
     try:
-        return not ListedSource(out, images).lists(names)
+        listed = ListedSource(out, images.parent if images.is_file() else images)
+        return not listed.lists(names) or listed.has_newer()
     except ListingError:
         return True  # it cannot be listed any more
 

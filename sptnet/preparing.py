@@ -34,7 +34,7 @@ from sptnet.trunk_cache import TrunkCache, choose, stored_type
 from sptnet.trunk_making import make
 
 
-class StoppedError(Exception):
+class StopRequestedError(Exception):
     """Asked to stop, on all ranks at once; of one that `prepare` raises the message says what is kept."""
 
 
@@ -112,7 +112,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     A run that cannot go on from its checkpoint is told so before tokens are made, which may take hours.
 
     Raises:
-        StoppedError: asked to stop while tokens were made; what is made stays.
+        StopRequestedError: asked to stop while tokens were made; what is made stays.
         CheckpointError, RunError, DatasetError, ConfigError, PartsError: it cannot begin; the message says why.
     """
     store, order = build_data(config)
@@ -142,7 +142,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
     if cache is not None:
         make(cache, config, store, model, accelerator.device, stop.here)
         if on_any_rank(stop.here(), accelerator.device):
-            raise StoppedError(cache.progress())
+            raise StopRequestedError(cache.progress())
     model.round_tokens = stored_type(config, model)
     row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
     work = work_of_steps(model, prompt, images, row)

@@ -14,7 +14,7 @@ from sptnet.data.on_device import on_device
 from sptnet.data.tokens import DamagedTokensError
 from sptnet.evaluate import evaluate, save_evaluation
 from sptnet.objective import Said
-from sptnet.preparing import Run, StoppedError, prepare
+from sptnet.preparing import Run, StopRequestedError, prepare
 from sptnet.run.folder import check_unfinished, mark_finished, open_run
 from sptnet.run.following import Following
 from sptnet.run.metrics_log import MetricsLog
@@ -43,7 +43,7 @@ def train(config: Config) -> bool:
     with StopRequest() as stop:  # also of signals that come while everything is built: the first step is the last then
         try:
             run, header = prepare(config, stop)
-        except StoppedError as stopped:
+        except StopRequestedError as stopped:
             record_outcome("continue", str(stopped))
             return False
         try:
@@ -156,12 +156,12 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
     def each_round(protocol: Kind, images: int) -> None:
         log.evaluating(done, protocol, images, run.store.manifest.samples(protocol))
         if on_any_rank(stop.here(), device):
-            raise StoppedError
+            raise StopRequestedError
 
     try:
         module.round_tokens = None if final else rounded
         results, parts = evaluate(learner.strategy, learner.prompt, config, run.store, each_round, tokens)
-    except StoppedError:
+    except StopRequestedError:
         return False
     finally:
         module.round_tokens = rounded

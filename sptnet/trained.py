@@ -7,7 +7,8 @@ tokens = run.features(["a.jpg", "b.jpg"])   # float32 [2, D]
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -30,12 +31,15 @@ from sptnet.errors import SptnetError
 from sptnet.method.model import Outputs, PromptedViT, create_model
 from sptnet.method.prompts import Prompt
 from sptnet.names import AugmentName
-from sptnet.run.folder import read_config
-from sptnet.run.model_file import load_model, number_of_classes, read_facts
+from sptnet.run.folder import is_unfinished, read_config
+from sptnet.run.model_file import how_far, load_model, number_of_classes, read_facts
 from sptnet.strategy.kernels import MatmulPrecision
 
 ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 BACKBONE_BATCH = 64  # images of a forward pass where no run says how many
+
+
+MANY_NDIM = 4  # of an array of images, [N, H, W, 3]
 
 
 class ImageError(SptnetError, ValueError):
@@ -170,24 +174,26 @@ class TrainedRun:
         """uint8 [..., 3, S, S] -> float32, as the model was trained with."""
         return normalise(images, self.encoder.module.statistics)
 
-    def predict(self, images: Sequence[ImageLike], top: int = 5) -> Table:
+    def predict(self, images: Iterable[ImageLike], top: int = 5) -> Table:
         """A row for every image: the columns that `prediction_columns` tells, `path` before them.
 
         Args:
-            images: paths, PIL images, or uint8 arrays [H, W, 3] or [H, W]; `path` is empty for what is no path.
+            images: paths, PIL images, or uint8 arrays [H, W, 3] or [H, W], of any iterable; `path` is empty for what is
+                no path.
             top: how many classes are told, at most.
 
         Raises:
             ImageError: one that cannot be read; the message says which.
         """
+        images = _listed(images)
         logits = [self.forward(batch).logits.cpu().numpy() for batch in self._batches(images)]
         paths = [str(image) if isinstance(image, str | PathLike) else "" for image in images]
         together = np.concatenate(logits or [np.zeros((0, len(self.classes.names)), np.float32)])
         return {"path": paths, **prediction_columns(together, self.classes, self.temperature, top)}
 
-    def features(self, images: Sequence[ImageLike]) -> NDArray[np.float32]:
+    def features(self, images: Iterable[ImageLike]) -> NDArray[np.float32]:
         """Class tokens as the head reads them: [N, D]. Raises ImageError."""
-        tokens = [self.forward(batch).features.float().cpu().numpy() for batch in self._batches(images)]
+        tokens = [self.forward(batch).features.float().cpu().numpy() for batch in self._batches(_listed(images))]
         return np.concatenate(tokens or [np.zeros((0, self.encoder.module.backbone.num_features), np.float32)])
 
     @property
@@ -206,13 +212,13 @@ class TrainedRun:
         try:
             return eval_view(self.encoder.augment, _pixels(image, number), self.encoder.image_size)
         except (OSError, DecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = getattr(error, "strerror", None) or error
             told = image if isinstance(image, str | PathLike) else f"a {type(image).__name__}"
             raise ImageError(f"image {number}, {told}, cannot be read: {reason}") from None
 
 
 def load(run: str | PathLike[str], device: str | torch.device | None = None) -> TrainedRun:
-    """A trained run for use from Python.
+    """A trained run for use from Python; a warning where it was not trained to its end.
 
     Args:
         run: the run's folder, wherever it was copied to; its dataset need not be there.
@@ -222,12 +228,23 @@ def load(run: str | PathLike[str], device: str | torch.device | None = None) -> 
         RunError, DatasetError: nothing trained there; a run of an earlier version whose dataset is not there.
         ConfigError, BackboneError: its configuration, or its backbone, is none of this version.
     """
+    if is_unfinished(Path(run)):
+        warnings.warn(how_far(Path(run)), stacklevel=2)
     return TrainedRun(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @torch.no_grad()
 def _image_of(prompt: Prompt | None, device: torch.device) -> Tensor | None:
     return None if prompt is None else prompt().to(device)
+
+
+def _listed(images: Iterable[ImageLike]) -> Sequence[ImageLike]:
+    """The images one by one, however they were given. Raises ImageError for what is one image, or none."""
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim != MANY_NDIM:
+        raise ImageError(f"images is one array of uint8 {list(images.shape)}: give a list of images, [image] of one")
+    if isinstance(images, str | bytes | PathLike | Image.Image | Tensor) or not isinstance(images, Iterable):
+        raise ImageError(f"images is a {type(images).__name__}: give a list of images, [image] of one")
+    return list(images)
 
 
 def _pixels(image: ImageLike, number: int) -> Tensor:
@@ -240,7 +257,14 @@ def _pixels(image: ImageLike, number: int) -> Tensor:
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         check_size(*image.size)
-        return decode_pillow(image)
+        try:
+            return decode_pillow(image)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's readers raise whatever damage makes of a file
+            raise DecodeError(str(error) or type(error).__name__) from None
+    if not isinstance(image, str | PathLike):
+        raise ImageError(f"image {number} is a {type(image).__name__}: give a path, a PIL image or a uint8 array")
     return decode(read_regular(Path(image), LARGEST_IMAGE))
 
 

@@ -224,6 +224,7 @@ def test_mistakes_are_one_line(untrained, pile, predicted, tmp_path, capsys):
     (tmp_path / "fetched").mkdir()
     (tmp_path / "fetched" / "manifest.json").write_text("[]")
     (tmp_path / "no_column.csv").write_text("file\na.png\n")
+    (tmp_path / "semicolons.csv").write_text("id;image\n1;a.png\n")
     (tmp_path / "no_path.csv").write_text("image,x\n,1\n")
     (tmp_path / "full").symlink_to("/dev/full")
     no_model = Path(shutil.copytree(untrained, tmp_path / "no_model"))
@@ -235,6 +236,8 @@ def test_mistakes_are_one_line(untrained, pile, predicted, tmp_path, capsys):
         (str(untrained), str(tmp_path / "fetched"), "o2b"): "and its manifest.json is none of shards",
         (str(untrained), "nowhere", "o4"): "nowhere is neither a folder of images",
         (str(untrained), str(tmp_path / "no_column.csv"), "o5"): "has no column 'image'",
+        (str(untrained), str(tmp_path / "semicolons.csv"), "o5b"): "its first line has 'id;image'",
+        (str(untrained), str(next(pile.rglob("*.png"))), "o5c"): "is an image: name the folder",
         (str(untrained), str(tmp_path / "no_path.csv"), "o6"): "line 2: the column image holds no path",
         (str(untrained), str(pile), "/dev/null/o"): "/dev/null/o cannot be written: Not a directory",
         (str(untrained), str(pile), str(predicted)): "holds results of something else (embeddings: True there",
@@ -245,6 +248,8 @@ def test_mistakes_are_one_line(untrained, pile, predicted, tmp_path, capsys):
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
         assert len(lines) == 1
         assert told in lines[0]
+    assert main(["predict", str(untrained), str(pile), "--out", str(tmp_path / "o7"), "--splits", "test"]) == 2
+    assert "--splits is for shards, and" in capsys.readouterr().err
     assert not (tmp_path / "o4").exists()  # the right path is not compared with the wrong one
 
 
@@ -342,6 +347,39 @@ def test_from_python_paths_images_and_arrays_are_the_same(untrained, pile):
         run.predict([arrays[0], np.zeros((1, 5000), np.uint8)])
     with pytest.raises(ValueError, match="is an array of float64"):
         run.features([np.zeros((4, 4, 3))])
+
+
+def test_a_model_that_is_not_trained_to_its_end_says_so(untrained, pile, tmp_path, capsys):
+    run = Path(shutil.copytree(untrained, tmp_path / "run"))
+    (run / "finished").unlink()
+    some = tmp_path / "some"
+    some.mkdir()
+    shutil.copy(sorted(pile.rglob("00[12]*.png"))[0], some)
+    assert main(["predict", str(run), str(some), "--out", str(tmp_path / "out")]) == 0
+    assert f"warning: {run} is not finished: its model.safetensors is of step 1" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="is not finished"):
+        sptnet.load(run, "cpu")
+
+
+def test_images_that_became_others_are_told_of(untrained, pile, tmp_path, capsys):
+    """A camera that writes the same name again had the table of its first picture."""
+    some, (first, second) = tmp_path / "some", sorted(pile.rglob("00[12]*.png"))[:2]
+    some.mkdir()
+    shutil.copy(first, some / "cam.png")
+    arguments = ["predict", str(untrained), str(some), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert "warning" not in capsys.readouterr().err
+    shutil.copy2(second, some / "new.png")  # with its own, older time
+    os.replace(some / "new.png", some / "cam.png")
+    assert main(arguments) == 0
+    assert "holds other images than when" in capsys.readouterr().err
+
+
+def test_a_table_without_a_row_is_a_failure(untrained, tmp_path, capsys):
+    (tmp_path / "list.csv").write_text("image\nsub\\a.jpg\n")
+    assert main(["predict", str(untrained), str(tmp_path / "list.csv"), "--out", str(tmp_path / "out")]) == 1
+    assert "0 images in" in capsys.readouterr().out
 
 
 def test_an_image_of_pillow_s_is_what_its_path_is(tmp_path):

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from sptnet_shards.items import UNKNOWN, Item, Items
+from sptnet_shards.numbers import positive
 from sptnet_shards.source import Folder, Read, Source, SourceCommand, SourceError, need_folder
 
 from sptnet.data.format.files import local
@@ -102,16 +103,10 @@ def source(
     return replace(found, remarks=[*left_out, *found.remarks])
 
 
-def _new(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0 and len(text) < 8):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of classes")
-    return int(text)
-
-
 def add_new(command: argparse.ArgumentParser) -> None:
     """How many new classes there are, where somebody knows it."""
     command.add_argument(
-        "--new", type=_new, metavar="N", help="how many new classes there are; it may be said later, or estimated"
+        "--new", type=positive, metavar="N", help="how many new classes there are; it may be said later, or estimated"
     )
 
 

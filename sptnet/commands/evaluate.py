@@ -12,7 +12,10 @@ from pathlib import Path
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_folder", metavar="RUN", type=Path, help="the run's folder")
     command.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="of what changes no number, e.g. data.root=data/cub"
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="of where things are and how they are computed, e.g. data.root=data/cub",
     )
 
 

@@ -8,14 +8,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from sptnet.arguments import pixels, positive
+from sptnet.arguments import ArgumentsError, pixels, positive
 from sptnet.data.format.files import local
+
+PIXELS = 24  # an edge that keeps k-means on pixels quick
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", metavar="DATA", help="a folder of shards")
     command.add_argument("run_folder", metavar="RUN", type=local, help="folder of the results")
-    command.add_argument("--image-size", type=pixels, default=24, help="pixels of pixels (default: %(default)s)")
+    command.add_argument("--image-size", type=pixels, help=f"pixels: their edge (default: {PIXELS})")
     command.add_argument("--features", type=Path, metavar="FOLDER", help="made by sptnet features")
     command.add_argument("--pca", type=positive, metavar="N", help="features: to so many dimensions first, e.g. 128")
     command.add_argument("--whiten", action="store_true", help="features: with --pca, scale each to variance 1")
@@ -26,14 +28,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Cluster, score, write the results and print them."""
-    from sptnet.arguments import ArgumentsError
     from sptnet.baseline import kmeans_on_features, kmeans_on_pixels
 
     folder, number = arguments.run_folder, arguments.num_classes
     if arguments.features is None:
         if arguments.pca is not None or arguments.whiten:
             raise ArgumentsError("--pca and --whiten are for --features")
-        kmeans_on_pixels(Path(arguments.data), folder, arguments.image_size, number)
+        kmeans_on_pixels(Path(arguments.data), folder, arguments.image_size or PIXELS, number)
+    elif arguments.image_size is not None:
+        raise ArgumentsError("--image-size is for pixels, not for --features, which were made at their own")
     elif arguments.whiten and arguments.pca is None:
         raise ArgumentsError("--whiten needs --pca N, e.g. 128")
     else:

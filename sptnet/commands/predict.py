@@ -9,8 +9,9 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet pred
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import positive, workers
+from sptnet.arguments import ArgumentsError, positive, workers
 from sptnet.data.format.files import local
+from sptnet.errors import SptnetError
 
 SPLITS = ("labelled", "unlabelled", "test")
 
@@ -23,18 +24,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top", type=positive, default=5, help="classes told of every image (default: %(default)s)")
     command.add_argument("--embeddings", action="store_true", help="class tokens too")
     command.add_argument(
-        "--splits", nargs="+", choices=SPLITS, default=SPLITS[1:], help="of shards (default: the last two)"
+        "--splits", nargs="+", choices=SPLITS, help="of shards, and of nothing else (default: the last two)"
     )
     command.add_argument("--workers", type=workers, default=0, help="loader processes per rank (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict what is missing."""
-    from sptnet.predict import ABOUT, ERRORS, What, predict_images
+    """Predict what is missing; a table without a row, of images of which none can be read, is a failure."""
+    from sptnet.predict import ABOUT, ERRORS, What, is_shards, predict_images
 
-    what = What(arguments.format, arguments.top, arguments.embeddings, tuple(arguments.splits))
+    if arguments.splits is not None and not is_shards(arguments.images):
+        raise ArgumentsError(f"--splits is for shards, and {arguments.images} is none: all its images are predicted")
+    what = What(arguments.format, arguments.top, arguments.embeddings, tuple(arguments.splits or What().kinds))
     done = predict_images(arguments.run_folder, arguments.images, arguments.out, what, arguments.workers)
     if done is not None:
         unreadable = f"; {done.unreadable} cannot be read, see {arguments.out / ERRORS}" if done.unreadable else ""
         print(f"{done.predicted} images in {arguments.out / 'predictions'}{unreadable}; {ABOUT} has the classes")
-    return 0
+    return 0 if done is None or done.predicted or not done.unreadable else SptnetError.exit_code

@@ -8,6 +8,7 @@ all of them, and what they were. Pictures come from the shards, as far as they a
 import argparse
 from pathlib import Path
 
+from sptnet.arguments import ArgumentsError
 from sptnet.data.format.files import local
 
 MAX_MB = 25.0  # browsers begin to fail at twice that
@@ -26,7 +27,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table, and write the page."""
     import sys
 
-    from sptnet.arguments import ArgumentsError
     from sptnet.run.tables import print_table, table_of_runs, table_over_seeds
 
     if not 0 < arguments.max_mb < float("inf"):

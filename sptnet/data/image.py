@@ -36,7 +36,9 @@ class DecodeError(ValueError):
 
 def check_size(width: int, height: int) -> None:
     """Raise DecodeError for an image of absurdly many pixels, or absurdly long and thin."""
-    if not 0 < width * height <= MAX_PIXELS:
+    if not width * height:
+        raise DecodeError(f"is {width} x {height} pixels: it has none")
+    if width * height > MAX_PIXELS:
         raise DecodeError(f"is {width} x {height} pixels, more than {MAX_PIXELS}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise DecodeError(f"is {width} x {height} pixels, longer than {MAX_ASPECT} times its other side")

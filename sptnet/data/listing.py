@@ -12,6 +12,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from sptnet.errors import SptnetError, outcome_of_reading
 PATHS, STARTS = "listing.bin", "listing.npy"
 COLUMN = "image"
 SMALLEST, LARGEST = 256, 4096  # images of a part
+LOOKED_AT = 2000  # files, and about as many more, to see whether they are what was listed
 LARGEST_STARTS = 2**28  # bytes of listing.npy: of 10^9 images it has 31 MB
 
 
@@ -71,13 +73,17 @@ def images_named_by(path: Path) -> Iterator[bytes]:
     Raises:
         ListingError: not such a file, or a row without an image.
     """
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise ListingError(f"{path} is an image: name the folder that it is in, or a CSV file with a column {COLUMN!r}")
     try:
         # names that are no UTF-8 come through as the bytes they are
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
             if COLUMN not in (reader.fieldnames or ()):
+                told = ", ".join(repr(name) for name in reader.fieldnames or ())[:200]
                 raise ListingError(
-                    f"{path} has no column {COLUMN!r}: it needs a header with one, and a path in each row"
+                    f"{path} has no column {COLUMN!r}: it needs a header with one, between commas, and a path in each "
+                    f"row; its first line has {told or 'nothing'}"
                 )
             for row in reader:
                 if not row[COLUMN] or "\0" in row[COLUMN]:
@@ -155,6 +161,17 @@ class ListedSource:
         """Whether these are the listed paths, in this order."""
         listed = (name for part in range(len(self)) for name in self.names(part))
         return all(one == other for one, other in zip_longest(listed, names))
+
+    def has_newer(self) -> bool:
+        """Whether one of some of the files, all of few, became another, or was written anew, since they were listed."""
+        listed = (self.folder / STARTS).stat().st_mtime_ns
+        step = max(1, self.count // LOOKED_AT)
+        for part in range(len(self)):
+            for name in self.names(part)[::step]:
+                with suppress(OSError):  # gone: read, and told, one by one
+                    if (self.root / os.fsdecode(name)).stat().st_ctime_ns > listed:
+                        return True
+        return False
 
     def read(self, part: int, positions: range) -> list[Sample]:
         names = self.names(part)[positions.start : positions.stop]

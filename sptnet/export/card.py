@@ -4,12 +4,13 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import yaml
 
-from sptnet.data.format.manifest import KINDS
+from sptnet.data.format.manifest import KINDS, DatasetError, Manifest
 from sptnet.export.origin import Origin, origin_of
 from sptnet.run.folder import METRICS, is_unfinished
 from sptnet.run.model_file import how_far, read_facts
@@ -45,12 +46,13 @@ def model_card(run: TrainedRun, architecture: str, reference: str, files: Files)
         loader=jinja2.PackageLoader("sptnet.export", ""), undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
         autoescape=False,  # it is Markdown: `markdown` escapes
     )  # fmt: skip
-    manifest, origin = manifest_of(run.config), origin_of(run.config)
+    manifest, origin = _manifest_if_there(run), origin_of(run.config)
+    data_name = Path(run.config.data.root).name if manifest is None else manifest.name
     metrics = read_metrics(run.folder) if (run.folder / METRICS).exists() else {}
     names, num_old = run.classes.names, run.classes.num_old
     return environment.get_template("card.md.j2").render(
         front=_front(origin),
-        title=markdown(f"{METHODS[run.config.method].partition(' ')[0]} on {manifest.name}"),
+        title=markdown(f"{METHODS[run.config.method].partition(' ')[0]} on {data_name}"),
         told_method=f"Trained by {METHODS[run.config.method]}.",
         origin=origin._replace(told=markdown(origin.told)),
         num_classes=len(names),
@@ -65,7 +67,7 @@ def model_card(run: TrainedRun, architecture: str, reference: str, files: Files)
         temperature=run.temperature,
         rows=[_row(title, metrics[name]) for name, title in PROTOCOL_TITLES.items() if metrics.get(name)],
         notes=list(_notes(run, metrics)),
-        facts=[(name, markdown(value)) for name, value in _facts(run)],
+        facts=[(name, markdown(value)) for name, value in (*_data_facts(manifest), *_facts(run))],
         named=[(i, "old" if i < num_old else "new", markdown(name)) for i, name in enumerate(names[:LISTED])],
     )
 
@@ -98,14 +100,28 @@ def _notes(run: TrainedRun, metrics: dict[str, Any]) -> Iterator[str]:
             yield f"**{title}**: {markdown(told)}."
 
 
-def _facts(run: TrainedRun) -> Iterator[tuple[str, object]]:
-    """How it was trained, by name."""
-    config, manifest, facts = run.config, manifest_of(run.config), read_facts(run.folder)
+def _manifest_if_there(run: TrainedRun) -> Manifest | None:
+    """Of the run's dataset; a model is exported where its images are not."""
+    try:
+        return manifest_of(run.config)
+    except DatasetError:
+        return None
+
+
+def _data_facts(manifest: Manifest | None) -> Iterator[tuple[str, object]]:
+    if manifest is None:
+        yield "data", "not there when this was exported"
+        return
     counts = [f"{manifest.samples(kind):,} {kind}" for kind in KINDS]
     yield "data", ", ".join([manifest.name, *counts])
     if manifest.protocol:
         yield "protocol of the split", json.dumps(manifest.protocol)
     yield "digest of the data", manifest.digest()
+
+
+def _facts(run: TrainedRun) -> Iterator[tuple[str, object]]:
+    """How it was trained, by name."""
+    config, facts = run.config, read_facts(run.folder)
     yield "epochs", config.schedule.epochs
     if facts.step is not None:
         yield "steps", facts.step

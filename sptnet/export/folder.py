@@ -73,7 +73,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes it, if all goes well. Raises ExportError, RunError."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out} is there already: remove it, or choose another folder")
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))
     place = temporary_of(out)
     with writing(out):
         place.mkdir(parents=True)

@@ -110,9 +110,11 @@ def _relpos_arguments(model: Any) -> list[dict[str, Any]]:
     return [{"shared_rel_pos": shared}] * len(model.blocks)
 
 
-_VIT = Family(
-    _vit_positions, lambda vit: [{}] * len(vit.blocks), vision_transformer.checkpoint_filter_fn, {"pos_embed": "learn"}
-)
+def _vit_arguments(model: Any) -> list[dict[str, Any]]:
+    return [{}] * len(model.blocks)
+
+
+_VIT = Family(_vit_positions, _vit_arguments, vision_transformer.checkpoint_filter_fn, {"pos_embed": "learn"})
 _FAMILIES: dict[type, Family] = {
     VisionTransformer: _VIT,
     VisionTransformerDistilled: _VIT,

@@ -147,8 +147,12 @@ class PromptedViT(nn.Module):
             tokens = self._trunk(images, prompt, with_clean, arguments)
             if self.round_tokens is not None and prompt is None:
                 tokens = tokens.detach().to(self.round_tokens).to(tokens.dtype)
-        else:
+        elif images.shape[1] == self.num_tokens:
             tokens = images.float()
+        else:
+            size, tokens_of = self.image_size, [self.num_tokens, self.backbone.embed_dim]
+            told = f"give [N, 3, {size}, {size}], or tokens [N, {', '.join(map(str, tokens_of))}]"
+            raise ValueError(f"images are {list(images.shape)}: {told}")
         if only_trunk:
             return tokens
         begin = self.train_from_block
@@ -158,6 +162,11 @@ class PromptedViT(nn.Module):
         by_token = reads_class_token(self.backbone)
         features = tokens[:, 0] if by_token else self.backbone.forward_head(tokens, pre_logits=True)
         return Outputs(features, *self.head(features))
+
+    @property
+    def num_tokens(self) -> int:
+        """Of an image: its patches, and what the backbone has before them."""
+        return (self.image_size // self.patch_size) ** 2 + int(self.backbone.num_prefix_tokens)
 
     def trunk(self, images: Tensor, prompt: Tensor | None = None, with_clean: bool = False) -> Tensor:
         """The tokens that enter the first trained block, [N, T, D]; arguments as for `forward`, images not tokens."""

@@ -93,7 +93,7 @@ def create_prompt(
     """
     if kind not in ("spatial", "shared", "global", "all"):
         raise ValueError(f"prompt kind {kind!r} is unknown: use spatial, shared, global or all")
-    if image_size % patch_size:
+    if patch_size < 1 or image_size % patch_size:
         raise ValueError(f"image size {image_size} is not a multiple of the patch size {patch_size}")
     grid = image_size // patch_size
     parts: dict[str, LivePixels] = {}

@@ -41,7 +41,7 @@ class Line:
     """A strategy's part of the plan.
 
     Attributes:
-        largest, largest_checkpointed: images of the largest global batch that fits, by lines through three counted
+        largest, largest_checkpointed: images of the largest global batch that fits, by lines through a few counted
             batches, with gradient checkpointing as configured and with all of it; 0 where none does, None where the
             memory is not known, or nobody asked.
         seconds: of a step, by phase; `evaluation`: of all images once.
@@ -108,7 +108,7 @@ class Plan:
             if line.hours < SIMPLER * best.hours:
                 best = line
         if best is fitting[0] and len(fitting) < len(self.lines) and self.lines[0] is not best:
-            return best, "the simplest that fits"
+            return best, "it is the simplest that fits"
         if best is fitting[0]:
             return best, "it fits, and nothing more complicated is planned to be 5% faster"
         return best, f"planned {best.hours:.2f} h, {fitting[0].strategy} {fitting[0].hours:.2f} h"

@@ -79,9 +79,9 @@ class Trial:
             if first is None:
                 continue
             current, following = (self._batch(first, images) for _ in range(2))
-            for step in range(first, first + many):
-                self._step(step, *current)
-            counted[phase] = self._count(partial(self._step, first + many, *current), (*current, *following))
+            for _ in range(many):  # the same one again: the next may be of the other phase
+                self._step(first, *current)
+            counted[phase] = self._count(partial(self._step, first, *current), (*current, *following))
             del current, following
         return counted
 
@@ -93,7 +93,7 @@ class Trial:
         self._step(first, *batch)
         self._wait()
         begin = time.perf_counter()
-        self._step(first + 1, *batch)
+        self._step(first, *batch)
         self._wait()
         return time.perf_counter() - begin
 

@@ -96,14 +96,18 @@ def open_run(config: Config, start: int) -> None:
         elif steps.exists():
             forget_from(steps, start)
     told = config.model_dump(mode="json")
-    if not is_url(config.data.root):  # so that the run can be evaluated from any folder
+    # so that the run can be evaluated from any folder, and is found again where all of it was moved
+    told["run"] = os.path.abspath(config.run)
+    if not is_url(config.data.root):
         told["data"]["root"] = os.path.abspath(config.data.root)
+    if config.init is not None:
+        told["init"] = os.path.abspath(config.init)
     with writing(folder / CONFIG):
         write_whole(folder / CONFIG, yaml.safe_dump(told, sort_keys=False).encode())
 
 
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a run, with overrides of what changes no number.
+    """The configuration of a run, with overrides of where things are and how they are computed.
 
     Raises:
         RunError: not a run's folder.

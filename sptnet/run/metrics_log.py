@@ -156,12 +156,13 @@ class MetricsLog:
             return
         self._append([{"step": done, "evaluation": results}])
         for protocol, result in results.items():
-            known = result["all"] is not None
-            named = {f"{protocol}/{name}": result[name] for name in ("all", "old", "new", "classes_used") if known}
-            self.trackers.log(named, done - 1)  # with the last step before it: a continued run keeps that one
-            shares = "/".join(f"{result[name]:.3f}" for name in ("all", "old", "new")) if known else ""
+            of_truth = {name: result[name] for name in ("all", "old", "new") if result[name] is not None}
+            named = of_truth | {"classes_used": result["classes_used"]}
+            # with the last step before it: a continued run keeps that one
+            self.trackers.log({f"{protocol}/{name}": value for name, value in named.items()}, done - 1)
+            shares = "/".join(f"{of_truth[name]:.3f}" if name in of_truth else "-" for name in ("all", "old", "new"))
             used = f"{result['classes_used']} of {result['classes']} classes in use"
-            told_of = f"All/Old/New {shares}" if known else used
+            told_of = f"All/Old/New {shares}" if of_truth else used
             self.line(f"step {done}: {protocol} {told_of} ({result['samples']} images)")
             if told := collapse(result):
                 self.line(f"warning: step {done}: {protocol}: {told}")

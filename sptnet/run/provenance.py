@@ -147,7 +147,7 @@ def warnings(config: Config, schedule: Schedule, train_from_block: int) -> Itera
     """Sentences on what is allowed, and rarely meant; `train_from_block` as the model counts it, from 0."""
     if told := schedule.warning():
         yield told
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     if config.data.workers > cores:
         yield f"data.workers is {config.data.workers} for every rank, more than the {cores} cores that it may use"
     steps = schedule.total_steps

@@ -36,7 +36,7 @@ def attend_by_products(model: PromptedViT) -> None:
     explicit products 0.11 s). What has no gradient is what a trunk cache keeps and an evaluation writes, whose bits
     stay. Blocks are told by hooks: their own `forward` is others' to replace.
     """
-    tokens = (model.image_size // model.patch_size) ** 2 + int(model.backbone.num_prefix_tokens)
+    tokens = model.num_tokens
     for block in model.backbone.blocks if tokens <= LONGEST else ():
         # an attention of its own, several side by side, or the block itself
         if attentions := [module for module in block.modules() if getattr(module, "fused_attn", False)]:

@@ -295,8 +295,8 @@ def connect(timeout_s: float, device: Literal["auto", "cpu"] = "auto") -> tuple[
     zero = launch.strategy.startswith("zero")
     if not on_gpu:
         keep_freed_memory()
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported, by accelerate where nobody asked for it
     if zero and not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # accelerate takes a GPU for DeepSpeed where it finds one
         _leave_uncompiled()
     # FSDPStrategy makes its own mesh; accelerate would make another, and on GPUs only

@@ -50,3 +50,16 @@ def test_ctrl_c_is_one_line():
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=30)
     assert (process.returncode, told) == (130, "error: interrupted\n")
+
+
+def test_what_a_terminal_cannot_print_is_written_out(tmp_path):
+    """A path of other letters was a traceback when all the work was done."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [*SPTNET, "train", tmp_path / os.fsdecode(b"ma\xeftre-\xe9.yaml"), "run=x"]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert ran.stderr.startswith("error: ")
+    program = "import sys; from sptnet import cli; cli.main = lambda: print(sys.argv[1]) or 0; cli.entry()"
+    command = [sys.executable, "-c", program, "é"]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (told.returncode, told.stdout) == (0, "\\xe9\n")

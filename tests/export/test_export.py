@@ -196,6 +196,19 @@ def test_the_card_says_what_it_is(untrained, tmp_path):
         assert told in card
 
 
+def test_a_run_is_exported_where_its_images_are_not(untrained, tmp_path):
+    run = Path(shutil.copytree(untrained, tmp_path / "run"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["root"] = str(tmp_path / "gone" / "digits")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert main(["export", str(run), str(tmp_path / "link")]) == 0
+    card = (tmp_path / "empty" / "README.md").read_text()
+    assert "not there when this was exported" in card
+    assert "on digits" in card
+
+
 def test_hostile_names_are_text_in_the_card(untrained, digits, tmp_path):
     data = Path(shutil.copytree(digits, tmp_path / "data"))
     manifest = json.loads((data / "manifest.json").read_text())

@@ -194,3 +194,10 @@ def test_json_has_what_the_table_has(digits, capsys, monkeypatch):
     assert re.search(rf"ddp +│.*│ +{line['cost']:.2f} │", table), table
     assert main([*command, "--line"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_phases_of_one_step_are_planned(capsys):
+    """The steps before the one that is counted ran into the other phase, which has another number of views."""
+    command = ["plan", "quickstart", *SMALL, "schedule.k=1", "--images", "400,1000,300", "--classes", "5,10"]
+    assert main([*command, "--gpus", "2", "--strategy", "ddp", "--line"]) == 0
+    assert "planned, not measured: sptnet" in capsys.readouterr().out

@@ -121,7 +121,7 @@ def test_a_list_of_old_classes_may_be_longer_than_any_path(folders):
         (["discover", "named", "named", "out"], "lies inside of"),
         (["discover", "gone", "pile", "out"], "is missing or not a folder"),
         (["discover", "named", "pile", "out", "--test", "gone"], "is missing or not a folder"),
-        (["discover", "named", "pile", "out", "--new", "0"], "is not a number of classes"),
+        (["discover", "named", "pile", "out", "--new", "0"], "is not a whole number above 0"),
         (["discover", "named", "pile", "out", "--new", "1", "--test", "wide"], "test images alone have 2 classes"),
         (["discover", "named", "pile", "pile/out"], "lies among the images of"),
         (["imagefolder", "measured", "out", "--old-classes", "ant,dog"], "has no class of that name"),
