@@ -1,6 +1,7 @@
 """SPTNet at scale: train, evaluate and compare runs of generalized category discovery."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -76,8 +77,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; mistakes of the user are one line each on stderr, told by rank 0 where all ranks see them."""
-    arguments = _parsed(argv)
     try:
+        arguments = _parsed(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
@@ -94,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell("whoever read the output has closed it", on_all_ranks=True)
         return SptnetError.exit_code
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            error.filename = "the output"
         explained = explain(error)
         record_outcome(outcome_of(error), explained[0] if explained else f"{type(error).__name__}: {error}")
         if explained is None:

@@ -14,12 +14,17 @@ MANY = 2**31 - 1  # of steps, epochs, images: more is a slip of the keyboard
 
 
 def _path(text: str) -> str:
-    if not text or "\0" in text:
-        raise PydanticCustomError("path", "Input should be a path, which is not empty and has no NUL in it")
+    _text(text)
     try:
         return str(Path(text).expanduser()) if text.startswith("~") else text
     except RuntimeError:
         raise PydanticCustomError("path", "Input should be a path below a home that there is") from None
+
+
+def _text(text: str) -> str:
+    if not text or "\0" in text:
+        raise PydanticCustomError("path", "Input should be a path, which is not empty and has no NUL in it")
+    return text
 
 
 def _on_disk(text: str) -> str:
@@ -35,6 +40,8 @@ def _place(text: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_path)]
+# `~` stays: whoever evaluates a run has a home of his own, or none, and need not fetch anything
+CachePath = Annotated[str, AfterValidator(_text), AfterValidator(_on_disk)]
 DiskPath = Annotated[PathText, AfterValidator(_on_disk)]  # what is written to
 
 
@@ -57,7 +64,7 @@ class Section(BaseModel):
 class RemoteConfig(Section):
     """Shards behind a URL: how they are fetched, and where a node keeps them."""
 
-    cache: DiskPath = "~/.cache/sptnet"
+    cache: CachePath = "~/.cache/sptnet"
     """Folder on a disk of the node; shared by its processes."""
     cache_gb: float = Field(200.0, gt=0, le=1e9)
     """Its size in 10^9 bytes; the least recently used shards leave first."""

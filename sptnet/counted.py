@@ -11,7 +11,6 @@ rank 0 no more than others.
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from torch import Tensor
 from sptnet.data.format.manifest import Kind
 from sptnet.data.storage.store import Store
 from sptnet.errors import SptnetError
-from sptnet.run.parts import writing_parts
+from sptnet.run.parts import putting_aside
 from sptnet.strategy.collectives import exchange_rows, gather_packed, rank, summed, world_size
 
 MILLION = 1_000_000  # a confidence travels as a whole number, beside uids
@@ -94,7 +93,7 @@ class Windows:
         windows = np.clip(rows[:, 0] // self.width, 0, self.number - 1)
         order = np.argsort(windows, kind="stable")
         ends = np.searchsorted(windows[order], np.arange(self.number), side="right")
-        with writing_parts(Path(tempfile.gettempdir())):
+        with putting_aside():
             for file, part in zip(self._files, np.split(rows[order], ends[:-1]), strict=True):
                 file.write(np.ascontiguousarray(part).tobytes())
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from sptnet.data.tokens import Tokens
 from sptnet.method.metrics import Accuracy, accuracy_of_counts
 from sptnet.method.prompts import Prompt
 from sptnet.run.folder import METRICS, RunError, read_config, writing
-from sptnet.run.model_file import load_model
+from sptnet.run.model_file import ModelFacts, load_model, read_facts
 from sptnet.run.predictions import PredictionParts, save_predictions
 from sptnet.run.progress import Progress
 from sptnet.strategy.base import Strategy
@@ -168,14 +168,35 @@ def save_evaluation(folder: Path, method: str, results: dict[str, Any], parts: P
             write_whole(folder / METRICS, f"{told}\n".encode())
 
 
-def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any], PredictionParts]:
+class Evaluated(NamedTuple):
+    """What an evaluation of a run found.
+
+    results: to be shown by rank 0; predictions: this rank's, to be saved by all; facts: of the model evaluated.
+    """
+
+    config: Config
+    results: dict[str, Any]
+    predictions: PredictionParts
+    facts: ModelFacts
+
+
+def save_again(folder: Path, found: Evaluated) -> None:
+    """`save_evaluation` of a run's own model, unless the run has another one by now; all ranks call it.
+
+    Raises:
+        RunError: it has, since it was trained meanwhile; or something cannot be written.
+    """
+    if read_facts(folder) != found.facts:
+        told = RunError(f"{folder} has another model than the one that was evaluated, by now: evaluate it again")
+        raise told.with_outcome("retry")
+    save_evaluation(folder, found.config.method, found.results, found.predictions)
+
+
+def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> Evaluated:
     """Evaluate a trained run again, on as many processes as this is called by, in the precision it was trained in.
 
     Args:
         overrides: `section.key=value` of what decides no number, e.g. `data.root`.
-
-    Returns:
-        (configuration, results, this rank's predictions), to be shown by rank 0 and saved by all.
 
     Raises:
         RunError, DatasetError, EvaluationError: nothing to evaluate, or damage.
@@ -195,5 +216,5 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, d
         prompt.to(accelerator.device)
     with Progress(f"evaluate {folder}", active=rank() == 0) as progress:
         progress.say(strategy.world)
-        evaluated = evaluate(strategy, prompt, config, store, progress.of(store.manifest.samples))
-    return config, *evaluated
+        results, predictions = evaluate(strategy, prompt, config, store, progress.of(store.manifest.samples))
+    return Evaluated(config, results, predictions, facts)

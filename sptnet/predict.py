@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.blocks import Sample, ShardSource, Source, blocks
-from sptnet.data.format.files import TAKEN, is_url, told_by_suffix, write_whole
+from sptnet.data.format.files import TAKEN, is_url, remove_leftovers, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST, Kind, is_dataset
 from sptnet.data.listing import (
     STARTS,
@@ -141,6 +141,8 @@ def _begin(run: TrainedRun, images: str, out: Path, what: What, computed: dict[s
         )
     with writing_parts(out):
         (out / "predictions").mkdir(exist_ok=True)
+        for below in ("predictions", "embeddings", "errors"):
+            remove_leftovers(out / below)
         if names is not None:
             write_listing(out, names)
 
@@ -263,10 +265,7 @@ def _finish(out: Path, source: Source, parts: _Parts) -> Done | None:
             if parts.errors(part).exists():
                 rows += parts.errors(part).read_bytes().partition(b"\n")[2]
                 unreadable += count_unreadable(parts.errors(part))
-        # several may see it at once: each writes the same under a name of its own
-        own = out / f"{ERRORS}.{rank()}"
-        write_whole(own, rows)
-        own.replace(out / ERRORS)
+        write_whole(out / ERRORS, rows)  # several may see it at once, and write the same
     return Done(sum(source.size(part) for part in range(len(source))) - unreadable, unreadable)
 
 

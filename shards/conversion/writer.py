@@ -109,10 +109,14 @@ def _write_samples(
             item = items[uid]
             try:
                 suffix, encoded = transform(source.read(item.where))
-            except (BadImage, MemoryError, UnreadableError) as error:
+            except MemoryError as error:  # which says nothing of the image
+                raise SourceError(
+                    f"{item.where}: out of memory ({error}): give fewer --workers, or more memory"
+                ) from None
+            except (BadImage, UnreadableError) as error:
                 if settings.on_error == "skip":
                     continue
-                told = error if isinstance(error, UnreadableError) else f"{item.where} {_reason(error)}"
+                told = error if isinstance(error, UnreadableError) else f"{item.where} {error}"
                 raise SourceError(f"{told}; --on-error skip leaves such images out") from None
             target = UNKNOWN if item.class_name == UNKNOWN_CLASS else targets[item.class_name]
             label = {} if target == UNKNOWN else {"cls": str(target).encode()}
@@ -122,7 +126,3 @@ def _write_samples(
             rows.append((uid, target, tar.tarstream.offset - padding - len(encoded), len(encoded)))
             contents.append(content_of(encoded))
     return np.array(rows, dtype=INDEX_DTYPE), np.array(contents, np.uint64)
-
-
-def _reason(error: BadImage | MemoryError) -> str:
-    return "does not fit into memory" if isinstance(error, MemoryError) else str(error)

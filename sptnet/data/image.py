@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # all that any image is
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 MAX_ASPECT = 1000  # of the sides
 MAX_RESIZED = 2**27  # pixels that a resize may make
+DECODING = 12  # bytes a pixel takes at most on its way: as Pillow has it, as numpy and torch do
 # what Pillow warns of is decided here: there is one limit, and what decodes in spite of odd metadata decodes
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -52,10 +53,13 @@ def decode(encoded: bytes) -> Tensor:
 
     Raises:
         DecodeError: not an image of FORMATS, truncated, or absurdly large.
+        MemoryError: there is too little for one of its size, which says nothing of the image.
     """
+    size = (0, 0)
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         check_size(image.width, image.height)
+        size = image.size
         if image.format == "JPEG" and image.mode in ("RGB", "L"):
             try:
                 # bytearray: torch warns of memory that it may not write to
@@ -69,7 +73,17 @@ def decode(encoded: bytes) -> Tensor:
     except UnidentifiedImageError:
         raise DecodeError(f"is no image of {', '.join(FORMATS)}") from None
     except Exception as error:  # damage makes Pillow's readers raise whatever they stumble over, MemoryError too
+        if isinstance(error, MemoryError):
+            _need_memory(*size)
         raise DecodeError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _need_memory(width: int, height: int) -> None:
+    """Raise MemoryError unless there is as much as an image of this size takes while it is decoded."""
+    try:
+        np.empty(DECODING * width * height, np.uint8)
+    except MemoryError:
+        raise MemoryError(f"there is too little for an image of {width} x {height} pixels") from None
 
 
 def decode_pillow(image: Image.Image) -> Tensor:
@@ -117,7 +131,8 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Bicubic with antialiasing, uint8 [3, H, W] to [3, height, width]; nothing is done where the size is right.
 
     Raises:
-        DecodeError: more pixels than MAX_RESIZED, or than there is memory for.
+        DecodeError: more pixels than MAX_RESIZED.
+        MemoryError: there is too little for these.
     """
     if image.shape[1:] == (height, width):
         return image
@@ -125,8 +140,10 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
         raise DecodeError(f"would become {width} x {height} pixels, more than {MAX_RESIZED}")
     try:
         return F.interpolate(image[None], (height, width), mode="bicubic", antialias=True)[0]
-    except (RuntimeError, MemoryError) as error:  # torch raises RuntimeError where there is no memory
-        why = (str(error).splitlines() or ["no memory"])[0]
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        if "allocate memory" in why:  # of torch
+            raise MemoryError(f"there is too little to resize an image to {width} x {height}") from None
         raise DecodeError(f"cannot be resized to {width} x {height}: {why}") from None
 
 

@@ -1,13 +1,16 @@
 """Loader processes: how they are started, what they hand over, and what is told where one is lost."""
 
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
 from typing import Any
 
 import torch
@@ -54,7 +57,10 @@ def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[
         )
         others = set(multiprocessing.active_children())
         before = signal.getsignal(signal.SIGCHLD)
-        handed = iter(loader)
+        try:
+            handed = iter(loader)
+        except OSError as error:  # of its semaphores, or of its processes
+            raise _no_room(error) from None
         if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
             signal.signal(signal.SIGCHLD, before)  # torch's handler raises wherever the main thread is; see _watching
         processes = set(multiprocessing.active_children()) - others
@@ -129,8 +135,11 @@ class _Handing(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any]):
         self.dataset = dataset
+        self.unready: OSError | None = None  # why this process can hand nothing over
 
     def __getitem__(self, item: Any) -> Any:
+        if self.unready is not None:
+            return _no_room(self.unready)
         try:
             made = self.dataset[item]
         except DatasetError as error:
@@ -143,12 +152,17 @@ class _Handing(Dataset[Any]):
                     if isinstance(part, Tensor) and part.numel() > 0:  # nothing cannot be mapped
                         part.share_memory_()
             except RuntimeError as error:
-                return SharedMemoryError(
-                    "the shared memory of this machine (/dev/shm), through which loader workers hand over batches, is "
-                    "full: enlarge it, or load without workers (data.workers=0, --workers 0) "
-                    f"({str(error).partition(chr(10))[0]})"
-                )
+                return _no_room(error)
         return made
+
+
+def _no_room(error: Exception) -> SharedMemoryError:
+    if isinstance(error, OSError):  # the socket of descriptors, semaphores, processes
+        why = f"cannot hand over batches: {error.strerror or error}; look at TMPDIR, /dev/shm, ulimit -n and -u"
+    else:
+        why = "hand over batches through the shared memory of this machine (/dev/shm), which is full: enlarge it"
+    told = str(error).partition("\n")[0]
+    return SharedMemoryError(f"loader workers {why}, or load without workers (data.workers=0, --workers 0) ({told})")
 
 
 def _unchanged(item: object) -> object:
@@ -163,10 +177,32 @@ def _apart(worker: int) -> None:
     from Slurm and `pkill -f` to every process of a run, which still has a step to end.
     """
     os.setpgid(0, 0)
+    _be_ready()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
+
+
+def _be_ready() -> None:
+    """Open the socket by which tensors are handed over, and end where something fails in the thread that sends them.
+
+    There an error is printed, the batch is lost, and whoever waits for it waits for ever.
+    """
+    sending: Any = multiprocessing.queues.Queue
+    sending._on_queue_feeder_error = staticmethod(_give_up)
+    info, (reading, writing) = get_worker_info(), os.pipe()
+    try:
+        DupFd(reading)
+    except OSError as error:
+        assert info is not None
+        info.dataset.unready = error  # type: ignore[attr-defined]
+    os.close(writing)
+
+
+def _give_up(error: Exception, item: object) -> None:
+    print(f"error: a loader worker cannot hand over a batch: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _end_later(number: int, _: object) -> None:

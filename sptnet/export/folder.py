@@ -70,17 +70,26 @@ def export_run(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes it, if all goes well. Raises ExportError, RunError."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ExportError(f"{out} is there already: remove it, or choose another folder")
+    """A folder beside `out` that becomes it, if all goes well, or in it, if it is there. Raises ExportError, RunError.
+
+    One that is there may be a mount point, or the only folder that may be written: its files are moved into it then,
+    config.json, without which it is no model, last.
+    """
     out = Path(os.path.realpath(out))
-    place = temporary_of(out)
+    there = out.exists()
     with writing(out):
+        remove_leftovers(out if there else out.parent)  # of exports that were killed
+        if there and not (out.is_dir() and not any(out.iterdir())):
+            raise ExportError(f"{out} is there already: remove it, or choose another folder")
+        place = temporary_of(out / "export" if there else out)
         place.mkdir(parents=True)
-        remove_leftovers(out.parent)  # of exports that were killed
         try:
             yield place
-            place.replace(out)
+            if there:
+                for path in sorted(place.iterdir(), key=lambda path: path.name == CONFIG):
+                    path.replace(out / path.name)
+            else:
+                place.replace(out)
         finally:
             if place.exists():
                 shutil.rmtree(place)

@@ -30,9 +30,12 @@ def record_outcome(outcome: Outcome, why: str) -> None:
 
 # what torch and the system say in exceptions of no class of their own: words, what is told, and the outcome
 KNOWN: tuple[tuple[tuple[str, ...], str, Outcome], ...] = (
-    (("OutOfMemoryError", "can't allocate memory", "MemoryError", "out of memory", "ALLOC_FAILED"),
+    (("OutOfMemoryError", "can't allocate memory", "MemoryError", "out of memory", "ALLOC_FAILED",
+      "could not create a primitive", "bad_alloc"),
      "out of memory: in training raise memory.micro_batches or memory.gradient_checkpointing, elsewhere lower "
      "evaluate.batch_size (of a trained run in its config.yaml)", "final"),
+    (("can't start new thread", "Resource temporarily unavailable"),
+     "no more processes and threads are allowed to this user: raise `ulimit -u`, or have fewer workers", "final"),
     (("no kernel image is available",),
      "this build of torch has no kernels for this GPU, which is too old, or too new, for it", "final"),
     (("unable to allocate shared memory", "unable to write to file </torch_", "signal: Bus error"),

@@ -6,6 +6,7 @@ goes on where it stands; with another content the folder is refused, so that old
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sptnet.data.format.files import write_whole
+from sptnet.data.format.files import remove_leftovers, write_whole
 from sptnet.errors import SptnetError, outcome_of_writing
 from sptnet.run.records import DamagedError, read_json
 
@@ -44,6 +45,16 @@ def writing_parts(path: Path) -> Iterator[None]:
         raise told.with_outcome(outcome_of_writing(error)) from error
 
 
+@contextmanager
+def putting_aside() -> Iterator[None]:
+    """As `writing_parts`, for what may go to a temporary file: nobody needs one while all is in memory."""
+    try:
+        yield
+    except OSError as error:
+        with writing_parts(Path(error.filename or tempfile.gettempdir())):
+            raise
+
+
 def write_part(path: Path, content: bytes) -> None:
     """Write one part. Raises PartsError."""
     with writing_parts(path):
@@ -58,6 +69,7 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
     """
     with writing_parts(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
         if not path.exists():
             if any(path.parent.iterdir()) and not path.exists():  # a twin, where the disk has no locks
                 raise PartsError(f"{path.parent} is not empty and lacks {path.name}: choose another folder")

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sptnet.data.format.files import open_regular, write_whole
 from sptnet.data.format.manifest import KINDS, Kind
 from sptnet.run.folder import PREDICTIONS, RunError, writing
-from sptnet.run.parts import writing_parts
+from sptnet.run.parts import putting_aside, writing_parts
 
 FOLDER, NAMES = "predictions", ("uid", "target", "prediction")
 PARTS = re.compile("[0-9a-f]{16}")
@@ -59,7 +59,7 @@ class PredictionParts:
     def add(self, kind: Kind, part: int, predictions: Predicted) -> None:
         # not the confidences: they differ in their last digits between strategies, and files are the same under all
         self._places[kind, part] = self._file.tell(), len(predictions.uid)
-        with writing_parts(Path(tempfile.gettempdir())):
+        with putting_aside():
             for name in NAMES:
                 self._file.write(np.ascontiguousarray(getattr(predictions, name), np.int64).tobytes())
 

@@ -8,9 +8,11 @@ signals through a pipe (`signal.set_wakeup_fd`).
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
+TOGETHER = 1.0  # seconds within which a signal that comes again is of one request
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
@@ -30,7 +32,10 @@ def put_back(before: dict[int, object]) -> None:
 
 
 class StopRequest:
-    """Within this context the signals only set a flag; a second one ends the process at once.
+    """Within this context the signals only set a flag; a second one, a moment later, ends the process at once.
+
+    Who asks a group of processes, as Slurm and systemd do, asks a process and whoever passes signals on to it, a
+    launcher or `sptnet discover`: the same signal again in that moment is the same request.
 
     A handler may run between any two instructions, also inside a collective: it must not do more than that.
     A signal that is ignored stays ignored: nohup does that with SIGHUP, a script's background jobs with SIGINT.
@@ -59,11 +64,12 @@ class StopRequest:
         self._asked = number
 
     def _watch(self) -> None:
-        asked = 0
+        first: tuple[int, float] | None = None
         while received := os.read(self._reading, 64):
-            for number in received:
-                asked += number in SIGNALS
-                if asked > 1:
+            for number in (one for one in received if one in SIGNALS):
+                now = time.monotonic()
+                first = first or (number, now)
+                if number != first[0] or now - first[1] > TOGETHER:
                     os._exit(128 + number)
         os.close(self._reading)
 

@@ -131,7 +131,7 @@ def test_shared_memory_that_is_full_is_one_line_and_no_wait(digits, untrained, t
     errors = [line for line in ran.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 2, ran.stderr[-3000:]
     for line in errors:
-        assert "the shared memory of this machine (/dev/shm), through which" in line
+        assert "through the shared memory of this machine (/dev/shm), which is full" in line
         assert "is full: enlarge it, or load without workers (data.workers=0, --workers 0)" in line
     assert "Traceback" not in ran.stderr
     assert json.loads(Path(out).read_text()) == [1, 1]

@@ -29,8 +29,9 @@ CHUNK = 2**20
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 WRITING = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 DAY = 86_400  # seconds after which a temporary file is nobody's any more
-TEMPORARY = re.compile(r"(.+)\.([\w-]{1,16})\.([0-9a-f]{8})\.(\d{1,10})\.[0-9a-f]{8}\.tmp")
+TEMPORARY = re.compile(r"\.?(.+)\.([\w-]{1,16})\.([0-9a-f]{8})\.(\d{1,10})\.[0-9a-f]{8}\.tmp")
 BOOT, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"
+NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP)  # of folders: some of SMB and FUSE
 # what file systems say that have no hard links
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -114,10 +115,11 @@ class Writer(NamedTuple):
         if not self.machine.strip("0") or self.machine != machine():
             return False
         try:
+            os.kill(self.process, 0)  # /proc may hide what is another user's
             state = Path(f"/proc/{self.process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-        except FileNotFoundError:
+        except ProcessLookupError:
             return True
-        except (OSError, IndexError):
+        except (OSError, OverflowError, IndexError):
             return False
         return state in ("Z", "X")  # it has ended, and nobody has asked how
 
@@ -192,8 +194,11 @@ def host() -> str:
 
 
 def temporary_of(path: Path) -> Path:
-    """A name beside a path that no other process has, on this host or another one that sees the same disk."""
-    return path.with_name(f"{path.name}.{host()}.{machine()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    """A name beside a path that no other process has, on this host or another one that sees the same disk.
+
+    Hidden: what reads all files of a folder, as pyarrow does, passes it over.
+    """
+    return path.with_name(f".{path.name}.{host()}.{machine()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def writer_of(name: str) -> Writer | None:
@@ -290,10 +295,13 @@ def write_through(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+    """Wait until the names in a folder are on the disk, where the file system can say so of a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -55,7 +55,10 @@ class NodeCache:
     """
 
     def __init__(self, folder: Path, limit: int):
-        self.folder, self.limit = folder.expanduser(), limit
+        try:
+            self.folder, self.limit = folder.expanduser(), limit
+        except RuntimeError:
+            raise DatasetError(f"the cache {folder} is below a home that there is not: set data.remote.cache") from None
         self._ahead = FetchAhead(FETCHES)
         self._check_owner()
         if shared := network_file_system(self.folder):
