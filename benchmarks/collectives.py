@@ -16,7 +16,7 @@ from sptnet.method.schedule import Schedule
 from sptnet.plan.pretend import pretended
 from sptnet.plan.trial import Counted, Phase
 from sptnet.plan.zero import with_zero
-from sptnet.strategy.connect import LaunchSettings
+from sptnet.strategy.launcher import LaunchSettings
 
 WORLDS = (1, 8, 64, 512)
 NODE = 8  # ranks that share a copy under hsdp

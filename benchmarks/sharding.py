@@ -23,8 +23,9 @@ from sptnet_shards.conversion.checks import check_source
 from sptnet_shards.conversion.plan import Settings, plan, shard_counts
 from sptnet_shards.conversion.record import make_folder
 from sptnet_shards.conversion.scan import fingerprint, read_items, write_items
+from sptnet_shards.folder import Folder
 from sptnet_shards.items import Item, Items
-from sptnet_shards.source import Folder, Source
+from sptnet_shards.source import Source
 
 CLASSES = 1000
 

@@ -8,7 +8,8 @@
     protocol      which classes are old, which images labelled     published   how many images datasets have
     verify        a dataset against its manifest     show          a look at it
     share         which part of the work is whose    workers       processes
-    progress      a bar, or plain lines
+    progress      a bar, or plain lines              numbers       whole numbers as arguments
+    folder        images below a folder
 
 Imports of `sptnet` the on-disk format and images alone. Begin with `source.py`.
 """

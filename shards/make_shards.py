@@ -5,6 +5,7 @@ One command per dataset of the field, and for your own images; `make_shards.py C
 expects and where they are published. shards/README.md describes the format.
 """
 
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,9 @@ INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; what a user, disk, network or file did is one line on stderr, and a bug of ours a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path is told in whatever the terminal can print
     arguments = parser(__doc__).parse_args(argv)
     try:
         with _ctrl_c_just_ends_it():

@@ -13,9 +13,10 @@ from rich.text import Text
 from sptnet_shards.conversion.plan import PREFIX
 from sptnet_shards.conversion.record import MEMBERS, SUFFIX, read_conversion, recorded
 
-from sptnet.data.format.files import open_regular, writer_of
+from sptnet.data.format.files import open_regular
 from sptnet.data.format.manifest import KINDS, MANIFEST, UNKNOWN, Manifest
 from sptnet.data.format.shard_index import read_index
+from sptnet.data.format.temporary import writer_of
 from sptnet.data.image import DecodeError
 from sptnet.data.keyed import SHOW, permutation
 from sptnet.data.sheet import Row, crossed_tile, encoded_as, sheet_of, tile_of

@@ -15,8 +15,9 @@ from sptnet_shards.tars.index import index_file
 from sptnet_shards.tars.members import LONGEST_LABEL, label_of, split_member
 from sptnet_shards.workers import run_all
 
+from sptnet.data.format.faults import DatasetError
 from sptnet.data.format.files import file_sha256, open_regular, read_regular
-from sptnet.data.format.manifest import KINDS, UNKNOWN, DatasetError, Manifest, Shard, read_manifest
+from sptnet.data.format.manifest import KINDS, UNKNOWN, Manifest, Shard, read_manifest
 from sptnet.data.format.paths import largest_paths, parse_paths
 from sptnet.data.format.shard_index import read_index
 from sptnet.data.image import DecodeError, decode

@@ -23,8 +23,8 @@ from sptnet.run.model_file import has_model, has_prompt, how_far, load_model
 from sptnet.steps import Learner
 from sptnet.strategy.base import make_momentum, parameter_groups
 from sptnet.strategy.compiled import compile_blocks
-from sptnet.strategy.connect import LaunchSettings, is_first_on_disk
 from sptnet.strategy.create import create_strategy
+from sptnet.strategy.launcher import LaunchSettings, is_first_on_disk
 from sptnet.strategy.recompute import checkpoint_blocks
 
 OF_SPTNET = "was trained with prompts, without which its model is not whole: go on with method=sptnet"

@@ -17,15 +17,17 @@ from sptnet.config_sections import RemoteConfig
 from sptnet.data.augment import normalise
 from sptnet.data.blocks import Block, Sample, ShardSource, blocks
 from sptnet.data.features import FINGERPRINT, SCHEMA, encode_part, part_path, read_fingerprint
-from sptnet.data.format.manifest import KINDS, MANIFEST, DatasetError, undecodable
+from sptnet.data.format.faults import DatasetError, undecodable
+from sptnet.data.format.manifest import KINDS, MANIFEST
 from sptnet.data.storage.store import Store, open_store
 from sptnet.method.model import Outputs
 from sptnet.run.parts import ImageProgress, begin_parts, write_part
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.collectives import rank, world_size
-from sptnet.strategy.connect import StrategyError, connect, is_first_on_disk
+from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_evaluator
 from sptnet.strategy.kernels import choose_kernels, kernels_told
+from sptnet.strategy.launcher import StrategyError, is_first_on_disk
 from sptnet.trained import Encoder
 
 FeatureType = Literal["float16", "float32"]

@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.blocks import Sample, ShardSource, Source, blocks
-from sptnet.data.format.files import TAKEN, is_url, remove_leftovers, told_by_suffix, write_whole
+from sptnet.data.format.files import TAKEN, is_url, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST, Kind, is_dataset
+from sptnet.data.format.temporary import remove_leftovers
 from sptnet.data.listing import (
     STARTS,
     ListedSource,

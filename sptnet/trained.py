@@ -23,8 +23,9 @@ from torch import Tensor
 from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
 from sptnet.data.augment import eval_view, normalise
+from sptnet.data.format.faults import DatasetError
 from sptnet.data.format.files import LARGEST_IMAGE, is_url, read_regular
-from sptnet.data.format.manifest import LARGEST_MANIFEST, MANIFEST, DatasetError, Manifest, parse_manifest
+from sptnet.data.format.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, parse_manifest
 from sptnet.data.image import DecodeError, check_size, decode, decode_pillow
 from sptnet.data.table import Table
 from sptnet.errors import SptnetError

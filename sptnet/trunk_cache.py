@@ -25,8 +25,8 @@ from sptnet.method.model import PromptedViT
 from sptnet.run.parts import PartsError, begin_parts, writing_parts
 from sptnet.strategy.base import DTYPES
 from sptnet.strategy.collectives import world_size
-from sptnet.strategy.connect import is_on_one_node
 from sptnet.strategy.kernels import kernels_told
+from sptnet.strategy.launcher import is_on_one_node
 
 DEFAULT = Path("~/.cache/sptnet/tokens")
 CODE = 1  # raise it where the tokens of the same views become others

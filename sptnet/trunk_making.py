@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sptnet.config import Config
 from sptnet.data.blocks import Block, ShardSource, blocks
-from sptnet.data.format.manifest import DatasetError, Kind, undecodable
+from sptnet.data.format.faults import DatasetError, undecodable
+from sptnet.data.format.manifest import Kind
 from sptnet.data.locks import NO_FLOCK, lock_at
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import PartWriter, part_path
@@ -25,7 +26,7 @@ from sptnet.errors import visible
 from sptnet.method.model import PromptedViT
 from sptnet.run.parts import ImageProgress, PartsError, writing_parts
 from sptnet.strategy.collectives import rank, world_size
-from sptnet.strategy.connect import launcher_store
+from sptnet.strategy.launcher import launcher_store
 from sptnet.trunk_cache import BLOCK, TYPES, TrunkCache, trunk_on
 
 POLL = 0.2  # seconds between looks at what others make

@@ -23,8 +23,9 @@ from sptnet_shards.share import ALONE, Share
 from sptnet_shards.source import Read, Source, SourceError
 from sptnet_shards.workers import run_all
 
+from sptnet.data.format.faults import DatasetError
 from sptnet.data.format.files import file_sha256
-from sptnet.data.format.manifest import MANIFEST, DatasetError, Shard, read_manifest
+from sptnet.data.format.manifest import MANIFEST, Shard, read_manifest
 from sptnet.data.format.paths import paths_name
 from sptnet.data.format.shard_index import read_entries
 

@@ -15,16 +15,8 @@ from sptnet_shards.conversion.record import Conversion
 from sptnet_shards.conversion.writer import Written
 from sptnet_shards.source import Source, SourceError
 
-from sptnet.data.format.manifest import (
-    KINDS,
-    MANIFEST,
-    DatasetError,
-    Manifest,
-    Shards,
-    Skipped,
-    read_manifest,
-    write_manifest,
-)
+from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.manifest import KINDS, MANIFEST, Manifest, Shards, Skipped, read_manifest, write_manifest
 
 T = TypeVar("T")
 LOOK = 1.0  # seconds between two looks for files that a disk may show late

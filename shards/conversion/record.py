@@ -30,8 +30,9 @@ from sptnet_shards.conversion.writer import Written
 from sptnet_shards.source import SourceError
 
 from sptnet.data.format.fields import STRICT, Count, Digest
-from sptnet.data.format.files import read_regular, remove_leftovers, write_once, write_whole
+from sptnet.data.format.files import read_regular, write_once, write_whole
 from sptnet.data.format.manifest import Shard
+from sptnet.data.format.temporary import remove_leftovers
 
 CONVERSION, FOLDER = "conversion.json", "conversion"
 ITEMS, SCANNING, SUFFIX, MEMBERS = "items.bin", "scanning", ".json", ".members"  # in that folder

@@ -21,15 +21,8 @@ from sptnet_shards.conversion.record import FAILED, FOLDER, ITEMS, SCANNING
 from sptnet_shards.items import Items, are_places
 from sptnet_shards.source import Read, Source, SourceError
 
-from sptnet.data.format.files import (
-    WRITING,
-    open_regular,
-    read_regular,
-    replacing,
-    temporary_of,
-    write_whole,
-    writer_of,
-)
+from sptnet.data.format.files import WRITING, open_regular, read_regular, replacing, write_whole
+from sptnet.data.format.temporary import temporary_of, writer_of
 
 COLUMNS = (("classes", "<i4"), ("sizes", "<i8"), ("ends", "<i8"))
 LONGEST_HEAD = 2**28  # bytes of the first line

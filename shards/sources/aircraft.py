@@ -2,18 +2,10 @@
 
 from pathlib import Path
 
+from sptnet_shards.folder import Folder, need_folder
 from sptnet_shards.items import Item
 from sptnet_shards.protocol import class_split
-from sptnet_shards.source import (
-    Folder,
-    Source,
-    SourceCommand,
-    SourceError,
-    by_split,
-    need_folder,
-    takes_root,
-    text_lines,
-)
+from sptnet_shards.source import Source, SourceCommand, SourceError, by_split, takes_root, text_lines
 
 
 def _items(files: Folder, path: Path, names: set[str]) -> list[Item]:

@@ -6,18 +6,9 @@ import io
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from sptnet_shards.folder import Folder, need_folder
 from sptnet_shards.items import UNKNOWN, Columns
-from sptnet_shards.source import (
-    LARGEST_LIST,
-    Folder,
-    Source,
-    SourceCommand,
-    SourceError,
-    add_old,
-    need_classes,
-    need_folder,
-    old_first,
-)
+from sptnet_shards.source import LARGEST_LIST, Source, SourceCommand, SourceError, add_old, need_classes, old_first
 from sptnet_shards.sources.discover import add_new, of_unknown
 
 from sptnet.data.format.files import local, read_regular

@@ -7,9 +7,10 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+from sptnet_shards.folder import Folder, need_folder
 from sptnet_shards.items import UNKNOWN, Item, Items
 from sptnet_shards.numbers import positive
-from sptnet_shards.source import Folder, Read, Source, SourceCommand, SourceError, need_folder
+from sptnet_shards.source import Read, Source, SourceCommand, SourceError
 
 from sptnet.data.format.files import local
 

@@ -4,17 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
+from sptnet_shards.folder import Folder, need_folder
 from sptnet_shards.items import Items
-from sptnet_shards.source import (
-    Folder,
-    Source,
-    SourceCommand,
-    SourceError,
-    add_old,
-    need_classes,
-    need_folder,
-    old_first,
-)
+from sptnet_shards.source import Source, SourceCommand, SourceError, add_old, need_classes, old_first
 
 from sptnet.data.format.files import IMAGE_SUFFIXES, TAKEN, local
 

@@ -5,9 +5,10 @@ from contextlib import closing
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from sptnet_shards.folder import Folder, need_folder
 from sptnet_shards.items import Item, Items
 from sptnet_shards.progress import Scan
-from sptnet_shards.source import Folder, Source, SourceCommand, SourceError, need_folder, takes_root, text_lines
+from sptnet_shards.source import Source, SourceCommand, SourceError, takes_root, text_lines
 from sptnet_shards.sources.mat import MatError, read_columns
 from sptnet_shards.tar_members import Member, OpenTar, TarError
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from sptnet_shards.folder import Folder, need_folder
 from sptnet_shards.items import Item
 from sptnet_shards.protocol import class_split
-from sptnet_shards.source import Folder, Source, SourceCommand, SourceError, by_split, need_folder, number, takes_root
+from sptnet_shards.source import Source, SourceCommand, SourceError, by_split, number, takes_root
 from sptnet_shards.sources.mat import Columns, MatError, read_columns
 
 TEST_LABELS = "cars_test_annos_withlabels.mat"

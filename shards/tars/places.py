@@ -12,15 +12,8 @@ from sptnet_shards.conversion.record import FOLDER
 from sptnet_shards.source import SourceError
 from sptnet_shards.tar_members import StreamedTar, TarError
 
-from sptnet.data.format.files import (
-    check_url,
-    open_regular,
-    read_regular,
-    remove_leftovers,
-    without_password,
-    write_once,
-    write_whole,
-)
+from sptnet.data.format.files import check_url, open_regular, read_regular, without_password, write_once, write_whole
+from sptnet.data.format.temporary import remove_leftovers
 
 BUFFER = 2**22  # bytes that are read from a tar at once
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sptnet.data.augment import choose_views, eval_view, known_view, prepare, train_view
-from sptnet.data.format.manifest import DamagedSampleError, Kind, Shard, undecodable
+from sptnet.data.format.faults import DamagedSampleError, undecodable
+from sptnet.data.format.manifest import Kind, Shard
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.order import BatchOrder, Place, Slot
 from sptnet.data.reader import Encoded, ShardReader

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.batches import Batch, Batches, EvalBatch, EvalBatches, ImageSteps, TokenSteps, Views
-from sptnet.data.format.manifest import DatasetError, Kind
+from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.manifest import Kind
 from sptnet.data.order import BatchOrder, rank_slice
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens

@@ -12,7 +12,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from sptnet.data.format.manifest import DamagedSampleError, DatasetError, Shard, UnreachableError
+from sptnet.data.format.faults import DamagedSampleError, DatasetError, UnreachableError
+from sptnet.data.format.manifest import Shard
 from sptnet.data.storage.pieces import PieceError, Wanted
 from sptnet.data.storage.store import Store
 

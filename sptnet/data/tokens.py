@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from sptnet.data.format.faults import DamagedSampleError, DatasetError, unreadable
 from sptnet.data.format.files import create, open_regular, sync_folder, to_disk, write_whole
-from sptnet.data.format.manifest import DamagedSampleError, DatasetError, Kind, unreadable
+from sptnet.data.format.manifest import Kind
 from sptnet.errors import outcome_of_reading
 
 TokenType = Literal["float16", "float32"]

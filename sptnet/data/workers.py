@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sptnet.data.format.manifest import DatasetError, unreadable
+from sptnet.data.format.faults import DatasetError, unreadable
 from sptnet.errors import SptnetError
 
 PREFETCHED = 4  # items that every worker keeps ready

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sptnet.config_file import keys_of, load_config, published, read_override
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 from sptnet.errors import SptnetError
 from sptnet.method.families import BackboneError
 from sptnet.run.resume import decides

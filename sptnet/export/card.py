@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jinja2
 import yaml
 
-from sptnet.data.format.manifest import KINDS, DatasetError, Manifest
+from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.manifest import KINDS, Manifest
 from sptnet.export.origin import Origin, origin_of
 from sptnet.run.folder import METRICS, is_unfinished
 from sptnet.run.model_file import how_far, read_facts

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from sptnet.data.format.files import remove_leftovers, temporary_of
+from sptnet.data.format.temporary import remove_leftovers, temporary_of
 from sptnet.export.card import Files, model_card
 from sptnet.export.folding import ExportError, hub_config, plain_vit
 from sptnet.export.graphs import INPUT, ONNX, OUTPUTS, PROGRAM, Classifier, check_onnx, write_onnx, write_program

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from sptnet.config_sections import MANY
 from sptnet.plan.planned import Cluster, Trials
 from sptnet.plan.trial import Phase, Trial
-from sptnet.strategy.connect import StrategyName
+from sptnet.strategy.launcher import StrategyName
 from sptnet.strategy.recompute import checkpoint_blocks
 
 TRIED = 16_384  # images of the largest global batch that is tried: the objective's rows come in ever more pieces

@@ -10,7 +10,7 @@ from sptnet.plan.hardware import SPARE, Machine
 from sptnet.plan.seconds import Network, Seconds
 from sptnet.plan.trial import Counted, Phase
 from sptnet.run.provenance import Size
-from sptnet.strategy.connect import Precision, StrategyName
+from sptnet.strategy.launcher import Precision, StrategyName
 
 SIMPLER = 0.95  # a strategy is taken before a simpler one only where it takes less than this share of its time
 Trials = dict[Phase, Counted]

@@ -21,8 +21,8 @@ from sptnet.plan.trial import Phase, Trial
 from sptnet.plan.way_out import in_words, way_out
 from sptnet.plan.zero import FLOAT, with_zero
 from sptnet.run.provenance import Size, size_of
-from sptnet.strategy.connect import LaunchSettings, StrategyName
 from sptnet.strategy.frozen import frozen_bytes, place_frozen
+from sptnet.strategy.launcher import LaunchSettings, StrategyName
 from sptnet.trunk_cache import stored_type
 
 STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3")

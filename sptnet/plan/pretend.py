@@ -33,7 +33,8 @@ from sptnet.method.schedule import Schedule
 from sptnet.plan.live import LiveBytes
 from sptnet.plan.trial import Counted, Phase, Trial
 from sptnet.strategy.base import Strategy
-from sptnet.strategy.connect import DDP, LaunchSettings
+from sptnet.strategy.connect import DDP
+from sptnet.strategy.launcher import LaunchSettings
 
 FUSED = {
     overload

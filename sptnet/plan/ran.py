@@ -15,7 +15,7 @@ from sptnet.plan.hardware import PlanError
 from sptnet.run.folder import CONFIG, LOG, STEPS, read_config
 from sptnet.run.provenance import STARTS, read_starts
 from sptnet.run.records import LARGEST, DamagedError, records_of, typed
-from sptnet.strategy.connect import Precision, StrategyName
+from sptnet.strategy.launcher import Precision, StrategyName
 
 Ranks = Annotated[int, Field(gt=0, lt=10**6)]
 Figure = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sptnet.build import build_store
 from sptnet.config import Config
 from sptnet.data.blocks import Sample, path_of_sample, prepared
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 from sptnet.data.reader import ShardReader
 from sptnet.data.storage.store import Store
 from sptnet.report.categories import Category, Ids, Sorted

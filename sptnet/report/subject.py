@@ -10,7 +10,8 @@ import torch
 
 from sptnet.config import Config
 from sptnet.data.augment import eval_view
-from sptnet.data.format.manifest import DatasetError, Manifest
+from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.manifest import Manifest
 from sptnet.data.image import DecodeError, decode
 from sptnet.report.categories import Category, Ids, Sorted, categories_of, name_of, read_predictions
 from sptnet.report.confusion import Confusion, confusion_of

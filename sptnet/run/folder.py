@@ -22,7 +22,8 @@ import yaml
 
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
-from sptnet.data.format.files import is_url, remove_leftovers, write_whole
+from sptnet.data.format.files import is_url, write_whole
+from sptnet.data.format.temporary import remove_leftovers
 from sptnet.errors import Outcome, SptnetError, outcome_of_writing
 from sptnet.run.records import forget_from
 

@@ -30,7 +30,7 @@ from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.run.checkpoint import checkpoints, digest
 from sptnet.run.folder import MODEL, RunError, writing
 from sptnet.run.records import DamagedError, parse_json
-from sptnet.strategy.connect import Precision
+from sptnet.strategy.launcher import Precision
 
 
 @dataclass(frozen=True)

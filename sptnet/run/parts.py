@@ -17,7 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sptnet.data.format.files import remove_leftovers, write_whole
+from sptnet.data.format.files import write_whole
+from sptnet.data.format.temporary import remove_leftovers
 from sptnet.errors import SptnetError, outcome_of_writing
 from sptnet.run.records import DamagedError, read_json
 

@@ -26,7 +26,7 @@ from sptnet.run.checkpoint import FACTS, FOLDER, MARK, CheckpointError, Facts, P
 from sptnet.run.resume import prompt_state
 from sptnet.steps import Learner
 from sptnet.strategy.collectives import rank, world_size
-from sptnet.strategy.connect import launcher_store
+from sptnet.strategy.launcher import launcher_store
 
 MOST_WRITERS = 8
 OTHERS_WAIT = 60  # seconds that rank 0 waits for the parts of the others; a preempted job has 110 in all

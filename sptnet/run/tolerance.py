@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sptnet.config import Config
 from sptnet.data.batches import Batch
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 from sptnet.errors import SptnetError
 from sptnet.steps import Flags, Taken
 from sptnet.strategy.collectives import gather_packed, rank

@@ -1,5 +1,6 @@
 """How a run is spread over processes: one process, DDP, FSDP2 or DeepSpeed ZeRO, behind one interface.
 
+    launcher      what accelerate launch left in the environment, and its store
     connect       joins the processes, and checks that one got what was asked for
     create        the strategy that was asked for
     base          what the training loop needs of one; `plain` (single, DDP), `fsdp` and `zero` are the three kinds

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sptnet.method.model import Outputs, PromptedViT
-from sptnet.strategy.connect import LaunchSettings
 from sptnet.strategy.frozen import Frozen
+from sptnet.strategy.launcher import LaunchSettings
 
 FP16_SCALE = 1024.0  # torch begins at 65,536, and leaves out steps until it has come down
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,8 +9,8 @@ from torch import nn
 from sptnet.config_sections import FrozenBlocks
 from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import Strategy, parameter_groups
-from sptnet.strategy.connect import LaunchSettings, StrategyError
 from sptnet.strategy.fsdp import FSDPStrategy
+from sptnet.strategy.launcher import LaunchSettings, StrategyError
 from sptnet.strategy.plain import PlainStrategy
 from sptnet.strategy.zero import ZeroStrategy
 

@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from sptnet.config_sections import FrozenBlocks
 from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import DTYPES, TorchStrategy, make_momentum
-from sptnet.strategy.connect import LaunchSettings, limit_waiting
+from sptnet.strategy.connect import limit_waiting
 from sptnet.strategy.frozen import Frozen, frozen_bytes, least_memory, matrices, place_frozen
+from sptnet.strategy.launcher import LaunchSettings
 
 
 class FSDPStrategy(TorchStrategy):

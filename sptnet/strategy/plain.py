@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sptnet.method.model import PromptedViT
 from sptnet.strategy.base import TorchStrategy, make_momentum
-from sptnet.strategy.connect import LaunchSettings
+from sptnet.strategy.launcher import LaunchSettings
 
 TWO = 2  # images: of one, a parameter that is expanded to all has a gradient that lies otherwise
 

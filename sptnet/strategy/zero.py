@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sptnet.method.model import Outputs, PromptedViT
 from sptnet.strategy.base import FP16_SCALE, Strategy, left_out_where, make_momentum, not_finite
-from sptnet.strategy.connect import LaunchSettings, limit_waiting
+from sptnet.strategy.connect import limit_waiting
+from sptnet.strategy.launcher import LaunchSettings
 
 
 class ZeroStrategy(Strategy):

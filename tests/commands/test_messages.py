@@ -7,7 +7,7 @@ import pytest
 from launching import ROOT
 
 from sptnet.cli import main
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 
 ODD = "a\x1b[2J\x07\u202eb"
 

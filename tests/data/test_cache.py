@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 from forked import FORKS
 
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 from sptnet.data.storage.cache import NodeCache
 
 SIZE, LIMIT = 40_000, 100_000

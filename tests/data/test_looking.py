@@ -6,7 +6,7 @@ import pytest
 
 from sptnet.build import build_store
 from sptnet.config_file import load_config
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 
 
 def test_the_first_process_of_a_node_looks_for_the_files(digits, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from forked import FORKS
 from serving import Server, batches, data_of, same
 
 from sptnet.data import waiting
-from sptnet.data.format.manifest import DatasetError, UnreachableError
+from sptnet.data.format.faults import DatasetError, UnreachableError
 from sptnet.data.loader import eval_batches, train_batches
 from sptnet.data.reader import ShardReader
 from sptnet.data.storage import remote

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sptnet.data.format import shard_lines
+from sptnet.data.format.faults import DatasetError
 from sptnet.data.format.manifest import (
     KINDS,
-    DatasetError,
     Manifest,
     Shard,
     Shards,

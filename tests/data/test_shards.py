@@ -15,7 +15,8 @@ from sptnet_shards.sources import imagefolder
 
 from sptnet.build import build_data
 from sptnet.config_file import load_config
-from sptnet.data.format.manifest import KINDS, DatasetError, read_manifest
+from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.manifest import KINDS, read_manifest
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.loader import train_batches
 from sptnet.data.reader import ShardReader

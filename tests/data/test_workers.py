@@ -15,7 +15,7 @@ import pytest
 from launching import ENVIRONMENT, ROOT
 from torch.utils.data import Dataset
 
-from sptnet.data.format.manifest import UnreachableError
+from sptnet.data.format.faults import UnreachableError
 from sptnet.data.workers import load
 
 

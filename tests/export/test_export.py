@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sptnet.cli import main
 from sptnet.data.augment import eval_view
-from sptnet.data.format.files import temporary_of
+from sptnet.data.format.temporary import temporary_of
 from sptnet.data.image import decode
 from sptnet.data.reader import ShardReader
 from sptnet.data.storage.store import LocalStore

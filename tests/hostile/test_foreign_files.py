@@ -21,7 +21,7 @@ from sptnet_shards.tars.places import RemotePlace
 from sptnet.config import ConfigError
 from sptnet.config_file import load_config
 from sptnet.data.features import FeaturesError, read_fingerprint
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.listing import ListedSource, ListingError
 from sptnet.data.storage.cache import NodeCache

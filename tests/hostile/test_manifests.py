@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from sptnet_shards.make_shards import main
 
-from sptnet.data.format.manifest import DatasetError, parse_manifest, read_manifest
+from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.manifest import parse_manifest, read_manifest
 from sptnet.data.format.shard_index import INDEX_DTYPE, parse_index
 
 SHARD = {

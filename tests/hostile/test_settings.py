@@ -7,7 +7,8 @@ import pytest
 
 from sptnet.cli import main
 from sptnet.config import ConfigError
-from sptnet.config_file import load_config, parse_yaml
+from sptnet.config_file import load_config
+from sptnet.yaml_text import parse_yaml
 
 MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 12))
 TEXTS = {

@@ -27,7 +27,8 @@ from sptnet.build import build_untrained
 from sptnet.cli import main
 from sptnet.config_file import load_config
 from sptnet.data.format import files
-from sptnet.data.format.files import temporary_of, write_whole, writer_of
+from sptnet.data.format.files import write_whole
+from sptnet.data.format.temporary import temporary_of, writer_of
 from sptnet.data.image import DecodeError, decode
 from sptnet.data.workers import SharedMemoryError, load
 from sptnet.run.folder import read_config
@@ -45,9 +46,9 @@ def apart(does, *arguments):
     return process.exitcode
 
 
-def noise(side):
+def blank(side):
     content = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)).save(content, "JPEG")
+    Image.new("RGB", (side, side)).save(content, "JPEG")
     return content.getvalue()
 
 
@@ -71,7 +72,7 @@ def decoded(image, told):
 
 def test_too_little_memory_says_nothing_of_an_image():
     """It counted as damaged, was left out by --on-error skip, and stayed so."""
-    assert apart(with_little_memory, decoded, noise(6000), "for an image of 6000 x 6000 pixels") == 0
+    assert apart(with_little_memory, decoded, blank(12000), "for an image of 12000 x 12000 pixels") == 0
 
 
 def test_a_conversion_without_memory_stops_and_goes_on(tmp_path, capsys, monkeypatch):

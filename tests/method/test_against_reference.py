@@ -14,7 +14,7 @@ from sptnet.method.reference import FRAME_SIDES, _frame_image, load_reference
 from sptnet.method.schedule import Schedule
 from sptnet.steps import Learner
 from sptnet.strategy.base import parameter_groups
-from sptnet.strategy.connect import launch_settings
+from sptnet.strategy.launcher import launch_settings
 from sptnet.strategy.plain import PlainStrategy
 
 

@@ -6,7 +6,7 @@ import pytest
 from small import config_of, parts
 
 from sptnet.plan.pretend import pretended
-from sptnet.strategy.connect import LaunchSettings
+from sptnet.strategy.launcher import LaunchSettings
 
 DEPTH, TRAINED, RANKS = 4, 2, 16  # of small.py: as many blocks, the last two of them trained
 OWN = {"allgather": 1, "reducescatter": 1}  # the objective's

@@ -12,8 +12,8 @@ from small import config_of, counted_here, parts, told
 from sptnet.plan.live import LiveBytes
 from sptnet.plan.pretend import pretended
 from sptnet.plan.zero import with_zero
-from sptnet.strategy.connect import LaunchSettings
 from sptnet.strategy.create import WRAPPERS
+from sptnet.strategy.launcher import LaunchSettings
 
 CHECKPOINTED = ["memory.gradient_checkpointing=full"]
 MICRO = ["memory.micro_batches=2"]

@@ -10,7 +10,9 @@ import pytest
 from sptnet.build import build_data
 from sptnet.cli import main
 from sptnet.config_file import load_config
-from sptnet.data.format.manifest import DatasetError, UnreachableError, check_files, read_manifest
+from sptnet.data.format.faults import DatasetError, UnreachableError
+from sptnet.data.format.manifest import read_manifest
+from sptnet.data.format.presence import check_files
 from sptnet.data.listing import STARTS, ListedSource, write_listing
 from sptnet.data.loader import train_batches
 from sptnet.data.tokens import PartWriter, TokenPart, TokenShape
@@ -48,7 +50,7 @@ def test_no_sample_is_replaced_for_a_shard_that_cannot_be_opened(digits, monkeyp
 )
 def test_shards_are_missing_only_where_the_disk_says_so(digits, monkeypatch, number, outcome, told):
     shards = read_manifest(digits).shards
-    monkeypatch.setattr("sptnet.data.format.manifest.os.stat", failing(number))
+    monkeypatch.setattr("sptnet.data.format.presence.os.stat", failing(number))
     with pytest.raises(DatasetError, match=told) as raised:
         check_files(digits, shards)
     assert raised.value.outcome == outcome

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sptnet.config_file import load_config
-from sptnet.data.format.manifest import UnreachableError
+from sptnet.data.format.faults import UnreachableError
 from sptnet.run.checkpoint import CheckpointError
 from sptnet.run.folder import OccupiedError, RunError, writing
 from sptnet.run.outcome import outcome_of, record_outcome

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import sptnet.run.saving
 from sptnet.cli import main
 from sptnet.config_file import load_config
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 from sptnet.run.checkpoint import checkpoints, read_facts
 from sptnet.run.provenance import warnings
 from sptnet.run.tables import collapse

@@ -22,7 +22,8 @@ from sptnet_shards.share import Share, share
 from sptnet_shards.source import SourceError
 from test_same_bytes import png
 
-from sptnet.data.format.files import remove_leftovers, temporary_of, write_once, writer_of
+from sptnet.data.format.files import write_once
+from sptnet.data.format.temporary import remove_leftovers, temporary_of, writer_of
 
 
 @pytest.fixture(scope="module")

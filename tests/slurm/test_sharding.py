@@ -14,7 +14,7 @@ from PIL import Image
 from slurm_lab import why_not
 from sptnet_shards.make_shards import main
 
-from sptnet.data.format.files import writer_of
+from sptnet.data.format.temporary import writer_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
 SCRIPT = "slurm/make_shards.sbatch"

@@ -16,8 +16,9 @@ from torch.distributed import FileStore
 
 from sptnet import create_model
 from sptnet.strategy import connect
-from sptnet.strategy.connect import LaunchSettings, StrategyError, gpus_said, launch_settings, limit_waiting
+from sptnet.strategy.connect import gpus_said, limit_waiting
 from sptnet.strategy.create import create_strategy
+from sptnet.strategy.launcher import LaunchSettings, StrategyError, launch_settings
 
 LAUNCHED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 NAMES = ("WORLD_SIZE", *LAUNCHED, "ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP",

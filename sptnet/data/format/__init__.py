@@ -4,6 +4,8 @@
     shard_list    its shards as columns               shard_lines the same, read line by line
     shard_index   which sample lies where in its tar  paths       where samples came from
     shard_text    columns as JSON, for their digest   files       reading and writing files, also hostile ones
+    presence      whether all files are there         temporary   names of files that are being written
+    faults        what may be wrong with a dataset
 
 Begin with `manifest.py`.
 """

@@ -13,13 +13,11 @@ of training or test images, so it is unique within training (both kinds together
 Nothing here is pickled, and nothing pickled is ever read.
 """
 
-import errno
 import hashlib
 import io
 import json
 import os
 import secrets
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, field, fields
 from pathlib import Path
@@ -37,15 +35,16 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict
 
+from sptnet.data.format.faults import DatasetError, unreadable
 from sptnet.data.format.fields import STRICT, Count, Facts, Name, is_count, short, unique
 from sptnet.data.format.files import open_regular, replacing
+from sptnet.data.format.presence import check_files
 from sptnet.data.format.shard_lines import BEGIN, split_manifest
 from sptnet.data.format.shard_list import CODES
 from sptnet.data.format.shard_list import KINDS as KINDS
 from sptnet.data.format.shard_list import Kind as Kind
 from sptnet.data.format.shard_list import Shard as Shard
 from sptnet.data.format.shard_list import Shards as Shards
-from sptnet.errors import Outcome, SptnetError, outcome_of_reading
 
 SCHEMA, BEFORE = "sptnet-shards/3", "sptnet-shards/2"  # of version 2: no paths, no unknown targets
 UNKNOWN = -1  # the target of an image whose class nobody knows; only in unlabelled shards
@@ -53,35 +52,6 @@ MANIFEST = "manifest.json"
 END = 2**16  # bytes at either end of it, in which its schema is: `write_manifest` writes it last
 LARGEST_MANIFEST = 2**30  # bytes; one of 2,300,000 shards
 LARGEST_FREE = 2**28  # bytes of one that is not laid out as `write_manifest` does it
-
-
-class DatasetError(SptnetError, ValueError):
-    """A dataset that cannot be read as one; the message names the file."""
-
-
-class DamagedSampleError(DatasetError):
-    """One sample that is not what it was; the others of its shard may be."""
-
-
-def undecodable(where: str, uid: int, why: str, path: str = "") -> str:
-    """What is told of a sample that does not decode, in which tar, and what to do; `path`: in the source, if known."""
-    named = f", {path}," if path else ""
-    return (
-        f"{where}: sample {uid}{named} does not decode ({why}): make the shards again, in another folder, with "
-        "--on-error skip, which leaves it out"
-    )
-
-
-class UnreachableError(DatasetError):
-    """Shards that could not be read now, and perhaps can later: a network or a disk that fails."""
-
-    outcome: Outcome = "retry"
-
-
-def unreadable(told: str, error: OSError) -> DatasetError:
-    """What to raise for a file that cannot be read: UnreachableError where its disk may be better later."""
-    kind = DatasetError if outcome_of_reading(error) == "final" else UnreachableError
-    return kind(f"{told}: {error.strerror or error}")
 
 
 @with_config(STRICT)
@@ -331,24 +301,3 @@ def read_manifest(root: Path, look: bool = True) -> Manifest:
     if look:
         check_files(root, manifest.shards)
     return manifest
-
-
-def check_files(root: Path, shards: Shards) -> None:
-    """Look whether all tars and indexes are there, tars with their sizes; raises DatasetError."""
-    for file, index, size in shards.names():
-        found = _size_of(root / file)
-        _size_of(root / index)
-        if found != size:
-            raise DatasetError(f"{root / file} has {found} bytes, the manifest says {size}: copy it again")
-
-
-def _size_of(path: Path) -> int:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-            raise unreadable(f"{path} cannot be looked at", error) from None
-        found = None
-    if found is None or not stat.S_ISREG(found.st_mode):
-        raise DatasetError(f"{path} is missing: make the shards again or copy it here")
-    return found.st_size

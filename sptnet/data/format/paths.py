@@ -7,7 +7,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from sptnet.data.format.manifest import DatasetError, Shard
+from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.manifest import Shard
 
 LONGEST_PATH = 2**14  # bytes of a line, escapes included
 

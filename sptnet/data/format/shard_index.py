@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sptnet.data.format.faults import DatasetError, unreadable
 from sptnet.data.format.files import LARGEST_IMAGE, read_regular
-from sptnet.data.format.manifest import UNKNOWN, DatasetError, Manifest, Shard, unreadable
+from sptnet.data.format.manifest import UNKNOWN, Manifest, Shard
 
 INDEX_DTYPE = np.dtype([("uid", "<i8"), ("target", "<i8"), ("offset", "<i8"), ("size", "<i8")])
 INDEX_HEADER = 4096  # bytes; more than the header of such an array can have

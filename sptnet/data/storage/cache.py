@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sptnet.data.format.manifest import DatasetError
+from sptnet.data.format.faults import DatasetError
 from sptnet.data.locks import NO_FLOCK, lock_at
 from sptnet.data.storage.fetch_ahead import FetchAhead
 

@@ -10,7 +10,8 @@ import tarfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sptnet.data.format.manifest import DatasetError, Shard
+from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.manifest import Shard
 from sptnet.data.storage.remote import Remote
 
 

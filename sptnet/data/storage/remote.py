@@ -15,8 +15,8 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.callbacks import Callback
 
+from sptnet.data.format.faults import DatasetError, UnreachableError
 from sptnet.data.format.files import check_url, without_password
-from sptnet.data.format.manifest import DatasetError, UnreachableError
 from sptnet.errors import visible
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second attempt, doubled for every further one

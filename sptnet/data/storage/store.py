@@ -10,17 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sptnet.data.format.faults import DatasetError, unreadable
 from sptnet.data.format.files import is_url, open_regular, read_regular
-from sptnet.data.format.manifest import (
-    LARGEST_MANIFEST,
-    MANIFEST,
-    DatasetError,
-    Manifest,
-    Shard,
-    load_manifest,
-    read_manifest,
-    unreadable,
-)
+from sptnet.data.format.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, Shard, load_manifest, read_manifest
 from sptnet.data.format.paths import largest_paths, parse_paths
 from sptnet.data.format.shard_index import index_size, parse_index, read_index
 from sptnet.data.storage.cache import Fetch, NodeCache, check_content, network_file_system
