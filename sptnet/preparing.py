@@ -1,6 +1,6 @@
 """A run before its first step: its parts, put back to where it stood."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from sptnet.data.loader import train_batches
 from sptnet.data.order import BatchOrder
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
+from sptnet.method.model import PromptedViT
 from sptnet.method.schedule import Schedule
 from sptnet.run.checkpoint import Facts, left_behind, remove
 from sptnet.run.following import Used
@@ -137,17 +138,12 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
             saved = saved_in(_agree_where_to_continue(config, held)[0], look=True)
         return (schedule.total_steps - (0 if saved is None else saved.step)) * config.data.batch_size
 
-    chosen = choose(config, store, model, backbone["sha256"], accelerator.device, launch.precision, images_left)
-    cache = None if isinstance(chosen, str) else chosen
-    if cache is not None:
-        make(cache, config, store, model, accelerator.device, stop.here)
-        if on_any_rank(stop.here(), accelerator.device):
-            raise StopRequestedError(cache.progress())
-    model.round_tokens = stored_type(config, model)
+    weights, device = backbone["sha256"], accelerator.device
+    cache, header = _kept_tokens(config, store, model, weights, device, launch.precision, images_left, stop)
     row = None if cache is None else (cache.tokens.shape.tokens, cache.tokens.shape.width)
     work = work_of_steps(model, prompt, images, row)
-    peak = matmul_peak(accelerator.device, DTYPES.get(launch.precision, torch.float32))
-    choose_attention(model, accelerator.device, launch.precision, config.memory.micro_batches)
+    peak = matmul_peak(device, DTYPES.get(launch.precision, torch.float32))
+    choose_attention(model, device, launch.precision, config.memory.micro_batches)
     learner = assemble(config, accelerator, launch, model, prompt, schedule)
     learner.strategy.settle()
     with ExitStack() as held:
@@ -155,7 +151,7 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
         run = Run(
             config, store, order, schedule, learner,
             saver=Saver(config, learner, numbers, backbone),
-            throughput=Throughput(config.data.batch_size, launch.world_size, accelerator.device, work, peak),
+            throughput=Throughput(config.data.batch_size, launch.world_size, device, work, peak),
             replaced=ReplacedSamples(config.data.tolerate_bad_samples),
             guard=NonFiniteGuard(config, scaled=launch.precision == "fp16"),
             start=0, continues=checkpoint, lock=lock, cache=cache,
@@ -163,12 +159,27 @@ def prepare(config: Config, stop: StopRequest) -> tuple[Run, dict[str, object]]:
         if (saved := saved_in(checkpoint, look=False)) is not None:
             _go_on(run, saved)
         _remove_what_is_left_behind(run)
-        header = describe(config, learner, store.manifest, order, size, checkpoint)
+        header = describe(config, learner, store.manifest, order, size, checkpoint) | header
         held.pop_all()
-    if config.data.views is not None:
-        told = chosen if isinstance(chosen, str) else chosen.where()
-        header |= {"views": f"{config.data.views} of every image, known ones", "trunk cache": told}
     return run, header
+
+
+def _kept_tokens(
+    config: Config, store: Store, model: PromptedViT, weights: str, device: torch.device, precision: str,
+    images_left: Callable[[], int], stop: StopRequest,
+) -> tuple[TrunkCache | None, dict[str, object]]:  # fmt: skip
+    """The tokens that the run trains from, made where they are missing, and what the header says of them."""
+    chosen = choose(config, store, model, weights, device, precision, images_left)
+    cache = None if isinstance(chosen, str) else chosen
+    if cache is not None:
+        make(cache, config, store, model, device, stop.here)
+        if on_any_rank(stop.here(), device):
+            raise StopRequestedError(cache.progress())
+    model.round_tokens = stored_type(config, model)
+    if config.data.views is None:
+        return cache, {}
+    told = chosen if isinstance(chosen, str) else chosen.where()
+    return cache, {"views": f"{config.data.views} of every image, known ones", "trunk cache": told}
 
 
 def _agree_where_to_continue(config: Config, held: ExitStack) -> tuple[Path | None, RunLock | None]:
