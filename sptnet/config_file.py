@@ -226,6 +226,6 @@ def _where(key: str, told: str, path: Path, given: dict[str, str]) -> str:
     words = told.replace(",", " ").split()
     for name, override in given.items():
         of_key = f"{key}.".startswith(f"{name}.") or f"{name}.".startswith(f"{key}.")
-        if of_key if key else name in words or words[0] == name.partition(".")[0]:
+        if of_key if key else name in words or words[:1] == [name.partition(".")[0]]:
             return f"override {without_password(override)[:80]!r}"
     return str(path)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,11 @@ from sptnet.data.tokens import Tokens
 from sptnet.method.metrics import Accuracy, accuracy_of_counts
 from sptnet.method.prompts import Prompt
 from sptnet.run.folder import METRICS, RunError, read_config, writing
-from sptnet.run.model_file import ModelFacts, load_model, read_facts
+from sptnet.run.model_file import load_model, read_facts
 from sptnet.run.predictions import PredictionParts, save_predictions
 from sptnet.run.progress import Progress
 from sptnet.strategy.base import Strategy
-from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.collectives import on_any_rank, rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_evaluator
 from sptnet.strategy.kernels import choose_kernels
@@ -168,38 +168,18 @@ def save_evaluation(folder: Path, method: str, results: dict[str, Any], parts: P
             write_whole(folder / METRICS, f"{told}\n".encode())
 
 
-class Evaluated(NamedTuple):
-    """What an evaluation of a run found.
-
-    results: to be shown by rank 0; predictions: this rank's, to be saved by all; facts: of the model evaluated.
-    """
-
-    config: Config
-    results: dict[str, Any]
-    predictions: PredictionParts
-    facts: ModelFacts
-
-
-def save_again(folder: Path, found: Evaluated) -> None:
-    """`save_evaluation` of a run's own model, unless the run has another one by now; all ranks call it.
-
-    Raises:
-        RunError: it has, since it was trained meanwhile; or something cannot be written.
-    """
-    if read_facts(folder) != found.facts:
-        told = RunError(f"{folder} has another model than the one that was evaluated, by now: evaluate it again")
-        raise told.with_outcome("retry")
-    save_evaluation(folder, found.config.method, found.results, found.predictions)
-
-
-def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> Evaluated:
+def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any], PredictionParts]:
     """Evaluate a trained run again, on as many processes as this is called by, in the precision it was trained in.
 
     Args:
         overrides: `section.key=value` of what decides no number, e.g. `data.root`.
 
+    Returns:
+        (configuration, results, this rank's predictions), to be shown by rank 0 and saved by all.
+
     Raises:
-        RunError, DatasetError, EvaluationError: nothing to evaluate, or damage.
+        RunError, DatasetError, EvaluationError: nothing to evaluate, damage, or a model that training has replaced
+            meanwhile: what was found is not of the run any more.
     """
     config = read_config(folder, overrides)
     accelerator, launch = connect(config.collective_timeout_s, config.device)
@@ -216,5 +196,8 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> Evaluated:
         prompt.to(accelerator.device)
     with Progress(f"evaluate {folder}", active=rank() == 0) as progress:
         progress.say(strategy.world)
-        results, predictions = evaluate(strategy, prompt, config, store, progress.of(store.manifest.samples))
-    return Evaluated(config, results, predictions, facts)
+        evaluated = evaluate(strategy, prompt, config, store, progress.of(store.manifest.samples))
+    if on_any_rank(rank() == 0 and read_facts(folder) != facts, strategy.device):
+        told = RunError(f"{folder} has another model than the one that was evaluated, by now: evaluate it again")
+        raise told.with_outcome("retry")
+    return config, *evaluated

@@ -88,10 +88,10 @@ def predict_images(run_folder: Path, images: str, out: Path, what: What, workers
     """
     check_format(what.table_format)
     run = TrainedRun(run_folder)
-    if is_unfinished(run.folder) and rank() == 0:
-        _warn(how_far(run.folder))
     forward, strategy = forward_on_ranks(run.encoder)
     if rank() == 0:
+        if is_unfinished(run.folder):
+            _warn(how_far(run.folder))
         told = kernels_told(strategy.device, *run.encoder.kernels)
         _begin(run, images, out, what, {"precision": strategy.launch.precision, **told})
     barrier()

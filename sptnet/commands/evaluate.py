@@ -21,22 +21,22 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and save; rank 0 prints the table, that of a run that may not be written too."""
-    from sptnet.evaluate import evaluate_run, save_again
+    from sptnet.evaluate import evaluate_run, save_evaluation
     from sptnet.run.folder import is_unfinished
     from sptnet.run.model_file import how_far
     from sptnet.run.tables import collapse, print_table, table_of_results
     from sptnet.strategy.collectives import rank
 
     folder = arguments.run_folder
-    found = evaluate_run(folder, arguments.overrides)
+    config, results, predictions = evaluate_run(folder, arguments.overrides)
     try:
-        save_again(folder, found)
+        save_evaluation(folder, config.method, results, predictions)
     finally:
         if rank() == 0:
             if is_unfinished(folder):
                 print(how_far(folder), file=sys.stderr)
-            print_table(table_of_results([(folder, {"method": found.config.method, **found.results})]))
-            for protocol, result in found.results.items():
+            print_table(table_of_results([(folder, {"method": config.method, **results})]))
+            for protocol, result in results.items():
                 if told := collapse(result):
                     print(f"warning: {protocol}: {told}", file=sys.stderr)
     return 0
