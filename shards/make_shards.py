@@ -23,7 +23,7 @@ INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; what a user, disk, network or file did is one line on stderr, and a bug of ours a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # a path is told in whatever the terminal can print
     arguments = parser(__doc__).parse_args(argv)
     try:

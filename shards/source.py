@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 from sptnet_shards.items import Item, Items
 from sptnet_shards.numbers import positive
 
-from sptnet.data.format.files import (
-    local,
-    read_regular,
-)
+from sptnet.data.format.files import local, read_regular
 from sptnet.errors import SptnetError
 
 LARGEST_LIST = 2**30  # bytes of a text file that lists images

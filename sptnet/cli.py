@@ -1,7 +1,6 @@
 """SPTNet at scale: train, evaluate and compare runs of generalized category discovery."""
 
 import argparse
-import errno
 import io
 import os
 import sys
@@ -95,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell("whoever read the output has closed it", on_all_ranks=True)
         return SptnetError.exit_code
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        if isinstance(error, OSError) and error.filename is None and _output_fails():
             error.filename = "the output"
         explained = explain(error)
         record_outcome(outcome_of(error), explained[0] if explained else f"{type(error).__name__}: {error}")
@@ -103,6 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         tell(explained[0], on_all_ranks=False)
         return SptnetError.exit_code
+
+
+def _output_fails() -> bool:
+    """Whether what was printed cannot be written; it is tried again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def tell(error: str, on_all_ranks: bool) -> None:
@@ -127,7 +135,7 @@ def entry() -> NoReturn:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # a path is told in whatever the terminal can print
     if os.name != "posix":
         sys.exit("error: sptnet runs on Linux; on Windows use WSL")

@@ -241,8 +241,11 @@ def _image_of(prompt: Prompt | None, device: torch.device) -> Tensor | None:
 
 def _listed(images: Iterable[ImageLike]) -> Sequence[ImageLike]:
     """The images one by one, however they were given. Raises ImageError for what is one image, or none."""
-    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim != MANY_NDIM:
-        raise ImageError(f"images is one array of uint8 {list(images.shape)}: give a list of images, [image] of one")
+    if isinstance(images, np.ndarray) and (images.ndim == 0 or (images.dtype == np.uint8 and images.ndim != MANY_NDIM)):
+        told = f"{images.dtype} {list(images.shape)}"
+        raise ImageError(
+            f"images is one array of {told}: give a list of images, [image] of one, list(images) of grey ones"
+        )
     if isinstance(images, str | bytes | PathLike | Image.Image | Tensor) or not isinstance(images, Iterable):
         raise ImageError(f"images is a {type(images).__name__}: give a list of images, [image] of one")
     return list(images)

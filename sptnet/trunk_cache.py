@@ -167,7 +167,7 @@ def root_of(config: Config) -> Path:
 
 
 def _does_not_pay(found: TrunkCache, views: int) -> str:
-    if found.views_missing >= views:
+    if found.views_missing and found.views_missing >= views:
         return f"the run looks at {views:,} views, and {found.views_missing:,} would have to be made"
     return ""
 

@@ -28,6 +28,7 @@ from sptnet.data.format.files import file_sha256
 from sptnet.data.format.manifest import MANIFEST, Shard, read_manifest
 from sptnet.data.format.paths import paths_name
 from sptnet.data.format.shard_index import read_entries
+from sptnet.data.format.temporary import writer_of
 
 KEPT_AS_PNG = re.compile(rb"(?i)\.(bmp|gif|tiff?)")  # by their names; one more costs nothing but the same versions
 
@@ -227,7 +228,8 @@ def _need_empty(out: Path) -> None:
         names = set(os.listdir(out))
     except FileNotFoundError:
         return
-    ours = {name for name in names if name.startswith(f"{record.CONVERSION}.")} | {record.FOLDER}
+    being_written = {name for name in names if (writer := writer_of(name)) and writer.file == record.CONVERSION}
+    ours = being_written | {record.FOLDER}
     # it may have come in between
     if (strange := min(names - ours, default=None)) and not os.path.lexists(out / record.CONVERSION):
         raise SourceError(f"{out} is not empty ({strange}): choose another folder")

@@ -71,7 +71,7 @@ def _stored(image: Image.Image, image_format: ImageFormat, quality: int = 0) -> 
         else:
             # full colour resolution: halving it costs more accuracy than it saves bytes at these qualities
             image.save(written, "JPEG", quality=quality, subsampling=0)
-    except (OSError, ValueError, MemoryError) as error:  # WebP ends at 16,383 pixels, JPEG at 65,535
+    except (OSError, ValueError) as error:  # WebP ends at 16,383 pixels, JPEG at 65,535
         size = f"{image.width} x {image.height}"
         raise BadImage(f"cannot be stored as {image_format} of {size} pixels: {error}") from None
     return Member(SUFFIX[image_format], written.getvalue())

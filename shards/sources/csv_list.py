@@ -29,7 +29,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 raise SourceError(
                     f"{path}, line {line} has more columns than the first line: quote what has a comma in it"
                 )
-            yield reader.line_num, row
+            yield line, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read: {error}") from None
     if line == 1:

@@ -29,12 +29,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     folder = arguments.run_folder
     config, results, predictions = evaluate_run(folder, arguments.overrides)
+    unfinished = how_far(folder) if is_unfinished(folder) else ""
     try:
         save_evaluation(folder, config.method, results, predictions)
     finally:
         if rank() == 0:
-            if is_unfinished(folder):
-                print(how_far(folder), file=sys.stderr)
+            if unfinished:
+                print(unfinished, file=sys.stderr)
             print_table(table_of_results([(folder, {"method": config.method, **results})]))
             for protocol, result in results.items():
                 if told := collapse(result):

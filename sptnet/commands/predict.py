@@ -13,6 +13,11 @@ from sptnet.arguments import ArgumentsError, positive, workers
 from sptnet.data.format.files import local
 from sptnet.errors import SptnetError
 
+
+class UnreadableImagesError(SptnetError):
+    """A table without a row."""
+
+
 SPLITS = ("labelled", "unlabelled", "test")
 
 
@@ -40,4 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     if done is not None:
         unreadable = f"; {done.unreadable} cannot be read, see {arguments.out / ERRORS}" if done.unreadable else ""
         print(f"{done.predicted} images in {arguments.out / 'predictions'}{unreadable}; {ABOUT} has the classes")
-    return 0 if done is None or done.predicted or not done.unreadable else SptnetError.exit_code
+        if done.unreadable and not done.predicted:
+            raise UnreadableImagesError(f"none of the images can be read: {arguments.out / ERRORS} says why of each")
+    return 0

@@ -25,7 +25,7 @@ OUTLIVED = 60  # seconds that a worker goes on for after SIGTERM, in which its r
 
 
 class SharedMemoryError(SptnetError, RuntimeError):
-    """No room to hand a batch over."""
+    """No room to hand a batch over, or to make it."""
 
 
 def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -146,6 +146,9 @@ class _Handing(Dataset[Any]):
             return error
         except OSError as error:
             return unreadable(str(error.filename or "what a loader reads"), error)
+        except MemoryError as error:
+            told = "have fewer loader workers (data.workers, --workers), or more memory"
+            return SharedMemoryError(f"out of memory while images are loaded: {told} ({error})")
         if get_worker_info() is not None:
             try:
                 for part in made:
@@ -177,11 +180,11 @@ def _apart(worker: int) -> None:
     from Slurm and `pkill -f` to every process of a run, which still has a step to end.
     """
     os.setpgid(0, 0)
-    _be_ready()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
+    _be_ready()
 
 
 def _be_ready() -> None:
@@ -191,13 +194,16 @@ def _be_ready() -> None:
     """
     sending: Any = multiprocessing.queues.Queue
     sending._on_queue_feeder_error = staticmethod(_give_up)
-    info, (reading, writing) = get_worker_info(), os.pipe()
+    info = get_worker_info()
+    ends: tuple[int, ...] = ()
     try:
-        DupFd(reading)
+        ends = os.pipe()
+        DupFd(ends[0])
     except OSError as error:
         assert info is not None
         info.dataset.unready = error  # type: ignore[attr-defined]
-    os.close(writing)
+    for end in ends:
+        os.close(end)
 
 
 def _give_up(error: Exception, item: object) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from sptnet.data.format.temporary import remove_leftovers, temporary_of
+from sptnet.data.format.temporary import remove_leftovers, temporary_of, writer_of
 from sptnet.export.card import Files, model_card
 from sptnet.export.folding import ExportError, hub_config, plain_vit
 from sptnet.export.graphs import INPUT, ONNX, OUTPUTS, PROGRAM, Classifier, check_onnx, write_onnx, write_program
@@ -77,10 +77,10 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """
     out = Path(os.path.realpath(out))
     there = out.exists()
+    if there and not (out.is_dir() and all(writer_of(name) for name in os.listdir(out))):
+        raise ExportError(f"{out} is there already: remove it, or choose another folder")
     with writing(out):
         remove_leftovers(out if there else out.parent)  # of exports that were killed
-        if there and not (out.is_dir() and not any(out.iterdir())):
-            raise ExportError(f"{out} is there already: remove it, or choose another folder")
         place = temporary_of(out / "export" if there else out)
         place.mkdir(parents=True)
         try:

@@ -47,7 +47,7 @@ def origin_of(config: Config) -> Origin:
 def _unknown(start: Path, why: str) -> Origin:
     return Origin(
         "other", "unknown", None,
-        f"Training began from {start}, {why}: if that was made of the authors' files, this is CC BY-NC-SA 4.0 too.",
+        f"Training began from {start.name}, {why}: if it was made of the authors' files, this is CC BY-NC-SA 4.0 too.",
     )  # fmt: skip
 
 

@@ -147,7 +147,7 @@ class PromptedViT(nn.Module):
             tokens = self._trunk(images, prompt, with_clean, arguments)
             if self.round_tokens is not None and prompt is None:
                 tokens = tokens.detach().to(self.round_tokens).to(tokens.dtype)
-        elif images.shape[1] == self.num_tokens:
+        elif images.shape[1] in (self.num_tokens, 1):  # one behind the last block, where nothing of it is trained
             tokens = images.float()
         else:
             size, tokens_of = self.image_size, [self.num_tokens, self.backbone.embed_dim]

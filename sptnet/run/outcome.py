@@ -34,7 +34,7 @@ KNOWN: tuple[tuple[tuple[str, ...], str, Outcome], ...] = (
       "could not create a primitive", "bad_alloc"),
      "out of memory: in training raise memory.micro_batches or memory.gradient_checkpointing, elsewhere lower "
      "evaluate.batch_size (of a trained run in its config.yaml)", "final"),
-    (("can't start new thread", "Resource temporarily unavailable"),
+    (("can't start new thread",),
      "no more processes and threads are allowed to this user: raise `ulimit -u`, or have fewer workers", "final"),
     (("no kernel image is available",),
      "this build of torch has no kernels for this GPU, which is too old, or too new, for it", "final"),
@@ -93,7 +93,7 @@ def naming_step(phase: str, step: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
-        if isinstance(error, SptnetError):
+        if isinstance(error, SptnetError | BrokenPipeError):
             raise  # it says itself what is wrong
         where = f"rank {os.environ.get('RANK', '0')}: failed in the {phase} phase at step {step}"
         if (explained := explain(error)) is None:

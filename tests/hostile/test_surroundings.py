@@ -38,12 +38,10 @@ from sptnet.run.outcome import explain
 FORKS = multiprocessing.get_context("fork")
 
 
-def apart(does, *arguments):
-    """Exit code of a function in a process of its own."""
-    process = FORKS.Process(target=does, args=arguments)
-    process.start()
-    process.join(120)
-    return process.exitcode
+def interpreted(expression, **environment):
+    """Exit code of an expression of this module in an interpreter of its own."""
+    program = f"import sys; sys.path[:0] = {sys.path!r}; from test_surroundings import *; {expression}"
+    return subprocess.run([sys.executable, "-c", program], env=os.environ | environment, timeout=120).returncode
 
 
 def blank(side):
@@ -72,7 +70,8 @@ def decoded(image, told):
 
 def test_too_little_memory_says_nothing_of_an_image():
     """It counted as damaged, was left out by --on-error skip, and stayed so."""
-    assert apart(with_little_memory, decoded, blank(12000), "for an image of 12000 x 12000 pixels") == 0
+    # in an interpreter of its own: one that has computed keeps freed memory, out of which an image may be decoded
+    assert interpreted("with_little_memory(decoded, blank(12000), 'for an image of 12000 x 12000 pixels')") == 0
 
 
 def test_a_conversion_without_memory_stops_and_goes_on(tmp_path, capsys, monkeypatch):
@@ -80,6 +79,9 @@ def test_a_conversion_without_memory_stops_and_goes_on(tmp_path, capsys, monkeyp
     for name in ("ant", "bee"):
         put(named / name / "a.jpg", encoded())
     put(pile / "b.jpg", encoded())
+    out = tmp_path / "out"
+    out.mkdir()
+    temporary_of(out / "conversion.json").write_bytes(b"")  # of another task, which begins at the same moment
     command = ["discover", str(named), str(pile), str(tmp_path / "out"), "--on-error", "skip", "--workers", "1"]
 
     def none(*_, **__):
@@ -93,22 +95,33 @@ def test_a_conversion_without_memory_stops_and_goes_on(tmp_path, capsys, monkeyp
     assert "left out" not in capsys.readouterr().err
 
 
+def test_memory_that_a_worker_lacks_is_told(monkeypatch):
+    def none(self, number):
+        raise MemoryError("there is too little for an image of 9 x 9 pixels")
+
+    monkeypatch.setattr(Tensors, "__getitem__", none)
+    for workers in (0, 1):
+        with pytest.raises(SharedMemoryError, match=r"have fewer loader workers .*for an image of 9 x 9 pixels"):
+            next(load(Tensors(), [0], workers))
+
+
 class Tensors(Dataset):
     def __getitem__(self, number):
         return (torch.ones(3) * number,)
 
 
-def handed_over(folder, descriptors):
-    """0: a worker's tensor came; 5: it was told in a sentence why it cannot."""
-    os.environ["TMPDIR"] = str(folder)
-    if descriptors:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+def handed_over(spare=None):
+    """0: a worker's tensor came; 5: it was told in a sentence why it cannot. `spare`: descriptors that are left."""
+    if spare is not None:
+        most = len(os.listdir("/proc/self/fd")) + spare
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         (item,) = next(load(Tensors(), [2], 1))
-    except (SharedMemoryError, RuntimeError) as error:
-        sys.exit(5 if "loader worker" in str(error).lower() or "DataLoader worker" in str(error) else 6)
-    assert item.tolist() == [2, 2, 2]
-    sys.exit(0)
+    except SharedMemoryError as error:
+        sys.exit(5 if "loader workers cannot hand over batches" in str(error) else 6)
+    except RuntimeError as error:
+        sys.exit(5 if "DataLoader worker is gone" in str(error) else 7)
+    sys.exit(0 if item.tolist() == [2, 2, 2] else 8)
 
 
 @pytest.mark.parametrize("kind", ["fine", "a long path"])
@@ -117,18 +130,23 @@ def test_workers_that_can_hand_nothing_over_say_so(tmp_path, kind):
     folder = tmp_path / ("t" if kind == "fine" else "x" * 128)
     folder.mkdir()
     # in an interpreter of its own, whose temporary folder is not chosen yet
-    program = (
-        f"import sys; sys.path[:0] = {sys.path!r}; import test_surroundings as t; t.handed_over({str(folder)!r}, 0)"
-    )
-    ran = subprocess.run([sys.executable, "-c", program], env=os.environ | {"TMPDIR": str(folder)}, timeout=120)
-    assert ran.returncode == (0 if kind == "fine" else 5)
+    assert interpreted("handed_over()", TMPDIR=str(folder)) == (0 if kind == "fine" else 5)
+
+
+@pytest.mark.parametrize("spare", [9, 11, 13, 15])
+def test_too_few_open_files_are_told_and_nothing_hangs(spare):
+    process = FORKS.Process(target=handed_over, args=(spare,))
+    process.start()
+    process.join(60)
+    assert process.exitcode in (0, 5)
+
+
+class Unsendable(Dataset):
+    def __getitem__(self, number):
+        return (lambda: number,)  # cannot be pickled
 
 
 def test_what_fails_in_the_thread_that_sends_ends_its_worker():
-    class Unsendable(Dataset):
-        def __getitem__(self, number):
-            return (lambda: number,)  # cannot be pickled
-
     with pytest.raises(RuntimeError, match="DataLoader worker is gone"):
         next(load(Unsendable(), [0], 1))
 
