@@ -1,6 +1,7 @@
 """SPTNet at scale: train, evaluate and compare runs of generalized category discovery."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -94,23 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell("whoever read the output has closed it", on_all_ranks=True)
         return SptnetError.exit_code
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None and _output_fails():
-            error.filename = "the output"
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            error.filename = "the output, or a temporary file"  # files of ours are named where they are written
         explained = explain(error)
         record_outcome(outcome_of(error), explained[0] if explained else f"{type(error).__name__}: {error}")
         if explained is None:
             raise
         tell(explained[0], on_all_ranks=False)
         return SptnetError.exit_code
-
-
-def _output_fails() -> bool:
-    """Whether what was printed cannot be written; it is tried again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def tell(error: str, on_all_ranks: bool) -> None:

@@ -272,7 +272,7 @@ def test_a_full_output_is_named():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "sptnet", "config"]
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (ran.returncode, ran.stderr) == (1, "error: the output: No space left on device\n")
+    assert (ran.returncode, ran.stderr) == (1, "error: the output, or a temporary file: No space left on device\n")
 
 
 def test_an_export_needs_no_more_than_its_own_folder(untrained, tmp_path):
