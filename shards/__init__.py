@@ -8,8 +8,10 @@
     protocol      which classes are old, which images labelled     published   how many images datasets have
     verify        a dataset against its manifest     show          a look at it
     share         which part of the work is whose    workers       processes
-    progress      a bar, or plain lines              numbers       whole numbers as arguments
-    folder        images below a folder
+    progress      a bar, or plain lines              folder        images below a folder
+    whole_numbers as arguments
+
+A script's own folder is where Python looks first: no file here may be called like a module of the standard library.
 
 Imports of `sptnet` the on-disk format and images alone. Begin with `source.py`.
 """

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from sptnet_shards.names import CONTACT_SHEET, SUFFIX
-from sptnet_shards.numbers import positive, whole
 from sptnet_shards.published import FORCED, PARTS
 from sptnet_shards.share import share as task_share
 from sptnet_shards.source import SourceCommand
@@ -22,6 +21,7 @@ from sptnet_shards.sources import (
     scars,
 )
 from sptnet_shards.sources.discover import add_new
+from sptnet_shards.whole_numbers import positive, whole
 
 from sptnet.data.format.files import is_url, local
 

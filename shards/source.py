@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from sptnet_shards.items import Item, Items
-from sptnet_shards.numbers import positive
+from sptnet_shards.whole_numbers import positive
 
 from sptnet.data.format.files import local, read_regular
 from sptnet.errors import SptnetError

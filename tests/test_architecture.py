@@ -1,6 +1,8 @@
 """A folder of the code says in its docstring what is in it: nothing that is there is left out."""
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -20,6 +22,18 @@ def test_a_folder_names_what_is_in_it(folder):
     told = (ROOT / folder / "__init__.py").read_text()
     there = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
     assert {name for name in there if not re.search(rf"\b{name}\b", told)} == set()
+
+
+@pytest.mark.parametrize("folder", ["shards", "benchmarks", "tests", "tests/multiprocess"])
+def test_no_file_beside_a_script_hides_a_module_of_pythons(folder):
+    """`python shards/make_shards.py` found a `numbers.py` of ours where numpy wants Python's."""
+    there = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert there & sys.stdlib_module_names == set()
+
+
+def test_the_command_of_the_readme_runs_as_a_script():
+    ran = subprocess.run([sys.executable, "shards/make_shards.py", "digits", "--help"], cwd=ROOT, capture_output=True)
+    assert ran.returncode == 0, ran.stderr.decode()[-2000:]
 
 
 def test_the_document_names_what_is_at_the_top():

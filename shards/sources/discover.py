@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sptnet_shards.folder import Folder, need_folder
 from sptnet_shards.items import UNKNOWN, Item, Items
-from sptnet_shards.numbers import positive
 from sptnet_shards.source import Read, Source, SourceCommand, SourceError
+from sptnet_shards.whole_numbers import positive
 
 from sptnet.data.format.files import local
 
