@@ -5,29 +5,23 @@ One command per dataset of the field, and for your own images; `make_shards.py C
 expects and where they are published. shards/README.md describes the format.
 """
 
-import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from sptnet_shards.arguments import parser
 
-from sptnet.errors import SptnetError, visible
+from sptnet.errors import SptnetError, ctrl_c_just_ends_it, print_any_text, visible
 
 INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; what a user, disk, network or file did is one line on stderr, and a bug of ours a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # a path is told in whatever the terminal can print
+    print_any_text()
     arguments = parser(__doc__).parse_args(argv)
     try:
-        with _ctrl_c_just_ends_it():
+        with ctrl_c_just_ends_it():
             from sptnet_shards.commands import run
         run(arguments)
     except SptnetError as error:
@@ -44,20 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _failed("stopped by Ctrl-C; the same command goes on where it stood, where it had begun to write")
         return INTERRUPTED
     return 0
-
-
-@contextmanager
-def _ctrl_c_just_ends_it() -> Iterator[None]:
-    """While torch is imported, which takes seconds: it would answer a Ctrl-C with a traceback."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _failed(reason: str) -> int:

@@ -1,15 +1,12 @@
 """`sptnet`, `python -m sptnet` and, on several processes, `accelerate launch ... -m sptnet COMMAND`."""
 
-import signal
+from sptnet.errors import ctrl_c_just_ends_it
 
 
 def entry() -> None:
-    """Run the command line. While it is imported, which takes a second or more, a Ctrl-C just ends it."""
-    if (before := signal.getsignal(signal.SIGINT)) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from sptnet.cli import entry as run
-
-    signal.signal(signal.SIGINT, before)
+    """Run the command line, whose import takes a second or more."""
+    with ctrl_c_just_ends_it():
+        from sptnet.cli import entry as run
     run()
 
 

@@ -60,14 +60,13 @@ def add_encoder(command: argparse.ArgumentParser) -> None:
 
 def encoder_of(arguments: argparse.Namespace) -> "Encoder":
     """The encoder that the arguments name. Raises ArgumentsError, RunError, BackboneError."""
-    from sptnet.run.folder import is_unfinished
-    from sptnet.run.model_file import how_far
+    from sptnet.run.model_file import unfinished
     from sptnet.trained import TrainedRun, encoder_of_backbone
 
     if arguments.run_folder is not None:
         encoder = TrainedRun(arguments.run_folder).encoder
-        if is_unfinished(arguments.run_folder) and os.environ.get("RANK", "0") == "0":
-            print(f"warning: {visible(how_far(arguments.run_folder))}", file=sys.stderr)
+        if (how_far := unfinished(arguments.run_folder)) and os.environ.get("RANK", "0") == "0":
+            print(f"warning: {visible(how_far)}", file=sys.stderr)
         if arguments.image_size not in (None, encoder.image_size):
             raise ArgumentsError(f"--image-size: {arguments.run_folder} was trained at {encoder.image_size} pixels")
         return encoder

@@ -18,8 +18,8 @@ from sptnet.method.model import PromptedViT, create_model
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.method.reference import load_reference
 from sptnet.method.schedule import Schedule
-from sptnet.run.folder import RunError, is_unfinished
-from sptnet.run.model_file import has_model, has_prompt, how_far, load_model
+from sptnet.run.folder import RunError
+from sptnet.run.model_file import has_model, has_prompt, load_model, unfinished
 from sptnet.steps import Learner
 from sptnet.strategy.base import make_momentum, parameter_groups
 from sptnet.strategy.compiled import compile_blocks
@@ -129,8 +129,8 @@ def build_model(config: Config, manifest: Manifest) -> tuple[PromptedViT, Prompt
     weights = config.model.weights if start is None else "none"
     model = _create(config, manifest.num_old, num_new_classes(config, manifest), weights)
     if start is not None:
-        if is_unfinished(start):
-            raise RunError(f"init: {how_far(start)}; train it to its end first")
+        if how_far := unfinished(start):
+            raise RunError(f"init: {how_far}; train it to its end first")
         facts = load_model(start, model, None)
         if facts.classes is not None and facts.classes != tuple(manifest.classes):
             odd = next((a, b) for a, b in zip_longest(facts.classes, manifest.classes) if a != b)

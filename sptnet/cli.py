@@ -2,7 +2,6 @@
 
 import argparse
 import errno
-import io
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ from sptnet.commands import (
     report,
     train,
 )
-from sptnet.errors import SptnetError, visible
+from sptnet.errors import SptnetError, print_any_text, visible
 from sptnet.run.outcome import explain, outcome_of, record_outcome
 
 INTERRUPTED = 130  # as a shell says of SIGINT
@@ -126,9 +125,7 @@ def entry() -> NoReturn:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # a path is told in whatever the terminal can print
+    print_any_text()
     if os.name != "posix":
         sys.exit("error: sptnet runs on Linux; on Windows use WSL")
     code = main()

@@ -1,7 +1,13 @@
 """What a user is told instead of a traceback."""
 
 import errno
+import io
+import signal
+import sys
+import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Literal, Self
 
 Outcome = Literal["continue", "retry", "final"]  # see sptnet/run/outcome.py
@@ -28,6 +34,27 @@ def visible(line: str) -> str:
     Paths, URLs, names of files and words of servers are in most of what is told, and may hold any of them.
     """
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in line)
+
+
+def print_any_text() -> None:
+    """Let both streams write out what their encoding lacks: a path is told in whatever the terminal can print."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def ctrl_c_just_ends_it() -> Iterator[None]:
+    """While packages are imported, which takes seconds: they would answer a Ctrl-C with a traceback."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class SptnetError(Exception):

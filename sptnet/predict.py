@@ -40,8 +40,7 @@ from sptnet.data.table import Table, TableFormat, check_format, encode_csv, enco
 from sptnet.errors import visible
 from sptnet.features import Forward, barrier, forward_on_ranks, looks_at, open_dataset
 from sptnet.run.checkpoint import digest
-from sptnet.run.folder import is_unfinished
-from sptnet.run.model_file import how_far
+from sptnet.run.model_file import unfinished
 from sptnet.run.parts import HEAD, ImageProgress, begin_parts, write_part, writing_parts
 from sptnet.run.records import DamagedError, read_json
 from sptnet.strategy.collectives import rank, world_size
@@ -90,8 +89,8 @@ def predict_images(run_folder: Path, images: str, out: Path, what: What, workers
     run = TrainedRun(run_folder)
     forward, strategy = forward_on_ranks(run.encoder)
     if rank() == 0:
-        if is_unfinished(run.folder):
-            _warn(how_far(run.folder))
+        if how_far := unfinished(run.folder):
+            _warn(how_far)
         told = kernels_told(strategy.device, *run.encoder.kernels)
         _begin(run, images, out, what, {"precision": strategy.launch.precision, **told})
     barrier()

@@ -32,8 +32,8 @@ from sptnet.errors import SptnetError
 from sptnet.method.model import Outputs, PromptedViT, create_model
 from sptnet.method.prompts import Prompt
 from sptnet.names import AugmentName
-from sptnet.run.folder import is_unfinished, read_config
-from sptnet.run.model_file import how_far, load_model, number_of_classes, read_facts
+from sptnet.run.folder import read_config
+from sptnet.run.model_file import load_model, number_of_classes, read_facts, unfinished
 from sptnet.strategy.kernels import MatmulPrecision
 
 ImageLike = str | PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -229,8 +229,8 @@ def load(run: str | PathLike[str], device: str | torch.device | None = None) -> 
         RunError, DatasetError: nothing trained there; a run of an earlier version whose dataset is not there.
         ConfigError, BackboneError: its configuration, or its backbone, is none of this version.
     """
-    if is_unfinished(Path(run)):
-        warnings.warn(how_far(Path(run)), stacklevel=2)
+    if how_far := unfinished(Path(run)):
+        warnings.warn(how_far, stacklevel=2)
     return TrainedRun(run, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -22,20 +22,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate and save; rank 0 prints the table, that of a run that may not be written too."""
     from sptnet.evaluate import evaluate_run, save_evaluation
-    from sptnet.run.folder import is_unfinished
-    from sptnet.run.model_file import how_far
+    from sptnet.run.model_file import unfinished
     from sptnet.run.tables import collapse, print_table, table_of_results
     from sptnet.strategy.collectives import rank
 
     folder = arguments.run_folder
     config, results, predictions = evaluate_run(folder, arguments.overrides)
-    unfinished = how_far(folder) if is_unfinished(folder) else ""
+    how_far = unfinished(folder)
     try:
         save_evaluation(folder, config.method, results, predictions)
     finally:
         if rank() == 0:
-            if unfinished:
-                print(unfinished, file=sys.stderr)
+            if how_far:
+                print(how_far, file=sys.stderr)
             print_table(table_of_results([(folder, {"method": config.method, **results})]))
             for protocol, result in results.items():
                 if told := collapse(result):

@@ -156,9 +156,9 @@ class Bench:
             return step + share * self._loading / (torch.get_num_threads() * world_size())
         return max(step, share * self._loading / (max(1, self.first.data.workers) * world_size()))
 
-    def _targets(self, images: int) -> tuple[Tensor, None]:
-        """Targets [n] of a slice, of which every other image is labelled, as training deals them."""
-        return torch.zeros(images, dtype=torch.int64, device=self.device), None
+    def _targets(self, images: int) -> Tensor:
+        """Of a slice, [n]."""
+        return torch.zeros(images, dtype=torch.int64, device=self.device)
 
     def _kept(self, learner: Learner, share: int, size: int, image: float) -> tuple[float | None, float]:
         """Seconds of a step from kept tokens of known views, and of making these; None where none are kept."""
@@ -175,7 +175,7 @@ class Bench:
 
         def take(n: int) -> None:
             tokens = torch.randn(2, n, *row.shape, device=self.device).to(dtype).float()
-            learner.step(0, tokens, *self._targets(n)).terms.total.item()
+            learner.step(0, tokens, self._targets(n), None).terms.total.item()
 
         return self._scaled(take, share), rows * image
 
@@ -185,7 +185,7 @@ class Bench:
         def take(n: int) -> None:
             views = torch.zeros(learner.views_at(step), n, 3, size, size, dtype=torch.uint8, device=self.device)
             views = normalise(views, learner.strategy.module.statistics)
-            learner.step(step, views + torch.randn_like(views), *self._targets(n)).terms.total.item()
+            learner.step(step, views + torch.randn_like(views), self._targets(n), None).terms.total.item()
 
         counts = sorted({max(1, min(SMALLEST, share) // 2), min(SMALLEST, share)})
         fewer, more = counts[0], counts[-1]

@@ -13,8 +13,8 @@ import yaml
 from sptnet.data.format.faults import DatasetError
 from sptnet.data.format.manifest import KINDS, Manifest
 from sptnet.export.origin import Origin, origin_of
-from sptnet.run.folder import METRICS, is_unfinished
-from sptnet.run.model_file import how_far, read_facts
+from sptnet.run.folder import METRICS
+from sptnet.run.model_file import read_facts, unfinished
 from sptnet.run.provenance import read_starts
 from sptnet.run.records import known
 from sptnet.run.tables import NAMES, PROTOCOL_TITLES, collapse, read_metrics
@@ -94,8 +94,8 @@ def _row(title: str, result: dict[str, Any]) -> dict[str, str]:
 
 
 def _notes(run: TrainedRun, metrics: dict[str, Any]) -> Iterator[str]:
-    if is_unfinished(run.folder):
-        yield f"**Unfinished**: {markdown(how_far(run.folder))}."
+    if how_far := unfinished(run.folder):
+        yield f"**Unfinished**: {markdown(how_far)}."
     for name, title in PROTOCOL_TITLES.items():
         if metrics.get(name) and (told := collapse(metrics[name])):
             yield f"**{title}**: {markdown(told)}."

@@ -28,7 +28,7 @@ from sptnet.method.metrics import MAX_CLUSTERS
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.run.checkpoint import checkpoints, digest
-from sptnet.run.folder import MODEL, RunError, writing
+from sptnet.run.folder import MODEL, RunError, is_unfinished, writing
 from sptnet.run.records import DamagedError, parse_json
 from sptnet.strategy.launcher import Precision
 
@@ -92,8 +92,10 @@ def number_of_classes(folder: Path) -> int:
     return int(shape[0])
 
 
-def how_far(folder: Path) -> str:
-    """A sentence on the model of an unfinished run; raises RunError."""
+def unfinished(folder: Path) -> str:
+    """A sentence on the model of a run that was not trained to its end, empty of any other; raises RunError."""
+    if not is_unfinished(folder):
+        return ""
     step = read_facts(folder).step
     newest = [f", its newest checkpoint {path.name}" for path in checkpoints(folder)[-1:]]
     told = "an unknown step" if step is None else f"step {step}"
