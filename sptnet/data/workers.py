@@ -212,5 +212,6 @@ def _give_up(error: Exception, item: object) -> None:
 
 
 def _end_later(number: int, _: object) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    signal.alarm(OUTLIVED)  # nobody heeds SIGALRM, which ends a process
+    # once, and with the same handler: Python tells of a signal that comes while its handler is changed by a traceback
+    if not signal.getitimer(signal.ITIMER_REAL)[0]:
+        signal.alarm(OUTLIVED)  # nobody heeds SIGALRM, which ends a process
