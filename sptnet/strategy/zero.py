@@ -99,21 +99,23 @@ class ZeroStrategy(Strategy):
             if gradients:
                 torch._foreach_add_(gradients, torch.where(found > 0, torch.inf, 0.0).to(gradients[0].dtype))
             self._engine.step()
-            if self.stage == 3 and self._engine.optimizer.overflow:
-                self._lower_scale()
+            if found > 0:  # for which DeepSpeed has had the host wait already
+                self._lower_scale_once()
             return found
         with left_out_where(found, self._torch_optimizer):
             self._engine.step()
         return found
 
-    def _lower_scale(self) -> None:
-        """Stage 3 leaves a step that overflowed before it tells the scaler (deepspeed 0.19.8, `stage3.py`, `step`).
+    def _lower_scale_once(self) -> None:
+        """Behind a step that overflowed: the scale as every other strategy has it then.
 
-        Without it the scale stays where it is, and every step after it is left out too.
+        Stages 1 and 2 tell the scaler so for every group of parameters. Stage 3 leaves the step before it tells it
+        (deepspeed 0.19.8, `stage3.py`, `step`): the scale would stay where it is, and every step be left out.
         """
         assert self.scaler is not None
-        state = self.scaler.state_dict()
-        self.scaler.load_state_dict({**state, "scale": state["scale"] * state["backoff_factor"], "_growth_tracker": 0})
+        state, told = self.scaler.state_dict(), 0 if self.stage == 3 else self.scaled_per_step
+        scale = state["scale"] * state["backoff_factor"] ** (1 - told)
+        self.scaler.load_state_dict({**state, "scale": scale, "_growth_tracker": 0})
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.runtime.zero import GatheredParameters

@@ -124,7 +124,7 @@ def test_half_precision_stays_near_float32_under_every_strategy(told, world):
     exact, rounded = (np.array(told(name)["losses"])[:, 0] for name in (alone(world), world))
     np.testing.assert_allclose(rounded, exact, rtol=0.05)
     assert np.abs(rounded / exact - 1).mean() < 0.02
-    assert np.abs(rounded / exact - 1).max() > 1e-4
+    assert np.abs(rounded / exact - 1).max() > 2e-5  # float32 has at most half of it, whatever the world
 
 
 @pytest.mark.parametrize("world", worlds(half=False))
