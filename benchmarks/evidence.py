@@ -8,7 +8,7 @@ trained), and each arm is a folder `evidence/STEPS/ARM-SEED` in it. What is ther
 All arms but the first begin from the finished SimGCD model of their seed, with the same restart: `--steps` steps of
 the optimizer, learning rates and batches that configs/photographs_continued.yaml and photographs_sptnet.yaml share. One
 factor differs from `SPTNet` in each arm behind it. A step is 2 x 128 images through the network in every arm. The
-differences are paired: of each seed, an arm against the best of the controls.
+differences are paired: of each seed, an arm against the control that is best in All on average.
 """
 
 import argparse
@@ -141,11 +141,11 @@ def passes(run: Path) -> str:
 
 
 def paired(given: argparse.Namespace, arm: str) -> str:
-    """Mean over seeds of an arm's difference from the best of the other arms that are controls, of All and of New."""
+    """Mean over seeds of an arm's difference from the other control that is best on average, of All and of New."""
     others = [name for name in given.arms if name in CONTROLS and name != arm]
     if not others:
         return ""
-    own, best = accuracy(given, arm), np.max([accuracy(given, name) for name in others], axis=0)
+    own, best = accuracy(given, arm), max((accuracy(given, name) for name in others), key=lambda a: a.mean(0)[0])
     differences = own - best
     spread = differences.std(0, ddof=1) if len(given.seeds) > 1 else None
     return " / ".join(

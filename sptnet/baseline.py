@@ -14,7 +14,7 @@ from sptnet.data.storage.store import LocalStore
 from sptnet.evaluate import PROTOCOLS, save_evaluation, score
 from sptnet.features import open_dataset
 from sptnet.method.kmeans import Ids, Matrix, assign, semi_supervised_kmeans
-from sptnet.points import ClusteringError, check_classes, projected
+from sptnet.points import ClusteringError, check_classes, projected, whitened_dimensions
 from sptnet.run.folder import CONFIG, RunError
 from sptnet.run.predictions import PredictionParts
 
@@ -64,7 +64,7 @@ def kmeans_on_features(
         data: the dataset's folder or URL.
         features: made by `sptnet features`.
         num_classes: K; the manifest's by default.
-        dimensions, whiten: of a PCA in front, or None.
+        dimensions, whiten: of a PCA in front, or None; whitened to fewer where there are few images.
         told: called after every pass over all of many points with its number and the sum of squared distances.
 
     Raises:
@@ -75,6 +75,8 @@ def kmeans_on_features(
     manifest = open_dataset(data).manifest
     kinds = tuple(kind for kind in KINDS if manifest.samples(kind))
     folder_of = FeatureFolder(features, manifest)
+    if whiten and dimensions is not None:
+        dimensions = whitened_dimensions(dimensions, manifest.samples("labelled") + manifest.samples("unlabelled"))
     method = f"k-means on {'PCA of ' if dimensions else ''}class tokens"
     with projected(folder_of, kinds, folder, dimensions, whiten) as points:
         of = {kind: folder_of.split(kind) for kind in kinds}

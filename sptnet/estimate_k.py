@@ -12,15 +12,12 @@ from sptnet.data.features import FeatureFolder
 from sptnet.data.format.files import write_whole
 from sptnet.data.format.manifest import KINDS
 from sptnet.features import open_dataset
-from sptnet.method.class_count import Estimate, Method, estimate_by_brent, estimate_by_tree
-from sptnet.points import ClusteringError, check_classes, projected
+from sptnet.method.class_count import Estimate, Method, default_largest, estimate_by_brent, estimate_by_tree
+from sptnet.points import ClusteringError, check_classes, projected, whitened_dimensions
 from sptnet.run.parts import writing_parts
 
 RESULT, PICTURE = "estimate_k.json", "estimate_k.svg"
 DIMENSIONS = 128  # of the whitened class tokens, at most
-IMAGES_PER_DIMENSION = 8  # whitened by fewer, all points are nearly as far from each other
-DEFAULT_MAX = 1000  # clusters that are tried, at least; as published
-PER_OLD = 4  # and so many for every old class
 
 
 def estimate_classes(
@@ -31,7 +28,8 @@ def estimate_classes(
     Args:
         data: the dataset's folder or URL; of its targets only those of labelled images are looked at.
         features: made by `sptnet features`.
-        max_classes: the largest number that is tried; by default 4 for every old class, 1,000 at least.
+        max_classes: the largest number that is tried; by default 4 for every old class, 1,000 at least, and by `tree`
+            more where the answer would be cut off there.
 
     Raises:
         DatasetError, FeaturesError: no dataset, or no features of it.
@@ -46,13 +44,12 @@ def estimate_classes(
         raise ClusteringError(f"{manifest.name} has {manifest.num_old} old classes: at least 3 are needed to compare")
     folder = FeatureFolder(features, manifest)
     targets = folder.split("labelled").targets
-    largest = max(DEFAULT_MAX, PER_OLD * manifest.num_old) if max_classes is None else max_classes
-    check_classes(manifest, largest, targets)
+    check_classes(manifest, max_classes or default_largest(manifest.num_old), targets)
     images = manifest.samples("labelled") + manifest.samples("unlabelled")
-    dimensions = max(2, min(DIMENSIONS, images // IMAGES_PER_DIMENSION))
+    dimensions = whitened_dimensions(DIMENSIONS, images)
     way = estimate_by_tree if method == "tree" else estimate_by_brent
     with projected(folder, KINDS[:2], out, dimensions, whiten=True) as points:
-        estimate = way(points["labelled"], targets, points["unlabelled"], manifest.num_old, largest, seed)
+        estimate = way(points["labelled"], targets, points["unlabelled"], manifest.num_old, max_classes, seed)
     result = {
         "method": method, "dataset": manifest.digest(), "features": folder.fingerprint, "num_old": manifest.num_old,
         "seed": seed, **estimate._asdict(), "num_new": estimate.median - manifest.num_old,

@@ -90,16 +90,20 @@ def _blank(config: Config, tokens: Tokens | None) -> Tensor:
 def score(counts: Counts, num_old: int, num_classes: int) -> dict[str, Any]:
     """All/Old/New per instance, the same balanced over classes, how many images, and the classes they are in.
 
-    Images whose class nobody knows have no part in an accuracy, which is None where there is no image.
+    Images whose class nobody knows have no part in an accuracy, which is None where there is no image. `known` counts
+    the others, and `known_classes` the classes that they are of.
     `effective_classes` is exp of the entropy of the cluster sizes: as many as equally large ones would be.
     """
-    sizes, known = counts.sizes[:num_classes], int(counts.confusion.sum())
+    sizes, of_class = counts.sizes[:num_classes], counts.confusion.sum(0)
+    known = int(of_class.sum())
     samples = int(sizes.sum())
     shares = sizes[sizes > 0] / samples
     told: dict[str, Any] = {"all": None, "old": None, "new": None}
     if known:
         told |= _shares(accuracy_of_counts(counts.confusion, num_old))
         told["balanced"] = _shares(accuracy_of_counts(counts.confusion, num_old, balanced=True))
+    told["known"] = {"all": known, "old": (old := int(of_class[:num_old].sum())), "new": known - old}
+    told["known_classes"] = int((of_class > 0).sum())
     if known < samples:
         told |= {"unknown": samples - known, "sizes": sizes.tolist()}
     if counts.confidence is not None:

@@ -16,6 +16,8 @@ from sptnet.method.metrics import MAX_CLUSTERS
 from sptnet.method.whitening import Projection, fit_pca
 from sptnet.run.parts import writing_parts
 
+IMAGES_PER_DIMENSION = 8  # whitened by fewer, all points are nearly as far from each other
+
 
 class ClusteringError(SptnetError, ValueError):
     """A clustering that this dataset does not allow."""
@@ -33,6 +35,11 @@ def check_classes(manifest: Manifest, num_classes: int, labelled: Ids) -> None:
         )
     if lacking := sorted(set(range(manifest.num_old)) - set(np.unique(labelled).tolist())):
         raise ClusteringError(f"{manifest.name} has no labelled sample of {manifest.classes[lacking[0]]}, an old class")
+
+
+def whitened_dimensions(asked: int, images: int) -> int:
+    """How many of the asked dimensions so many images may be whitened to."""
+    return max(2, min(asked, images // IMAGES_PER_DIMENSION))
 
 
 @contextmanager

@@ -107,8 +107,8 @@ def choose(
     found, why = None, ""
     try:
         found = _look(config, store, model, weights, device, precision)
-        why = "" if asked else _does_not_pay(found, 2 * images)
-        why = why or make_room(found.tokens.folder, found.missing, int(config.trunk_cache_gb * 1e9))
+        why = "" if asked else does_not_pay(found.views_missing, 2 * images)
+        why = why or make_room(found.tokens.folder, found.missing, limit_of(config))
     except PartsError as error:
         if asked:
             raise
@@ -121,7 +121,7 @@ def choose(
         assert found is not None
         return found
     if asked:
-        raise ConfigError(f"trunk_cache {config.trunk_cache}: {why}; choose another disk, or trunk_cache: off")
+        raise impossible(config, why)
     return f"none: {why}"
 
 
@@ -166,9 +166,20 @@ def root_of(config: Config) -> Path:
         raise PartsError(f"trunk_cache {config.trunk_cache}: {error}") from None
 
 
-def _does_not_pay(found: TrunkCache, views: int) -> str:
-    if found.views_missing and found.views_missing >= views:
-        return f"the run looks at {views:,} views, and {found.views_missing:,} would have to be made"
+def limit_of(config: Config) -> int:
+    """Bytes that the tokens of all runs in a folder may take."""
+    return int(config.trunk_cache_gb * 1e9)
+
+
+def impossible(config: Config, why: str) -> ConfigError:
+    """A folder was asked for that cannot hold the tokens."""
+    return ConfigError(f"trunk_cache {config.trunk_cache}: {why}; choose another disk, or trunk_cache: off")
+
+
+def does_not_pay(made: int, looked_at: int) -> str:
+    """Why nobody who was not asked to keeps tokens, "" where it pays: views to make, and views that a run looks at."""
+    if made and made >= looked_at:
+        return f"the run looks at {looked_at:,} views, and {made:,} would have to be made"
     return ""
 
 

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 
 from sptnet.cli import main
 from sptnet.data.features import Split
-from sptnet.method.class_count import estimate_by_brent, estimate_by_tree
+from sptnet.method.class_count import estimate_by_brent, estimate_by_tree, grid
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.ward import cut, ward_tree
 
@@ -100,3 +100,26 @@ def test_few_images_of_many_classes_are_not_cut_off_at_a_quarter_of_them():
     found = estimate_by_tree(points[labelled], targets[labelled], points[~labelled], 40, 1000)
     assert found.numbers[-1] == 1000
     assert found.low <= 340 <= found.high
+
+
+def test_an_answer_that_the_largest_number_cuts_off_is_told_or_looked_for_beyond(monkeypatch):
+    points, targets, labelled = blobs(classes=80, each=15, seed=1)
+    data = points[labelled], targets[labelled], points[~labelled], targets[labelled].max() + 1
+    whole = estimate_by_tree(*data, 1000)
+    assert not whole.cut_off
+    assert whole.low <= 80 <= whole.high
+    cut_off = estimate_by_tree(*data, 50)
+    assert cut_off.cut_off
+    assert cut_off.numbers[-1] == 50
+    monkeypatch.setattr("sptnet.method.class_count.LARGEST", 50)
+    monkeypatch.setattr("sptnet.method.class_count.PER_OLD", 1)
+    searched = estimate_by_tree(*data, None)
+    assert not searched.cut_off
+    assert searched.median == pytest.approx(whole.median, rel=0.1)
+    assert estimate_by_brent(*data, 42).cut_off
+
+
+def test_a_short_range_of_numbers_is_tried_whole():
+    assert grid(3, 50).tolist() == list(range(3, 51))
+    assert len(grid(5, 1000)) < 160
+    assert grid(5, 1000)[[0, -1]].tolist() == [5, 1000]

@@ -10,6 +10,7 @@ from sptnet.method import kmeans
 from sptnet.method.kmeans import assign, nearest, semi_supervised_kmeans
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.whitening import Projection, fit_pca
+from sptnet.points import whitened_dimensions
 from sptnet.run.predictions import load_predictions
 
 
@@ -125,3 +126,7 @@ def test_mistakes_are_one_line(digits, untrained, features, tmp_path, capsys):
         assert len(errors) == 1
         assert told in errors[0]
     assert sorted(untrained.iterdir()) == before
+
+
+def test_few_images_are_whitened_to_few_dimensions():
+    assert [whitened_dimensions(128, images) for images in (10**6, 1024, 300, 9)] == [128, 128, 37, 2]

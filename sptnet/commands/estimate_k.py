@@ -17,7 +17,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_encoder(command)
     command.add_argument("--method", choices=["tree", "brent"], default="tree", help="(default: %(default)s)")
     command.add_argument(
-        "--max-classes", type=positive, metavar="N", help="tried (default: 4 an old class, 1000 at least)"
+        "--max-classes",
+        type=positive,
+        metavar="N",
+        help="tried (default: 4 an old class, 1000 at least; by tree more where that is too few)",
     )
     command.add_argument(
         "--out", type=local, default=Path("estimate_k"), metavar="FOLDER", help="(default: %(default)s)"
@@ -48,5 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"model: {{num_new: {max(1, found.median - num_old)}}}")
     if found.median <= num_old:
         print("It found no class beyond the old ones; a configuration looks for at least one.")
+    if found.cut_off:
+        print(f"No more than {found.numbers[-1]} were tried, and there may be more: say a larger --max-classes.")
     print(f"{out / RESULT} has the curve, {out / PICTURE} a picture of it")
     return 0

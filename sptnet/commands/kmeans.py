@@ -20,7 +20,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--image-size", type=pixels, help=f"pixels: their edge (default: {PIXELS})")
     command.add_argument("--features", type=Path, metavar="FOLDER", help="made by sptnet features")
     command.add_argument("--pca", type=positive, metavar="N", help="features: to so many dimensions first, e.g. 128")
-    command.add_argument("--whiten", action="store_true", help="features: with --pca, scale each to variance 1")
+    command.add_argument(
+        "--whiten",
+        action="store_true",
+        help="features: with --pca, scale each to variance 1; of few images to one dimension for every 8",
+    )
     command.add_argument(
         "--num-classes", type=positive, metavar="K", help="old and new (default: as many as there are)"
     )

@@ -47,8 +47,8 @@ def make_room(folder: Path, needed: int, limit: int) -> str:
 def _make_room(folder: Path, needed: int, limit: int) -> str:
     there = sorted(_others(folder))
     used = size_of_folder(folder) + sum(size for _, size, _ in there)
-    if size_of_folder(folder) + needed > limit:
-        return f"the tokens need {needed / 1e9:,.1f} GB, and trunk_cache_gb is {limit / 1e9:g}"
+    if why := beyond(size_of_folder(folder) + needed, limit):
+        return why
     for _, size, other in there:
         if used + needed <= limit:
             break
@@ -59,6 +59,11 @@ def _make_room(folder: Path, needed: int, limit: int) -> str:
     if needed > (free := shutil.disk_usage(folder).free):
         return f"the tokens need {needed / 1e9:,.1f} GB, and the disk of {folder.parent} has {free / 1e9:,.1f} GB"
     return ""
+
+
+def beyond(size: int, limit: int) -> str:
+    """Why tokens of so many bytes are never kept, "" where they may be."""
+    return f"the tokens need {size / 1e9:,.1f} GB, and trunk_cache_gb is {limit / 1e9:g}" if size > limit else ""
 
 
 def size_of_folder(folder: Path) -> int:

@@ -67,7 +67,8 @@ def say_goodbye(request: Request, manifest: Manifest, interval: tuple[int, int] 
         print(f"and {len(groups) - SHOWN} smaller ones, all of them in {out / SIZES}")
     print()
     print_table(_beside(stages))
-    wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, stages)]
+    fewest = None if interval is None else interval[0]
+    wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, stages, fewest)]
     wrong += about_sizes(groups, num_new, interval, manifest.num_old)
     print("\nWhat looks wrong:" if wrong else "\nNothing looks wrong, by what can be seen without labels.")
     for sentence in wrong:
@@ -88,11 +89,12 @@ def _about_images(out: Path, manifest: Manifest) -> list[str]:
     return told
 
 
-def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> list[str]:
+def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts], fewest: int | None) -> list[str]:
+    """`fewest`: classes that there are at least, where their number is an estimate."""
     told = []
     first, last = stages
     for stage in stages:
-        if sentence := collapse(stage.result):
+        if sentence := collapse(stage.result, fewest):
             told.append(f"{stage.name}: {sentence}")
     if last.neighbours.is_chance:
         told.append(
@@ -148,7 +150,7 @@ def _beside(stages: Sequence[StageFacts]) -> Table:
     for stage in stages:
         table.add_column(stage.name, justify="right")
     rows: list[tuple[str, list[str]]] = [
-        ("labelled images in their own class", [f"{100 * s.own_class:.1f}%" for s in stages]),
+        ("labelled images in their own class", [f"{100 * s.own_class.value:.1f}%" for s in stages]),
         ("nearest neighbour in the same category", [f"{100 * s.neighbours.found:.1f}%" for s in stages]),
         ("by chance", [f"{100 * s.neighbours.chance:.1f}%" for s in stages]),
         ("categories in use", [f"{s.result['classes_used']} of {s.result['classes']}" for s in stages]),

@@ -97,7 +97,10 @@ def _say_plan(journey: Journey, choices: dict[str, Any], plan: Plan) -> None:
         print("   other work keeps this machine busy, and times may be far off")
     files = " and ".join(str(journey.out / f"{name}.yaml") for name in names)
     print(f"   {files} have it\n", flush=True)
-    if not plan.fits:
+    if not plan.fits and plan.length == recipe:
+        told = f"{recipe.first} and {recipe.second} epochs at {plan.image_size} pixels take longer"
+        journey.warn(f"--hours {hours:g} are too few: {told}; they are taken all the same")
+    elif not plan.fits:
         journey.warn(f"--hours {hours:g} are too few: an epoch of each alone takes longer; they are taken all the same")
     if plan.length != recipe or plan.image_size != size:
         journey.warn(

@@ -1,6 +1,7 @@
 """What the results look like, as far as it can be seen without labels of the unlabelled images."""
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from sptnet.discover.children import StageError
 
 QUERIES, AMONG = 2000, 20_000  # images whose nearest neighbour is looked for, and among how many
 NO_BETTER = 1.5  # times as often as by chance, below which nothing is told apart
-# a difference of shares that is told: two deviations of what chance makes of 2,000 images. One of 1.6 points was told
-# once where the truth, which discover does not know, said the opposite (docs/results.md)
-TOLD = 0.03
+# a difference of shares that is told, at least; and so many deviations of what chance makes of that many images. One of
+# 1.6 points was told once where the truth, which discover does not know, said the opposite (docs/results.md)
+TOLD, DEVIATIONS = 0.03, 2.5
 FEW_IMAGES, FEW_PER_CLASS = 300, 5
 SMALL = 0.1  # of the mean size of a new category
 EMPTY_SHARE = 1 / 3  # of the new categories that are empty or small, from which on they were too many
+WIDE = 3  # times a number of classes, from which on an estimate's upper end says nothing
 Ids = NDArray[np.int64]
 
 
@@ -36,14 +38,28 @@ class Group:
 
 
 class Agreement(NamedTuple):
-    """How often the nearest other image is in the same group, and how often it would be by chance."""
+    """How often the nearest other image is in the same group, of how many, and how often it would be by chance."""
 
     found: float
     chance: float
+    images: int
 
     @property
     def is_chance(self) -> bool:
         return self.found < min(NO_BETTER * self.chance, (1 + self.chance) / 2)
+
+
+class Share(NamedTuple):
+    """Of `images`, how many parts of 1."""
+
+    value: float
+    images: int
+
+    def is_worse(self, before: "Share") -> bool:
+        """Whether it is less than another by more than chance makes of so few images, as if they were others."""
+        mean = (self.value + before.value) / 2
+        variance = mean * (1 - mean) * (1 / max(self.images, 1) + 1 / max(before.images, 1))
+        return before.value - self.value > max(TOLD, DEVIATIONS * math.sqrt(variance))
 
 
 class StageFacts(NamedTuple):
@@ -55,7 +71,7 @@ class StageFacts(NamedTuple):
     """
 
     name: str
-    own_class: float
+    own_class: Share
     neighbours: Agreement
     result: dict[str, Any]
     test: dict[str, Any] | None
@@ -108,13 +124,13 @@ def groups_of(folder: Path) -> list[Group]:
     ]
 
 
-def own_class_share(folder: Path) -> float:
+def own_class_share(folder: Path) -> Share:
     """Of labelled images, predicted as a split of shards: the share in their own class, by `labelled/CLASS/...`."""
     right = total = 0
     for row in rows_of(folder):
         right += row.path.split("/")[1:2] == [row.class_name]
         total += 1
-    return right / max(total, 1)
+    return Share(right / max(total, 1), total)
 
 
 def agreement(features: Split, groups: Ids) -> Agreement:
@@ -128,7 +144,7 @@ def agreement(features: Split, groups: Ids) -> Agreement:
     known = np.flatnonzero(groups >= 0)
     chosen = np.sort(draws.choice(known, min(AMONG, len(known)), replace=False))
     if len(chosen) < 2:
-        return Agreement(0.0, 1.0)
+        return Agreement(0.0, 1.0, 0)
     tokens = _rows(features, chosen)
     tokens -= tokens.mean(0)
     tokens /= np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), 1e-12)
@@ -138,7 +154,7 @@ def agreement(features: Split, groups: Ids) -> Agreement:
     own = groups[chosen]
     sizes = np.unique(own, return_counts=True)[1]
     chance = float((sizes * (sizes - 1)).sum() / (len(own) * (len(own) - 1)))
-    return Agreement(float((own[similarity.argmax(1)] == own[asked]).mean()), chance)
+    return Agreement(float((own[similarity.argmax(1)] == own[asked]).mean()), chance, len(asked))
 
 
 def _rows(features: Split, rows: Ids) -> NDArray[np.float32]:
@@ -161,19 +177,28 @@ def predictions_by_features(features: Split, uids: Ids, predictions: Ids) -> Ids
 
 def worse(before: StageFacts, after: StageFacts) -> list[str]:
     """By what can be seen, where the second stage is worse than the first: a phrase each."""
+    found = [Share(stage.neighbours.found, stage.neighbours.images) for stage in (before, after)]
     pairs = [
         ("labelled images in their own class", before.own_class, after.own_class),
-        ("images whose nearest neighbour is in the same category", before.neighbours.found, after.neighbours.found),
+        ("images whose nearest neighbour is in the same category", found[0], found[1]),
     ]
     if before.test is not None and after.test is not None:
         for name in ("all", "old", "new"):
-            if before.test[name] is not None and after.test[name] is not None:
-                pairs.append((f"{name.capitalize()} on the test images", before.test[name], after.test[name]))
-    told = [f"{what} {100 * b:.1f}% for {100 * a:.1f}%" for what, a, b in pairs if b < a - TOLD]
+            shares = [_of_truth(result, name) for result in (before.test, after.test)]
+            if shares[0] is not None and shares[1] is not None:
+                pairs.append((f"{name.capitalize()} on the test images", shares[0], shares[1]))
+    told = [f"{what} {100 * b.value:.1f}% for {100 * a.value:.1f}%" for what, a, b in pairs if b.is_worse(a)]
     used = before.result["classes_used"], after.result["classes_used"]
     if used[1] < used[0] - max(1, TOLD * used[0]):
         told.append(f"{used[1]} categories in use for {used[0]}")
     return told
+
+
+def _of_truth(result: dict[str, Any], name: str) -> Share | None:
+    """An accuracy of metrics.json; those of earlier versions do not say of how many images."""
+    if result[name] is None or math.isnan(result[name]):
+        return None
+    return Share(result[name], (result.get("known") or {}).get(name, 0))
 
 
 def few_images(labelled: int, unlabelled: int, classes: int) -> str | None:
@@ -211,9 +236,15 @@ def about_sizes(groups: list[Group], num_new: int, interval: tuple[int, int] | N
             f"{small} of {num_new} new categories are empty or nearly: there are fewer, which is harmless, or the "
             "training was too short to sort them"
         )
-    elif small == 0 and interval is not None and num_old + num_new < interval[1]:
+    elif small == 0 and interval is not None and (more := _more_classes(num_old + num_new, interval[1])):
         told.append(
             f"all {num_new} new categories are in use: where one holds visibly different things there are more; the "
-            f"estimate goes up to {interval[1]} classes, so try --new {interval[1] - num_old} with an OUT of its own"
+            f"estimate goes up to {interval[1]} classes, so try --new {more - num_old} with an OUT of its own"
         )
     return told
+
+
+def _more_classes(classes: int, high: int) -> int | None:
+    """How many to try next: halfway, over their logarithm, to the upper end, which is an end since it is too large."""
+    tried = round(math.sqrt(classes * high))
+    return tried if classes < tried and high <= WIDE * classes else None

@@ -17,7 +17,7 @@ same tree, smoothed over log K, 45 to 76, 31%. docs/discover.md has further choi
 the labels, with part of the old classes hidden, say how far the answer depends on which happen to be labelled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ MICRO = 8192
 MICRO_SAMPLE, MICRO_PASSES = 16, 8  # points a micro-cluster that it is fitted on; Lloyd's passes over them
 MARGIN = 0.1  # of the interval on either side, at least: the error that remains where clusters are clean
 GRID = 160  # numbers of clusters that are tried, at most: equally spaced over log K
+LARGEST, PER_OLD = 1000, 4  # number that is tried, at least, as published; and so many for every old class
 BANDWIDTH = 0.08  # of the smoothing, in log K
 BRENT_SAMPLE = 20_000  # points that brent's k-means runs see, at most
 
@@ -47,6 +48,7 @@ class Estimate(NamedTuple):
         least `MARGIN` to either side.
     numbers, accuracy: [n] the curve: clusters, and the accuracy on all labelled samples.
     repeats: the answer of every repeat.
+    cut_off: whether an answer is the largest number that was tried, and there may be more.
     """
 
     median: int
@@ -55,6 +57,7 @@ class Estimate(NamedTuple):
     numbers: list[int]
     accuracy: list[float]
     repeats: list[int]
+    cut_off: bool
 
 
 class Labels(NamedTuple):
@@ -141,33 +144,62 @@ def micro_clusters(labelled: Matrix, unlabelled: Matrix, seed: int) -> tuple[Ids
 
 def grid(low: int, high: int) -> NDArray[np.int64]:
     """Numbers of clusters from `low` to `high`: all of them, or `GRID` equally spaced over their logarithm."""
-    return np.unique(np.geomspace(low, high, min(GRID, high - low + 1)).round().astype(np.int64))
+    if high - low < GRID:
+        return np.arange(low, high + 1)
+    return np.unique(np.geomspace(low, high, GRID).round().astype(np.int64))
+
+
+def default_largest(num_old: int) -> int:
+    """The largest number of classes that is tried where nobody says one."""
+    return max(LARGEST, PER_OLD * num_old)
 
 
 def estimate_by_tree(
-    labelled: Matrix, targets: Ids, unlabelled: Matrix, num_old: int, max_classes: int, seed: int = 0
+    labelled: Matrix, targets: Ids, unlabelled: Matrix, num_old: int, max_classes: int | None, seed: int = 0
 ) -> Estimate:
-    """See the module; points as for `semi_supervised_kmeans`, `max_classes`: the largest number that is tried."""
+    """See the module; points as for `semi_supervised_kmeans`.
+
+    Args:
+        max_classes: the largest number that is tried; None: `default_largest`, and twice as many as long as one of the
+            ends, which the answer is the mean of, is the largest.
+    """
     micro, centres, counts = micro_clusters(labelled, unlabelled, seed)
     tree = ward_tree(centres, counts)
-    numbers = grid(num_old, max(num_old, min(max_classes, len(centres))))
     everything = Labels(np.ones(len(targets), np.int64), np.ones(num_old, bool))
     labels = [everything, *resampled(targets, num_old, REPEATS, np.random.default_rng(seed))]
     tables = [contingency(micro, targets, one, len(centres)) for one in labels]
-    balances = np.zeros((REPEATS, 2, len(numbers)))
+    largest = default_largest(num_old) if max_classes is None else max_classes
+    while True:
+        numbers = grid(num_old, max(num_old, min(largest, len(centres))))
+        ends, accuracy = _ends(tree, tables, numbers)
+        cut_off = largest < len(centres) and ends.max() == numbers[-1]
+        if not cut_off or max_classes is not None:
+            break
+        largest *= 2
+    found = np.sqrt(ends.prod(1)).round().astype(int).tolist()
+    low, high = int(np.quantile(ends[:, 0], 0.25)), int(np.ceil(np.quantile(ends[:, 1], 0.75)))
+    median = int(np.median(found))
+    low = max(num_old, min(low, int((1 - MARGIN) * median)))
+    high = max(high, int(np.ceil((1 + MARGIN) * median)))
+    return Estimate(median, low, high, numbers.tolist(), accuracy.tolist(), found, bool(cut_off))
+
+
+def _ends(
+    tree: NDArray[np.float64], tables: Sequence[Contingency], numbers: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both ends [repeats, 2] of every table behind the first, and the accuracy [n] by the first.
+
+    Args:
+        tables: of micro-clusters; the first has all labels.
+    """
+    balances = np.zeros((len(tables) - 1, 2, len(numbers)))
     accuracy = np.zeros(len(numbers))
     for column, number in enumerate(numbers.tolist()):
         clusters = cut(tree, number)
         cells = [sum_by(table, clusters, number) for table in tables]
         accuracy[column] = accuracy_of(cells[0])
         balances[:, :, column] = [balance_of(one, number) for one in cells[1:]]
-    ends = np.array([[crossing(numbers, curve) for curve in repeat] for repeat in balances], np.float64)
-    found = np.sqrt(ends.prod(1)).round().astype(int).tolist()
-    low, high = int(np.quantile(ends[:, 0], 0.25)), int(np.ceil(np.quantile(ends[:, 1], 0.75)))
-    median = int(np.median(found))
-    low = max(num_old, min(low, int((1 - MARGIN) * median)))
-    high = max(high, int(np.ceil((1 + MARGIN) * median)))
-    return Estimate(median, low, high, numbers.tolist(), accuracy.tolist(), found)
+    return np.array([[crossing(numbers, curve) for curve in repeat] for repeat in balances], np.float64), accuracy
 
 
 def estimate_by_brent(
@@ -175,13 +207,14 @@ def estimate_by_brent(
     targets: Ids,
     unlabelled: Matrix,
     num_old: int,
-    max_classes: int,
+    max_classes: int | None,
     seed: int = 0,
     told: Callable[[int], None] = lambda number: None,
 ) -> Estimate:
     """See the module; on a sample of at most `BRENT_SAMPLE` points; a k-means run serves every repeat that asks for it.
 
     Args:
+        max_classes: the largest number that is tried; None: `default_largest`.
         told: called with the number of clusters of every k-means run.
     """
     from sklearn.cluster import KMeans
@@ -192,6 +225,9 @@ def estimate_by_brent(
     targets = targets[chosen[0]]
     points = np.concatenate([labelled[chosen[0]], unlabelled[chosen[1]]])
     runs: dict[int, Ids] = {}
+
+    largest = default_largest(num_old) if max_classes is None else max_classes
+    most = min(largest, len(points))
 
     def clusters(number: int) -> Ids:
         if number not in runs:
@@ -204,8 +240,7 @@ def estimate_by_brent(
         def loss(number: float) -> float:
             return -accuracy_of(contingency(clusters(int(number)), targets, labels, int(number)))
 
-        bounds = (num_old, min(max_classes, len(points)))
-        return int(minimize_scalar(loss, bounds=bounds, method="bounded", options={"maxiter": 20}).x)
+        return int(minimize_scalar(loss, bounds=(num_old, most), method="bounded", options={"maxiter": 20}).x)
 
     everything = Labels(np.ones(len(targets), np.int64), np.ones(num_old, bool))
     with_all = search(everything)
@@ -213,4 +248,5 @@ def estimate_by_brent(
     numbers = np.array(sorted(runs))
     curve = np.array([accuracy_of(contingency(runs[n], targets, everything, n)) for n in numbers.tolist()])
     low, high = min(with_all, *found), max(with_all, *found)
-    return Estimate(with_all, low, high, numbers.tolist(), curve.tolist(), found)
+    cut_off = largest < len(points) and high >= most - 1  # the search never looks at a bound itself
+    return Estimate(with_all, low, high, numbers.tolist(), curve.tolist(), found, cut_off)

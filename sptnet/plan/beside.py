@@ -81,7 +81,7 @@ def _step(plan: Plan, phase: Any, told: Sequence[Told]) -> Iterator[Beside]:
     yield Beside(f"{phase} step", "ms", 1e3 * seconds.total, took and 1e3 * took, None, note)
     yield Beside(f"{phase} step, waiting for data", "ms", 1e3 * max(0.0, seconds.loader - computing),
                  None if waited is None else 1e3 * waited)  # fmt: skip
-    yield Beside(f"{phase} step, share of the matmul peak", "%", 100 * work.flops / seconds.total / peak,
+    yield Beside(f"{phase} step, share of the matmul peak", "%", 100 * plan.work[phase] / seconds.total / peak,
                  share and 100 * share)  # fmt: skip
     untold = "a run does not count what it sends"
     yield Beside(f"{phase} step, collectives", "", work.collectives.total(), None, None, untold)

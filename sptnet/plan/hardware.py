@@ -16,6 +16,8 @@ LATENCY = 2e-5  # seconds of a collective of no bytes inside of a node, and ...
 LATENCY_BETWEEN = 4e-5  # ... between nodes: assumed, not measured
 # images of two views that one core loads in a second: docs/costs.md, a core of an AMD EPYC, --resize 256
 LOADED = 1592.0
+# bytes of kept tokens that one core reads and checks in a second: 77 MB from memory took 36 to 48 ms of such a core
+READ = 1.8e9
 MAMF = "ml-engineering (S. Bekman), Maximum Achievable Matmul FLOPS, bf16"
 
 

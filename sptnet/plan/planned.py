@@ -69,13 +69,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Stored:
-    """Bytes on disk. `shards`, `cache`: None where they are not known, or there is none."""
+    """Bytes on disk. `shards`, `cache`: None where they are not known, or there is none.
+
+    Attributes:
+        not_kept: why there are no tokens where there could be.
+    """
 
     shards: int | None
     checkpoint: int
     checkpoints: int
     model: int
     cache: int | None
+    not_kept: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class Plan:
     """All of it.
 
     Attributes:
+        work: floating-point operations of a rank's step, by phase, without what is computed again.
         way_out: one line, where the run fits under no strategy.
     """
 
@@ -95,6 +101,7 @@ class Plan:
     evaluations: int
     lines: Sequence[Line]
     stored: Stored
+    work: dict[str, float]
     way_out: str = ""
 
     @property

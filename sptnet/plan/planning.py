@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from sptnet.build import build_schedule, build_untrained, images_of_rank
 from sptnet.config import Config
+from sptnet.data.cache_room import beyond
 from sptnet.data.tokens import TokenShape
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
 from sptnet.plan.dataset import Counts
-from sptnet.plan.hardware import PlanError
+from sptnet.plan.hardware import LOADED, READ, PlanError
 from sptnet.plan.largest import Curve, curves, images_that_fit
 from sptnet.plan.planned import Cluster, Line, Plan, Stored, Trials, steps_of
 from sptnet.plan.pretend import Numberless, pretending
@@ -21,9 +22,10 @@ from sptnet.plan.trial import Phase, Trial
 from sptnet.plan.way_out import in_words, way_out
 from sptnet.plan.zero import FLOAT, with_zero
 from sptnet.run.provenance import Size, size_of
+from sptnet.run.throughput import work_of_steps
 from sptnet.strategy.frozen import frozen_bytes, place_frozen
 from sptnet.strategy.launcher import LaunchSettings, StrategyName
-from sptnet.trunk_cache import stored_type
+from sptnet.trunk_cache import does_not_pay, impossible, limit_of, stored_type
 
 STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2", "hsdp", "zero1", "zero2", "zero3")
 MOST_RANKS = 16_384
@@ -101,14 +103,31 @@ class Planner:
     size: Size
 
     def __post_init__(self) -> None:
-        self.cached = stored_type(self.config, self.model) is not None and self._keeps_tokens()
+        self.not_kept = self._why_not_kept()
+        self.cached = stored_type(self.config, self.model) is not None and not self.not_kept
+        share, row = self.config.data.batch_size // self.cluster.ranks, self._row() if self.cached else None
+        tokens = None if row is None else (row.tokens, row.width)
+        self.work = work_of_steps(self.model, self.prompt, share, tokens)  # before blocks compute anything again
         self.states = 1 if self.config.optimizer.name == "sgd" else 2  # that the optimizer keeps of a parameter
 
-    def _keeps_tokens(self) -> bool:
-        """As `trunk_cache` decides it: unasked it keeps none that cost more views than the run looks at."""
-        if self.config.trunk_cache != "auto":
-            return self.config.trunk_cache != "off"
-        return self._views_made() < 2 * self.schedule.total_steps * self.config.data.batch_size
+    def _why_not_kept(self) -> str:
+        """Why the run keeps no tokens that it could keep, as `trunk_cache` decides it; "" where it does, or has none.
+
+        Raises ConfigError as the run would.
+        """
+        config = self.config
+        if stored_type(config, self.model) is None:
+            return ""
+        if config.trunk_cache == "off":
+            return "trunk_cache is off"
+        too_large = beyond(self._kept_bytes(), limit_of(config))
+        if config.trunk_cache != "auto":
+            if too_large:
+                raise impossible(config, too_large)
+            return ""
+        return too_large or does_not_pay(
+            self._views_made(), 2 * self.schedule.total_steps * self.config.data.batch_size
+        )
 
     def _views_made(self) -> int:
         """Views that go through the trunk to be kept: the known ones, and the one that is evaluated."""
@@ -136,7 +155,7 @@ class Planner:
         out = "" if any(line.fits for line in lines) else self._way_out(min(lines, key=lambda line: line.peak))
         return Plan(
             self.config, self.counts, self.cluster, self.schedule, self.size, steps, evaluations, lines,
-            self._stored(), out,
+            self._stored(), self.work, out,
         )  # fmt: skip
 
     def _way_out(self, least: Line) -> str:
@@ -202,12 +221,13 @@ class Planner:
         steps: dict[Phase, int], evaluations: int,
     ) -> Line:  # fmt: skip
         config, cluster = self.config, self.cluster
-        loaded = 0 if self.cached else config.data.batch_size // cluster.ranks
+        share = config.data.batch_size // cluster.ranks
+        of_step = 2 * share * self._row().row_bytes / READ if self.cached else share / LOADED
         seconds: dict[Phase, Seconds] = {}
         for phase, found in counted.items():
             assert found.work is not None
-            images = loaded if phase != "evaluation" else config.evaluate.batch_size
-            seconds[phase] = seconds_of(found.work, cluster.machine, cluster.network, images, config.data.workers)
+            loading = of_step if phase != "evaluation" else config.evaluate.batch_size / LOADED
+            seconds[phase] = seconds_of(found.work, cluster.machine, cluster.network, loading, config.data.workers)
         looked_at = self.counts.unlabelled + self.counts.test
         batches = -(-looked_at // config.evaluate.batch_size)
         rounds = -(-batches // cluster.ranks)  # of forward passes, by the rank that has most
@@ -223,18 +243,20 @@ class Planner:
         checkpoint = FLOAT * ((1 + self.states) * self.size.trained + 2 * self.size.prompt)
         if self.config.checkpoint.full:
             checkpoint += FLOAT * self.size.frozen
-        kept, cache = self.config.checkpoint.keep, None
-        counts = self.counts
-        if self.cached and self.config.data.views is not None:
-            tokens = self._tokens()
-            shape = TokenShape(self.config.data.views, *tokens, self.config.data.tokens)
-            rows = counts.labelled * shape.rows_of("labelled") + counts.unlabelled * shape.rows_of("unlabelled")
-            cache = (rows + counts.test * shape.rows_of("test")) * shape.row_bytes
+        kept, cache = self.config.checkpoint.keep, self._kept_bytes() if self.cached else None
         whole = FLOAT * (self.size.trained + self.size.frozen + self.size.prompt)
-        return Stored(counts.bytes, checkpoint, kept * checkpoint, whole, cache)
+        return Stored(self.counts.bytes, checkpoint, kept * checkpoint, whole, cache, self.not_kept)
 
-    def _tokens(self) -> tuple[int, int]:
-        """Tokens of an image, and their width."""
-        backbone = self.model.backbone
+    def _kept_bytes(self) -> int:
+        """Of the tokens of all images."""
+        row, counts = self._row(), self.counts
+        rows = counts.labelled * row.rows_of("labelled") + counts.unlabelled * row.rows_of("unlabelled")
+        return (rows + counts.test * row.rows_of("test")) * row.row_bytes
+
+    def _row(self) -> TokenShape:
+        """Of the tokens of one view."""
+        backbone, views = self.model.backbone, self.config.data.views
+        assert views is not None
         patches = (self.model.image_size // self.model.patch_size) ** 2
-        return patches + int(backbone.num_prefix_tokens), int(backbone.embed_dim)
+        tokens = patches + int(backbone.num_prefix_tokens)
+        return TokenShape(views, tokens, int(backbone.embed_dim), self.config.data.tokens)

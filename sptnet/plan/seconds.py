@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from sptnet.plan.hardware import BETWEEN_NODES, LATENCY, LATENCY_BETWEEN, LOADED, Machine
+from sptnet.plan.hardware import BETWEEN_NODES, LATENCY, LATENCY_BETWEEN, Machine
 from sptnet.plan.work import Collective, Work
 
 Bound = Literal["matmul", "memory", "host", "loader", "network"]
@@ -45,11 +45,11 @@ class Network(NamedTuple):
     between: float = BETWEEN_NODES
 
 
-def seconds_of(work: Work, machine: Machine, network: Network, images: int, workers: int) -> Seconds:
+def seconds_of(work: Work, machine: Machine, network: Network, loading: float, workers: int) -> Seconds:
     """Seconds of a rank's step.
 
     Args:
-        images: that the loader makes two views of; 0 where it does nothing.
+        loading: seconds of a core for what the loader does; 0 where it does nothing.
         workers: loader processes of the rank, each on a core; 0 counts as one.
     """
     matmul = memory = 0.0
@@ -64,7 +64,7 @@ def seconds_of(work: Work, machine: Machine, network: Network, images: int, work
             memory += count * moving
     host = machine.launch * work.kernels.total()
     sent = sum(count * _sending(call, machine, network) for call, count in work.collectives.items())
-    return Seconds(matmul, memory, host, images / (LOADED * max(workers, 1)), sent)
+    return Seconds(matmul, memory, host, loading / max(workers, 1), sent)
 
 
 def _sending(call: Collective, machine: Machine, network: Network) -> float:

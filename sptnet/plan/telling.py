@@ -132,7 +132,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     steps = ", ".join(f"{count:,} {phase}" for phase, count in plan.steps.items())
     yield f"steps: {steps}; {plan.evaluations} evaluations"
     shards = "unknown, they are not here" if stored.shards is None else f"{stored.shards / 1e9:.3f} GB"
-    tokens = "" if stored.cache is None else f"; tokens {stored.cache / 1e9:.1f} GB"
+    tokens = f"; no tokens are kept: {stored.not_kept}" if stored.not_kept else ""
+    tokens = tokens if stored.cache is None else f"; tokens {stored.cache / 1e9:.1f} GB"
     yield (
         f"on disk: shards {shards}; a checkpoint {stored.checkpoint / 1e6:.0f} MB, of all that are kept "
         f"{stored.checkpoints / 1e6:.0f} MB; the model {stored.model / 1e6:.0f} MB{tokens}"

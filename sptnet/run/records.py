@@ -21,6 +21,14 @@ class DamagedError(ValueError):
     """A file that is not what a run writes; the message says what of it is wrong, not which file."""
 
 
+class Known(BaseModel):
+    """How many images of a split have a class that somebody knows."""
+
+    all: Count
+    old: Count
+    new: Count
+
+
 class Result(BaseModel):
     """What an evaluation found under one protocol; accuracies are null, or NaN, where no truth is known."""
 
@@ -33,6 +41,8 @@ class Result(BaseModel):
     classes_used: Count
     classes: Count | None = None
     effective_classes: float | None = None
+    known: Known | None = None
+    known_classes: Count | None = None
 
 
 class Metrics(BaseModel):

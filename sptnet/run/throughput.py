@@ -64,14 +64,19 @@ class Throughput:
         elapsed, steps = max(self._until - self._since, 1e-9), len(self._phases)
         speed = steps * self.batch_size / elapsed
         figures = {
-            "images_per_s": round(speed, 1),
-            "images_per_s_per_rank": round(speed / self.world_size, 1),
+            "images_per_s": _rounded(speed),
+            "images_per_s_per_rank": _rounded(speed / self.world_size),
             "data_wait_s_per_step": round(self._waited / max(steps, 1), 6),
             "peak_memory_mb": round(peak_memory_mb(self.device), 1),
             "share_of_matmul_peak": round(sum(self.work[phase] for phase in self._phases) / elapsed / self.peak, 4),
         }
         self._begin(self._until)
         return figures
+
+
+def _rounded(speed: float) -> float:
+    """To four digits, however slow."""
+    return float(f"{speed:.4g}")
 
 
 def peak_memory_mb(device: torch.device) -> float:

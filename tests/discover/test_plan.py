@@ -121,6 +121,19 @@ def test_no_step_is_measured_for_which_there_is_no_memory():
     assert max(taken) == 64
 
 
+def test_loading_is_timed_with_shards_that_are_open(digits, monkeypatch):
+    config = load_config("quickstart_simgcd", ["run=r", f"data.root={digits}"])
+
+    def batches(store, order, *, steps, **_):
+        for step in steps:
+            time.sleep(0.5 if step == 0 else 0.01)
+            yield step
+
+    monkeypatch.setattr("sptnet.discover.measure.train_batches", batches)
+    bench = Bench(config, None, None, torch.device("cpu"), time.monotonic() + 60, available=1e9)
+    assert 0.01 < bench._loading / config.data.batch_size * 2 * config.data.streams < 0.2
+
+
 def request_for(tmp_path, *overrides, then="sptnet"):
     given = tmp_path / "l", tmp_path / "u", tmp_path, 7, None, "vit_small_patch14_dinov2", "none", overrides, then
     return Request(*given)

@@ -8,6 +8,7 @@ import pytest
 from sptnet.discover.verdict import (
     Agreement,
     Group,
+    Share,
     StageFacts,
     about_sizes,
     agreement,
@@ -49,7 +50,7 @@ def test_neighbours_agree_where_there_is_something_and_by_chance_where_not():
     # those of no group have no part, and one group agrees with itself, which says nothing
     half = np.where(targets < 5, targets, -1)
     assert agreement(tokens, half).chance == pytest.approx(29 / 149)
-    assert agreement(tokens, np.zeros_like(targets)) == (1.0, 1.0)
+    assert agreement(tokens, np.zeros_like(targets)) == (1.0, 1.0, 300)
     assert not agreement(tokens, np.zeros_like(targets)).is_chance
 
 
@@ -58,9 +59,9 @@ def test_predictions_are_put_in_the_order_of_features():
     assert predictions_by_features(tokens, np.array([9, 0, 6]), np.array([1, 2, 3])).tolist() == [2, -1, 3, 1, -1]
 
 
-def facts(name="x", own=0.9, neighbours=0.6, used=20, test=None):
+def facts(name="x", own=0.9, neighbours=0.6, used=20, test=None, images=2000):
     result = {"classes_used": used, "classes": 20, "effective_classes": 15.0}
-    return StageFacts(name, own, Agreement(neighbours, 0.1), result, test)
+    return StageFacts(name, Share(own, images), Agreement(neighbours, 0.1, images), result, test)
 
 
 def test_only_what_is_worse_is_said():
@@ -70,8 +71,28 @@ def test_only_what_is_worse_is_said():
     (told,) = worse(facts(), facts(own=0.8))
     assert told == "labelled images in their own class 80.0% for 90.0%"
     assert len(worse(facts(), facts(neighbours=0.5, used=15))) == 2
-    before, after = ({"all": a, "old": 0.9, "new": None} for a in (0.7, 0.6))
+    known = {"all": 400, "old": 400, "new": 0}
+    before, after = ({"all": a, "old": 0.9, "new": None, "known": known} for a in (0.7, 0.6))
     assert worse(facts(test=before), facts(test=after)) == ["All on the test images 60.0% for 70.0%"]
+
+
+def test_what_chance_makes_of_few_images_is_not_said():
+    assert worse(facts(images=60), facts(own=0.8, images=60)) == []
+    assert len(worse(facts(images=60), facts(own=0.6, images=60))) == 1
+    few = {"all": 30, "old": 30, "new": 0}
+    before, after = ({"all": a, "old": a, "new": None, "known": few} for a in (0.7, 0.6))
+    assert worse(facts(test=before), facts(test=after)) == []
+    assert worse(facts(test=before | {"known": None}), facts(test=after | {"known": None})) == []  # of before
+
+    # two equally good stages that differ in a seventh of their images, as trainings do
+    draws, told = np.random.default_rng(0), 0
+    for _ in range(300):
+        right = draws.random((2, 100)) < 0.7
+        second = np.where(draws.random((2, 100)) < 0.15, draws.random((2, 100)) < 0.7, right)
+        shares = zip(right.mean(1), second.mean(1), strict=True)
+        (own, own_after), (near, near_after) = shares
+        told += bool(worse(facts(own=own, neighbours=near, images=100), facts("y", own_after, near_after, images=100)))
+    assert told <= 6
 
 
 def groups(old, new):
@@ -84,8 +105,9 @@ def test_sizes_say_too_many_too_few_and_a_heap():
     assert about_sizes(groups([50, 50], [40, 30, 30]), 3, None, 2) == []
     (told,) = about_sizes(groups([50, 50], [60, 30, 1]), 9, (5, 30), 2)
     assert told.startswith("7 of 9 new categories are empty or nearly")
-    (told,) = about_sizes(groups([50, 50], [40, 30, 30]), 3, (4, 30), 2)
-    assert "--new 28" in told
+    (told,) = about_sizes(groups([50, 50], [40, 30, 30]), 3, (4, 9), 2)
+    assert "goes up to 9 classes, so try --new 5" in told  # between what there is and what is known to be too many
+    assert about_sizes(groups([50, 50], [40, 30, 30]), 3, (4, 277), 2) == []
     (told,) = about_sizes(groups([90, 10], []), 3, (4, 30), 2)
     assert told.startswith("no image is in a new category")
     told = about_sizes(groups([], [90, 10]), 2, None, 2)
@@ -107,5 +129,5 @@ def test_tables_are_read_with_any_name(tmp_path):
             writer = csv.writer(file)
             writer.writerow(["path", "class_name", "is_new", "confidence", "nearest_old_class"])
             writer.writerows([path, name, "False", 0.5, name] for path, name in part)
-    assert own_class_share(tmp_path) == pytest.approx(2 / 3)
+    assert own_class_share(tmp_path) == (pytest.approx(2 / 3), 3)
     assert groups_of(tmp_path) == [Group("a, b", False, 2, 0.5, "a, b"), Group("NA", False, 1, 0.5, "NA")]

@@ -240,7 +240,7 @@ def test_the_train_command_writes_every_step(trained):
     assert [line["step"] for line in steps] == list(range(22))
     losses = {"total", "cls", "distill", "me_max", "info_nce", "sup_con"}
     assert losses | {"model_lr", "prompt_lr"} <= set(steps[0])
-    assert all(line["images_per_s"] / 2 == pytest.approx(line["images_per_s_per_rank"], abs=0.1) for line in steps)
+    assert all(line["images_per_s"] / 2 == pytest.approx(line["images_per_s_per_rank"], rel=1e-3) for line in steps)
     assert all(line["share_of_matmul_peak"] > 0 for line in steps)  # beyond 1 where the peak was taken on busy cores
     assert all(0 <= line["data_wait_s_per_step"] < 128 / line["images_per_s"] for line in steps)
     assert all(line["peak_memory_mb"] > 100 for line in steps)

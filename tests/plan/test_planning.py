@@ -3,17 +3,22 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from sptnet.cli import main
+from sptnet.config import ConfigError
 from sptnet.config_file import load_config
 from sptnet.method.schedule import Schedule
 from sptnet.plan import largest
+from sptnet.plan.beside import compare
 from sptnet.plan.dataset import Counts, counts_of
 from sptnet.plan.hardware import GPUS, PlanError
-from sptnet.plan.planned import Cluster, steps_of
+from sptnet.plan.planned import Cluster, Plan, steps_of
 from sptnet.plan.planning import plan_run
+from sptnet.plan.ran import Ran
 from sptnet.plan.seconds import Network, Seconds, seconds_of
 from sptnet.plan.work import Collective, Kernel, Work
 
@@ -64,6 +69,40 @@ def test_hours_of_a_run_from_kept_tokens_have_their_making():
     seconds = sum(count * line.seconds[phase].total for phase, count in kept.steps.items())
     through = 2 + 4 * (400 + 1000) / (1000 + 300)
     assert line.hours == pytest.approx((seconds + through * line.seconds["evaluation"].total) / 3600)
+
+
+def test_tokens_that_a_run_would_not_keep_are_not_planned_with():
+    options = [*SMALL, "model.train_from_block=-1", "data.views=4", "method=simgcd"]
+
+    def planned(*more: str) -> Plan:
+        return plan_run(load_config("quickstart_simgcd", [*options, *more]), COUNTS, cluster(), ["ddp"], largest=False)
+
+    kept = planned()
+    loader = kept.lines[0].seconds["model"].loader
+    assert kept.stored.cache
+    assert 0 < loader < planned("trunk_cache=off").lines[0].seconds["model"].loader  # read and checked, not decoded
+    room = 0.999 * kept.stored.cache / 1e9
+    through = planned(f"trunk_cache_gb={room}")
+    assert through.stored.cache is None
+    assert "trunk_cache_gb is" in through.stored.not_kept
+    assert through.lines[0].hours == planned("trunk_cache=off").lines[0].hours
+    with pytest.raises(ConfigError, match="choose another disk, or trunk_cache: off"):
+        planned("trunk_cache=/kept", f"trunk_cache_gb={room}")
+
+
+def test_the_share_of_the_peak_counts_no_work_twice():
+    plain, again = (
+        plan_run(load_config("quickstart", [*SMALL, f"memory.gradient_checkpointing={spec}"]), COUNTS,
+                 cluster(), ["ddp"], largest=False)
+        for spec in ("none", "full")
+    )  # fmt: skip
+    assert again.lines[0].counted["prompt"].work.flops > 1.2 * plain.lines[0].counted["prompt"].work.flops
+    assert again.work == plain.work
+    assert plain.lines[0].counted["prompt"].work.flops == pytest.approx(plain.work["prompt"], rel=0.05)
+    ran = Ran(Path("run"), again.config, "ddp", 1, 2, "bf16", "cuda", [], 0.0, False)
+    share = {row.what: row for row in compare(again, ran)}["prompt step, share of the matmul peak"].planned
+    seconds, peak = again.lines[0].seconds["prompt"].total, H100.matmul[torch.bfloat16]
+    assert share == pytest.approx(100 * again.work["prompt"] / seconds / peak)
 
 
 def test_a_step_is_bound_by_what_takes_most_of_it():
@@ -141,8 +180,8 @@ def test_a_step_waits_for_the_slowest():
     work = Work()
     work.kernels[Kernel(next(iter(H100.matmul)), 10**15, 0)] = 1
     assert seconds_of(work, H100, Network(8), 0, 1).bound == "matmul"
-    assert seconds_of(work, H100, Network(8), 10**5, 1).bound == "loader"
-    assert seconds_of(work, H100, Network(8), 10**5, 1000).bound == "matmul"
+    assert seconds_of(work, H100, Network(8), 60.0, 1).bound == "loader"
+    assert seconds_of(work, H100, Network(8), 60.0, 1000).bound == "matmul"
     within, between = Work(), Work()
     within.collectives[Collective("allreduce", 10**9, 8)] = between.collectives[Collective("allreduce", 10**9, 16)] = 1
     assert seconds_of(within, H100, Network(8), 0, 1).network < seconds_of(between, H100, Network(8), 0, 1).network

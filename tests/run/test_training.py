@@ -200,6 +200,16 @@ def test_a_collapsed_model_is_no_result_like_others():
     assert collapse({"samples": 100, "classes_used": 2}) is None  # of an earlier version
 
 
+def test_few_classes_in_use_are_no_collapse_where_there_are_no_more():
+    found = {"samples": 400, "classes": 111, "classes_used": 41, "effective_classes": 40.0, "all": 1.0}
+    assert "accuracy says little" in (collapse(found | {"known": {"all": 399}, "known_classes": 41}) or "")
+    assert collapse(found | {"known": {"all": 400}, "known_classes": 41}) is None
+    assert collapse(found | {"known": {"all": 400}, "known_classes": 41, "classes_used": 3, "effective_classes": 2.0})
+    unknown = {"samples": 400, "classes": 39, "classes_used": 10, "effective_classes": 9.0, "all": None}
+    assert "unless there are no more" in (collapse(unknown | {"known": {"all": 0}, "known_classes": 0}) or "")
+    assert collapse(unknown, 12) is None
+
+
 def test_a_collapse_is_said_in_the_table_and_in_the_log(before, capsys):
     path = before / "simgcd" / "metrics.json"
     metrics = json.loads(path.read_text())
