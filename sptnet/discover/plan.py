@@ -45,11 +45,13 @@ class Work(NamedTuple):
     """What there is to do beside the epochs of the recipe.
 
     steps_per_epoch: of both; evaluated, predicted: images of an evaluation, and of all predictions together.
+    decoding: seconds that the pile's own files take, which may be larger than what was made of them.
     """
 
     steps_per_epoch: int
     evaluated: int
     predicted: int
+    decoding: float = 0.0
 
 
 class Way(NamedTuple):
@@ -118,7 +120,7 @@ def _at(
     second_step = cost.second * (FULL_TIME if second.gradient_checkpointing == "full" else 1)
     second_step *= MICRO_TIME if second.micro_batches > 1 else 1
     evaluations = EVALUATIONS * work.evaluated * cost.image + START_S
-    behind = (work.predicted + min(LOOKED_AT, work.evaluated)) * cost.image + 5 * START_S
+    behind = (work.predicted + min(LOOKED_AT, work.evaluated)) * cost.image + work.decoding + 5 * START_S
     ways = [Way(0.0, work.steps_per_epoch * first_step)]
     if cost.kept is not None:
         ways.append(Way(cost.once, work.steps_per_epoch * cost.kept))

@@ -2,18 +2,23 @@
 
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
+from sptnet.data.format.files import LARGEST_IMAGE, read_regular
 from sptnet.data.format.manifest import KINDS, Manifest
+from sptnet.data.image import DecodeError, decode
+from sptnet.data.storage.store import LocalStore
 from sptnet.discover import stages
 from sptnet.discover.children import StageError
 from sptnet.discover.choices import keep
 from sptnet.discover.kept import Measured, plan_of, read_kept
 from sptnet.discover.plan import Length, Plan, Work, clock, make_plan
 from sptnet.discover.recipe import Batches, batches_of, write_stage
-from sptnet.discover.request import TITLES
+from sptnet.discover.request import TITLES, Request
 from sptnet.discover.way import Journey
 
+DECODED = 16  # files of the pile, about, whose decoding is timed
 BUSY = 1.5  # processes that want to run, for every core
 
 
@@ -48,7 +53,10 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
     counts = [manifest.samples(kind) for kind in KINDS]
     made = make_plan(
         measured.costs, recipe,
-        Work(dealt.steps_per_epoch, evaluated=counts[1] + counts[2], predicted=2 * counts[0] + counts[1]),
+        Work(
+            dealt.steps_per_epoch, counts[1] + counts[2], 2 * counts[0] + counts[1],
+            decoding_of(request, manifest) / machine.cores,
+        ),
         3600 * journey.hours - (time.monotonic() - journey.begun), measured.available,
         dealt.size // machine.processes, "schedule.epochs" in request.chosen(),
     )  # fmt: skip
@@ -59,6 +67,18 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
         "hours": journey.hours, "plan": made._asdict(), "recipe": recipe, "batch": dealt.size, "device": device,
         "dealt": dealt,
     }  # fmt: skip
+
+
+def decoding_of(request: Request, manifest: Manifest) -> float:
+    """Seconds of a core for all files of the pile, by a few of them."""
+    store, shards, took = LocalStore(request.out / "shards"), manifest.of_kind("unlabelled"), []
+    for i in range(0, len(shards), -(-len(shards) // DECODED)):
+        for path in (store.paths(shards[i]) or [])[: max(1, DECODED // len(shards))]:
+            begin = time.perf_counter()
+            with suppress(OSError, DecodeError):
+                decode(read_regular(request.unlabelled / path.removeprefix("unlabelled/"), LARGEST_IMAGE))
+                took.append(time.perf_counter() - begin)
+    return manifest.samples("unlabelled") * sum(took) / max(len(took), 1)
 
 
 def _write_again(journey: Journey, choices: dict[str, Any], num_new: int) -> None:

@@ -1,17 +1,22 @@
 """What is planned from measured steps: length, image size, memory; and the configurations that come of it."""
 
 import json
+import shutil
 import time
 from itertools import pairwise
 
 import pytest
 import torch
+from PIL import Image
+from sptnet_shards.make_shards import main as make_shards
 
 from sptnet.config_file import load_config
 from sptnet.data.format.manifest import read_manifest
+from sptnet.data.image import decode
 from sptnet.discover.kept import plan_of
 from sptnet.discover.measure import Bench
 from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for
+from sptnet.discover.planning import decoding_of
 from sptnet.discover.recipe import batches_of, write_stage
 from sptnet.discover.request import Request
 from sptnet.discover.stages import Machine, checked
@@ -122,16 +127,48 @@ def test_no_step_is_measured_for_which_there_is_no_memory():
 
 
 def test_loading_is_timed_with_shards_that_are_open(digits, monkeypatch):
-    config = load_config("quickstart_simgcd", ["run=r", f"data.root={digits}"])
+    config, now = load_config("quickstart_simgcd", ["run=r", f"data.root={digits}"]), [0.0]
 
     def batches(store, order, *, steps, **_):
         for step in steps:
-            time.sleep(0.5 if step == 0 else 0.01)
+            now[0] += (9.0, 0.5, 0.25, 2.0)[step]  # the first opens the shards, and other work runs beside the last
             yield step
 
     monkeypatch.setattr("sptnet.discover.measure.train_batches", batches)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     bench = Bench(config, None, None, torch.device("cpu"), time.monotonic() + 60, available=1e9)
-    assert 0.01 < bench._loading / config.data.batch_size * 2 * config.data.streams < 0.2
+    assert bench._loading == 0.25 / (2 * config.data.streams) * config.data.batch_size
+
+
+def test_the_files_of_the_pile_are_decoded_for_the_plan(tmp_path, monkeypatch):
+    """Photographs of 12 million pixels are predicted from as they are, whatever size the shards keep."""
+    for name in ("l/a/1.png", "l/b/2.png", "l/c/3.png", *(f"u/{n}.png" for n in range(20))):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shade = sum(map(ord, name)) % 256
+        Image.new("RGB", (2000, 1500) if name.startswith("u/") else (32, 32), (shade, 3, 9)).save(
+            path, compress_level=0
+        )
+    request = request_for(tmp_path)
+    roots = [str(tmp_path / name) for name in ("l", "u", "shards")]
+    assert make_shards(["discover", *roots, "--resize", "32"]) == 0
+    manifest = read_manifest(tmp_path / "shards")
+    sizes = []
+
+    def timed(encoded: bytes) -> None:
+        sizes.append(decode(encoded).shape)
+
+    monkeypatch.setattr("sptnet.discover.planning.decode", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.25 * len(sizes))  # each of them takes so long
+    assert decoding_of(request, manifest) == 20 * 0.25
+    assert set(sizes) == {(3, 1500, 2000)}
+    assert len(sizes) >= 10
+    shutil.rmtree(tmp_path / "u")
+    assert decoding_of(request, manifest) == 0
+    plain, with_files = (
+        make_plan(COSTS, RECIPE, WORK._replace(decoding=decoding), 3600 * 9, 1e12, 64, False) for decoding in (0, 900)
+    )
+    assert with_files.seconds[2] == plain.seconds[2] + 900
 
 
 def request_for(tmp_path, *overrides, then="sptnet"):
