@@ -117,5 +117,5 @@ def _fit_and_score(
                 kept.add(kind, window, Predictions(found.uid[part], found.target[part], found.prediction[part]))
             counts = Counts.of(found, max(len(centres), len(manifest.classes)))
             results[kind] = score(counts, manifest.num_old, len(centres))
-    save_evaluation(folder, method, results, kept)
+    save_evaluation(folder, method, manifest, results, kept)
     return results

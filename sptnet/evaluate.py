@@ -19,7 +19,7 @@ from sptnet.config import Config
 from sptnet.counted import MILLION, Counts, count_once, rows_of, windows_of
 from sptnet.data.augment import normalise
 from sptnet.data.format.files import write_whole
-from sptnet.data.format.manifest import Kind
+from sptnet.data.format.manifest import Kind, Manifest
 from sptnet.data.loader import eval_batches
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
@@ -159,8 +159,14 @@ def evaluate(
     return results, parts
 
 
-def save_evaluation(folder: Path, method: str, results: dict[str, Any], parts: PredictionParts) -> None:
-    """Write predictions and metrics.json, each whole or not at all; all ranks call it. Raises RunError."""
+def save_evaluation(
+    folder: Path, method: str, manifest: Manifest, results: dict[str, Any], parts: PredictionParts
+) -> None:
+    """Write predictions and metrics.json, each whole or not at all; all ranks call it. Raises RunError.
+
+    Args:
+        manifest: of the dataset: predictions name images by what may be another image's in shards that are made anew.
+    """
     if rank() == 0:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -168,18 +174,21 @@ def save_evaluation(folder: Path, method: str, results: dict[str, Any], parts: P
     save_predictions(folder, parts, results, numbers)
     if rank() == 0:
         with writing(folder):
-            told = json.dumps({"method": method, **results}, indent=1, allow_nan=False)
+            of = {"method": method, "dataset": manifest.digest()}
+            told = json.dumps(of | results, indent=1, allow_nan=False)
             write_whole(folder / METRICS, f"{told}\n".encode())
 
 
-def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, dict[str, Any], PredictionParts]:
+def evaluate_run(
+    folder: Path, overrides: Sequence[str] = ()
+) -> tuple[Config, Manifest, dict[str, Any], PredictionParts]:
     """Evaluate a trained run again, on as many processes as this is called by, in the precision it was trained in.
 
     Args:
         overrides: `section.key=value` of what decides no number, e.g. `data.root`.
 
     Returns:
-        (configuration, results, this rank's predictions), to be shown by rank 0 and saved by all.
+        (configuration, dataset, results, this rank's predictions), to be shown by rank 0 and saved by all.
 
     Raises:
         RunError, DatasetError, EvaluationError: nothing to evaluate, damage, or a model that training has replaced
@@ -204,4 +213,4 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> tuple[Config, d
     if on_any_rank(rank() == 0 and read_facts(folder) != facts, strategy.device):
         told = RunError(f"{folder} has another model than the one that was evaluated, by now: evaluate it again")
         raise told.with_outcome("retry")
-    return config, *evaluated
+    return config, store.manifest, *evaluated

@@ -174,7 +174,7 @@ def evaluate_now(run: Run, log: MetricsLog, done: int, stop: StopRequest) -> boo
         save_model(folder, state, learner.prompt, about)
         log.evaluation(done, results)
     if final:
-        save_evaluation(folder, config.method, results, parts)
+        save_evaluation(folder, config.method, run.store.manifest, results, parts)
         if rank() == 0:
             mark_finished(folder)
     return True

@@ -27,10 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
     from sptnet.strategy.collectives import rank
 
     folder = arguments.run_folder
-    config, results, predictions = evaluate_run(folder, arguments.overrides)
+    config, manifest, results, predictions = evaluate_run(folder, arguments.overrides)
     how_far = unfinished(folder)
     try:
-        save_evaluation(folder, config.method, results, predictions)
+        save_evaluation(folder, config.method, manifest, results, predictions)
     finally:
         if rank() == 0:
             if how_far:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sptnet.arguments import ArgumentsError
 from sptnet.data.format.files import local
 
-MAX_MB = 25.0  # browsers begin to fail at twice that
+MAX_MB, MOST_MB = 25.0, 1e5  # browsers begin to fail at twice the first
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -29,8 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from sptnet.run.tables import print_table, table_of_runs, table_over_seeds
 
-    if not 0 < arguments.max_mb < float("inf"):
-        raise ArgumentsError(f"--max-mb {arguments.max_mb:g}: a page has a size above 0")
+    if not 0 < arguments.max_mb <= MOST_MB:
+        raise ArgumentsError(f"--max-mb {arguments.max_mb:g}: a page has a size above 0, and at most {MOST_MB:g}")
     print_table(table_over_seeds(arguments.runs) if arguments.over_seeds else table_of_runs(arguments.runs))
     if arguments.html is not None:
         from sptnet.report.page import write_page

@@ -70,7 +70,8 @@ class Category:
 
     @property
     def novelty(self) -> float | None:
-        return None if self.similarity is None else 1 - self.similarity
+        """Of a new category: an old one is nearest to its own class."""
+        return 1 - self.similarity if self.is_new and self.similarity is not None else None
 
     @property
     def is_fine(self) -> bool:

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sptnet.build import build_store
-from sptnet.config import Config
 from sptnet.data.blocks import Sample, path_of_sample, prepared
 from sptnet.data.format.faults import DatasetError
 from sptnet.data.reader import ShardReader
@@ -111,14 +109,6 @@ class Images:
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
-
-
-def images_of(config: Config, found: Sorted) -> Images:
-    """The images of a split; what cannot be had is said in `missing`, and no error."""
-    try:
-        return Images(build_store(config), found)
-    except DatasetError as error:
-        return Images(None, found, [str(error)])
 
 
 def chosen_rows(categories: Sequence[Category], total: int) -> Ids:

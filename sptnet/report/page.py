@@ -11,6 +11,7 @@ import jinja2
 
 import sptnet
 from sptnet.data.format.files import write_whole
+from sptnet.data.format.temporary import temporary_of
 from sptnet.method.families import IMAGENET
 from sptnet.report.categories import FINE_CONFIDENCE, FINE_PURITY
 from sptnet.report.curves import HEIGHT, WIDTH, Row, read_steps, rows_of
@@ -26,7 +27,8 @@ from sptnet.run.tables import PROTOCOL_TITLES, collapse
 
 FEWEST_CATEGORIES = 50  # that are shown, where there are so many
 WITHOUT_PICTURES = 0.6  # of a page at most
-START = b"<!doctype html>"
+MARK = b'<meta name="generator" content="sptnet '  # within the first bytes of every page
+HEAD = 2048
 NONE = Galleries({}, None)
 
 
@@ -119,10 +121,12 @@ def _check_place(path: Path) -> None:
         raise RunError(f"{path} is a folder: name a file for the page")
     if path.is_file():
         with writing(path), open(path, "rb") as there:
-            if there.read(len(START)).lower() in (START, b""):
-                return
-    if path.exists():
-        raise RunError(f"{path} is there and no page: it is not replaced, choose another file")
+            ours = MARK in (head := there.read(HEAD)) or not head
+    if path.exists() and not (path.is_file() and ours):
+        raise RunError(f"{path} is there and no page of sptnet: it is not replaced, choose another file")
+    with writing(path):  # before minutes of work
+        (trial := temporary_of(path)).touch()
+        trial.unlink()
 
 
 def _render(told: _Told, subject: Subject | None, galleries: Galleries) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from sptnet.build import build_store
 from sptnet.config import Config
 from sptnet.data.augment import eval_view
 from sptnet.data.format.faults import DatasetError
@@ -17,7 +18,7 @@ from sptnet.report.categories import Category, Ids, Sorted, categories_of, name_
 from sptnet.report.confusion import Confusion, confusion_of
 from sptnet.report.embedding import MAPPED, Map, map_of
 from sptnet.report.history import History, history_of
-from sptnet.report.looking import Images, Looked, images_of, look, nearest_by_prototypes
+from sptnet.report.looking import Images, Looked, look, nearest_by_prototypes
 from sptnet.run.folder import CONFIG, RunError, read_config
 from sptnet.run.model_file import has_model, read_facts
 from sptnet.run.tables import read_metrics
@@ -88,7 +89,7 @@ def subject_of(runs: Sequence[Run]) -> Subject | None:
         )
     categories = categories_of(found, classes.names, classes.num_old, true_names)
     shown = categories[:MOST_CATEGORIES]
-    images = images_of(run.config, found) if trained is not None else Images(None, found, [])
+    images = images_of(run, found) if trained is not None else Images(None, found, [])
     looked = None
     if trained is not None and images.store is not None:
         looked = look(trained, images, shown)
@@ -98,6 +99,22 @@ def subject_of(runs: Sequence[Run]) -> Subject | None:
     return Subject(
         run, found, classes, shown, images, confusion, _mapped(looked, found), len(categories) - len(shown), notes
     )
+
+
+def images_of(run: Run, found: Sorted) -> Images:
+    """The images of a split; what cannot be had is said in `missing`, and no error."""
+    assert run.config is not None
+    try:
+        store = build_store(run.config)
+    except DatasetError as error:
+        return Images(None, found, [str(error)])
+    evaluated, manifest = run.metrics["dataset"], store.manifest
+    # what earlier versions wrote does not say of which dataset it is
+    same = len(found.uid) == manifest.samples(found.kind) if evaluated is None else evaluated == manifest.digest()
+    if same:
+        return Images(store, found)
+    told = f"{run.config.data.root} has other shards than {run.folder} was evaluated on: `sptnet eval {run.folder}`"
+    return Images(None, found, [told])
 
 
 def _classes(run: Run, found: Sorted, notes: list[str]) -> tuple[TrainedRun | None, Classes, list[str]]:

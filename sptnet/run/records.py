@@ -51,6 +51,7 @@ class Metrics(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     method: str
+    dataset: str | None = None
     unlabelled: Result | None = None
     test: Result | None = None
 

@@ -188,6 +188,52 @@ def test_by_keyboard_alone(browser, page):
     assert browser.execute_script(stops) == 0
 
 
+def test_nothing_that_has_the_focus_lies_under_the_bar(browser, page):
+    browser.get(page.as_uri())
+    below = """const bar = document.querySelector(".tools").getBoundingClientRect();
+        return document.activeElement.getBoundingClientRect().top - (bar.top <= 0 ? bar.bottom : 0)"""
+    for key in ["j"] * len(ids(browser)) + ["k"] * len(ids(browser)):
+        browser.switch_to.active_element.send_keys(key)
+        assert browser.execute_script(below) >= 0
+    dot = browser.find_elements(By.CSS_SELECTOR, "#map a[href]")[0]
+    wanted = dot.get_dom_attribute("href").partition("#")[2]
+    browser.find_element(By.ID, "search").send_keys("nothing is called so")
+    click = "arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true, cancelable: true}))"
+    browser.execute_script(click, dot)
+    assert browser.execute_script("return document.activeElement.closest('.category').id") == wanted
+    assert browser.find_element(By.ID, "told").text.startswith("1 of ")
+    assert browser.execute_script(below) >= 0
+    assert browser.current_url.endswith(f"#{wanted}")
+
+
+def test_what_was_chosen_holds_when_somebody_comes_back(browser, page):
+    browser.get(page.as_uri())
+    everything = ids(browser)
+    browser.find_element(By.CSS_SELECTOR, "#age option[value=new]").click()
+    chosen = ids(browser)
+    assert chosen != everything
+    browser.get("about:blank")
+    browser.back()
+    age = browser.execute_script("return document.getElementById('age').value")
+    assert ids(browser) == (everything if age == "all" else chosen)
+
+
+def test_a_name_is_found_however_its_accents_are_written(browser, page, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(page.read_text().replace('data-text="', 'data-text="cafe\u0301 '), encoding="utf-8")
+    browser.get(path.as_uri())
+    browser.find_element(By.ID, "search").send_keys("caf\u00e9")
+    assert len(ids(browser)) > 0
+
+
+def test_a_page_is_printed_with_all_its_pictures(browser, page):
+    browser.get(page.as_uri())
+    browser.find_element(By.ID, "close").click()
+    browser.execute_cdp_cmd("Page.printToPDF", {})
+    assert browser.execute_script("return document.querySelectorAll('img[data-src]').length") == 0
+    assert browser.execute_script("return document.querySelectorAll('.category:not([open])').length") == 0
+
+
 def shade(browser, element):
     """How bright the background of an element is, of 255."""
     told = browser.execute_script(f"return getComputedStyle(document.querySelector('{element}')).backgroundColor")

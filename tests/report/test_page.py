@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sptnet_shards.make_shards import main as make_shards
 
 from sptnet.cli import main
-from sptnet.data.format.manifest import MANIFEST
+from sptnet.data.format.manifest import MANIFEST, read_manifest
 from sptnet.report.categories import read_predictions
 from sptnet.report.confusion import confusion_of
 from sptnet.report.curves import BINS, Steps
@@ -96,6 +96,7 @@ def test_galleries_show_the_most_and_the_least_confident(evaluated, digits, page
     assert len(sprites) == len(sizes) >= 3
     assert all("src" not in one for one in sprites)
     assert picture(sprites[0]["data-src"]).size == (96 * HALF, 96 * 2)
+    assert len(told.of("details", **{"class": "names"})) == len(sprites)  # what is not only under a mouse
     # the confidences are those of the run for these very images
     run, first = TrainedRun(evaluated), categories[0]
     number = int(first["id"][1:])
@@ -188,7 +189,12 @@ def test_it_keeps_its_size_by_smaller_and_fewer_thumbnails(evaluated, page, tmp_
 
 
 def test_sizes_that_cannot_be_kept_are_one_line(evaluated, tmp_path, capsys):
-    for given, told in {"0.01": "MB without any gallery: raise --max-mb 0.01", "0": "--max-mb 0", "nan": "nan"}.items():
+    for given, told in {
+        "0.01": "MB without any gallery: raise --max-mb 0.01",
+        "0": "--max-mb 0",
+        "1e308": "at most 100000",
+        "nan": "nan",
+    }.items():
         assert main(["report", str(evaluated), "--html", str(tmp_path / "p.html"), "--max-mb", given]) in (1, 2)
         errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
         assert len(errors) == 1
@@ -257,10 +263,37 @@ def test_shards_that_are_gone_are_said_and_the_rest_stays(evaluated, digits, tmp
     page = page_without("is missing: make the shards again")
     assert not [one for one in page.of("img") if "data-src" in one]
     assert [one for one in page.of("img") if one.get("alt", "").startswith("Prompt")]
-    nearest = {one["data-novelty"] for one in page.of("details", **{"class": "category"})}
-    assert "" not in nearest
+    novelty = {one["id"]: one["data-novelty"] for one in page.of("details", **{"data-age": "new"})}
+    assert novelty
+    assert "" not in novelty.values()
+    assert {one["data-novelty"] for one in page.of("details", **{"data-age": "old"})} <= {""}  # nearest to themselves
     (data / MANIFEST).unlink()
     page_without("manifest.json is missing")
+
+
+def test_shards_that_were_made_anew_show_no_picture_of_another_image(evaluated, digits, tmp_path, capsys):
+    """A uid is a place in a list: with three more files in the pile it is another image's."""
+    run, out = Path(shutil.copytree(evaluated, tmp_path / "run")), tmp_path / "page.html"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["dataset"] == read_manifest(digits).digest()
+
+    def pictures() -> int:
+        assert main(["report", str(run), "--html", str(out)]) == 0
+        page = page_of(out)
+        assert len(page.of("details", **{"class": "category"})) >= 3
+        assert ("has other shards than" in page.text) == ("has other shards than" in capsys.readouterr().err)
+        return len([one for one in page.of("img") if "data-src" in one])
+
+    assert pictures() >= 3
+    (run / "metrics.json").write_text(json.dumps(metrics | {"dataset": "0" * 64}))
+    assert pictures() == 0
+    del metrics["dataset"]  # of an earlier version
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert pictures() >= 3
+    arrays = dict(np.load(run / "predictions.npz"))
+    fewer = {name: column[:-3] if name.startswith("unlabelled") else column for name, column in arrays.items()}
+    np.savez(run / "predictions.npz", **fewer)
+    assert pictures() == 0
 
 
 def test_runs_beside_each_other_and_what_has_no_model(evaluated, digits, tmp_path):
@@ -277,10 +310,13 @@ def test_runs_beside_each_other_and_what_has_no_model(evaluated, digits, tmp_pat
 
 def test_mistakes_are_one_line(evaluated, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("kept")
+    (tmp_path / "index.html").write_text("<!doctype html><title>of somebody else</title>")
     run = Path(shutil.copytree(evaluated, tmp_path / "run"))
     cases = [
         (tmp_path / "notes.txt", "is there and no page"),
         (run / "model.safetensors", "is there and no page"),
+        (tmp_path / "index.html", "is there and no page"),
+        (tmp_path / ("p" * 230 + ".html"), "cannot be written"),
         (tmp_path, "is a folder"),
         ("/dev/null/p.html", "cannot be written"),
     ]
