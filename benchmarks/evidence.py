@@ -118,7 +118,7 @@ def simgcd_epochs(given: argparse.Namespace) -> int:
 
 
 def tell(given: argparse.Namespace) -> None:
-    """The table: accuracies, paired differences from the best control of each seed, and what they took."""
+    """The table: accuracies, paired differences from the best control, and what they took."""
     table = Table(title=f"{given.backbone}, {given.image_size} px, {given.steps} steps, seeds {given.seeds}")
     for column in ("arm", "unlabelled All/Old/New", "test", "paired, All/New", "10^3 images", "min"):
         table.add_column(column)

@@ -1,5 +1,6 @@
 """The baselines that train nothing: semi-supervised k-means on pixels or on class tokens, evaluated as a run is."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,9 @@ def kmeans_on_features(
     kinds = tuple(kind for kind in KINDS if manifest.samples(kind))
     folder_of = FeatureFolder(features, manifest)
     if whiten and dimensions is not None:
-        dimensions = whitened_dimensions(dimensions, manifest.samples("labelled") + manifest.samples("unlabelled"))
+        images, asked = manifest.samples("labelled") + manifest.samples("unlabelled"), dimensions
+        if (dimensions := whitened_dimensions(asked, images)) < asked:
+            print(f"whitened to {dimensions} dimensions, not {asked}: of {images} images", file=sys.stderr, flush=True)
     method = f"k-means on {'PCA of ' if dimensions else ''}class tokens"
     with projected(folder_of, kinds, folder, dimensions, whiten) as points:
         of = {kind: folder_of.split(kind) for kind in kinds}

@@ -39,7 +39,7 @@ def check_classes(manifest: Manifest, num_classes: int, labelled: Ids) -> None:
 
 def whitened_dimensions(asked: int, images: int) -> int:
     """How many of the asked dimensions so many images may be whitened to."""
-    return max(2, min(asked, images // IMAGES_PER_DIMENSION))
+    return min(asked, max(2, images // IMAGES_PER_DIMENSION))
 
 
 @contextmanager

@@ -117,6 +117,8 @@ def test_an_answer_that_the_largest_number_cuts_off_is_told_or_looked_for_beyond
     assert not searched.cut_off
     assert searched.median == pytest.approx(whole.median, rel=0.1)
     assert estimate_by_brent(*data, 42).cut_off
+    monkeypatch.setattr("sptnet.method.class_count.MICRO", 60)  # of which there cannot be more clusters
+    assert estimate_by_tree(*data, None).cut_off
 
 
 def test_a_short_range_of_numbers_is_tried_whole():

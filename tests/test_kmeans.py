@@ -130,3 +130,4 @@ def test_mistakes_are_one_line(digits, untrained, features, tmp_path, capsys):
 
 def test_few_images_are_whitened_to_few_dimensions():
     assert [whitened_dimensions(128, images) for images in (10**6, 1024, 300, 9)] == [128, 128, 37, 2]
+    assert whitened_dimensions(1, 300) == 1

@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     if found.median <= num_old:
         print("It found no class beyond the old ones; a configuration looks for at least one.")
     if found.cut_off:
-        print(f"No more than {found.numbers[-1]} were tried, and there may be more: say a larger --max-classes.")
+        more = arguments.method == "brent" or found.numbers[-1] == arguments.max_classes
+        told = "say a larger --max-classes" if more else "more are not told apart"
+        print(f"No more than {found.numbers[-1]} were tried, and there may be more: {told}.")
     print(f"{out / RESULT} has the curve, {out / PICTURE} a picture of it")
     return 0

@@ -67,8 +67,7 @@ def say_goodbye(request: Request, manifest: Manifest, interval: tuple[int, int] 
         print(f"and {len(groups) - SHOWN} smaller ones, all of them in {out / SIZES}")
     print()
     print_table(_beside(stages))
-    fewest = None if interval is None else interval[0]
-    wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, stages, fewest)]
+    wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, stages)]
     wrong += about_sizes(groups, num_new, interval, manifest.num_old)
     print("\nWhat looks wrong:" if wrong else "\nNothing looks wrong, by what can be seen without labels.")
     for sentence in wrong:
@@ -89,12 +88,11 @@ def _about_images(out: Path, manifest: Manifest) -> list[str]:
     return told
 
 
-def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts], fewest: int | None) -> list[str]:
-    """`fewest`: classes that there are at least, where their number is an estimate."""
+def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> list[str]:
     told = []
     first, last = stages
     for stage in stages:
-        if sentence := collapse(stage.result, fewest):
+        if sentence := collapse(stage.result):
             told.append(f"{stage.name}: {sentence}")
     if last.neighbours.is_chance:
         told.append(

@@ -55,7 +55,7 @@ def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new
         measured.costs, recipe,
         Work(
             dealt.steps_per_epoch, counts[1] + counts[2], 2 * counts[0] + counts[1],
-            decoding_of(request, manifest) / machine.cores,
+            decoding_of(request, manifest) / min(machine.cores, machine.processes * max(1, machine.workers)),
         ),
         3600 * journey.hours - (time.monotonic() - journey.begun), measured.available,
         dealt.size // machine.processes, "schedule.epochs" in request.chosen(),

@@ -172,8 +172,8 @@ def estimate_by_tree(
     while True:
         numbers = grid(num_old, max(num_old, min(largest, len(centres))))
         ends, accuracy = _ends(tree, tables, numbers)
-        cut_off = largest < len(centres) and ends.max() == numbers[-1]
-        if not cut_off or max_classes is not None:
+        cut_off = ends.max() == numbers[-1] < len(labelled) + len(unlabelled)
+        if not cut_off or max_classes is not None or largest >= len(centres):
             break
         largest *= 2
     found = np.sqrt(ends.prod(1)).round().astype(int).tolist()

@@ -116,7 +116,7 @@ class MetricsLog:
 
     def _show(self, record: dict[str, Any], loss: float | None, speed: float) -> None:
         done = record["step"] + 1
-        note = f"{'left out' if loss is None else f'loss {loss:.4f}'}  {speed:.0f} images/s"
+        note = f"{'left out' if loss is None else f'loss {loss:.4f}'}  {speed:.4g} images/s"
         if bar := self._progress.bar:
             bar.update(self._steps, completed=done, description=record["phase"], note=note)
         elif time.monotonic() - self._shown > PLAIN_EVERY or done == self.total_steps:

@@ -5,9 +5,9 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from sptnet.data.format.fields import Count
 from sptnet.data.format.files import open_regular, read_regular
@@ -19,6 +19,15 @@ T = TypeVar("T")
 
 class DamagedError(ValueError):
     """A file that is not what a run writes; the message says what of it is wrong, not which file."""
+
+
+def _share(value: float) -> float:
+    if not (math.isnan(value) or 0 <= value <= 1):
+        raise ValueError(f"an accuracy is between 0 and 1, not {value:g}")
+    return value
+
+
+Accuracy = Annotated[float, AfterValidator(_share)]
 
 
 class Known(BaseModel):
@@ -34,9 +43,9 @@ class Result(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    all: float | None = Field(ge=0, le=1)
-    old: float | None
-    new: float | None
+    all: Accuracy | None
+    old: Accuracy | None
+    new: Accuracy | None
     samples: Count
     classes_used: Count
     classes: Count | None = None

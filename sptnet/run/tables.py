@@ -40,21 +40,21 @@ def table_of_results(evaluated: Sequence[tuple[Path, dict[str, Any]]]) -> Table:
     return table
 
 
-def collapse(result: dict[str, Any], fewest: int | None = None) -> str | None:
+def collapse(result: dict[str, Any]) -> str | None:
     """A sentence where a model puts the images of a split into far fewer classes than there are, else None.
 
-    Args:
-        fewest: how many there are at least, where their number is an estimate.
+    Where no truth is known, how many there are is somebody's estimate, of which a quarter may do.
     """
     if result.get("effective_classes") is None or result.get("classes") is None:
         return None  # of an earlier version
-    classes = min(result["classes"], result["samples"], fewest or result["classes"])
+    classes = min(result["classes"], result["samples"])
     known = (result.get("known") or {}).get("all", 0)
     if known == result["samples"] and result.get("known_classes"):
         classes = min(classes, result["known_classes"])  # a test split may be of a few of the model's classes
-    if result["classes_used"] >= classes / 2 and result["effective_classes"] >= classes / 4:
+    least = 2 if result.get("all") is not None else 4
+    if result["classes_used"] >= classes / least and result["effective_classes"] >= classes / (2 * least):
         return None
-    says = "the accuracy says little" if known else "nearly all images are in a few of them, unless there are no more"
+    says = "the accuracy says little" if least == 2 else "the categories say little, unless there are no more"
     return (
         f"COLLAPSED: {result['classes_used']} of {result['classes']} classes are in use, as many as "
         f"{result['effective_classes']} of equal size: {says}; raise loss.memax_weight, train longer, or warm the "

@@ -1,7 +1,9 @@
 """The page in a real browser, opened as a file without a network; how long it takes is printed, not asserted."""
 
+import base64
 import io
 import json
+import re
 import shutil
 import tarfile
 import time
@@ -229,7 +231,9 @@ def test_a_name_is_found_however_its_accents_are_written(browser, page, tmp_path
 def test_a_page_is_printed_with_all_its_pictures(browser, page):
     browser.get(page.as_uri())
     browser.find_element(By.ID, "close").click()
-    browser.execute_cdp_cmd("Page.printToPDF", {})
+    printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
+    galleries = browser.find_elements(By.CSS_SELECTOR, ".gallery img")
+    assert len(re.findall(rb"/Subtype ?/Image", printed)) >= len(galleries) > 0
     assert browser.execute_script("return document.querySelectorAll('img[data-src]').length") == 0
     assert browser.execute_script("return document.querySelectorAll('.category:not([open])').length") == 0
 

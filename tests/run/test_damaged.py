@@ -12,6 +12,11 @@ from sptnet.run.records import records_of
 JSONS = [b"", b"{", b"[]", b"null", b"3", b'"x"', b"\xff\xfe", b"[" * 100_000, b"{}", b'{"method": 3}', b"NaN",
          b'{"test": []}', b'{"method": "m", "test": {"all": "high"}}',
          b'{"method": "m", "test": {"all": 2.0}}']  # fmt: skip
+RESULT = {"all": 0.5, "old": 0.5, "new": 0.5, "samples": 3, "classes_used": 2}
+WRONG = [{"all": 2.0}, {"old": 5.0}, {"new": -1.0}, {"old": float("inf")}, {"known": {"all": -1, "old": 0, "new": 0}},
+         {"known": 3}, {"known_classes": "many"}]  # fmt: skip
+JSONS += [json.dumps({"method": "m", "test": RESULT | wrong}).encode() for wrong in WRONG]
+JSONS += [json.dumps({"method": "m", "test": RESULT, "dataset": 3}).encode()]
 YAMLS = [b"", b"[", b"- a", b"3", b"\xff", b"method: [", b"method: nothing", b"&a [*a]", b"a: 1\na: 2", b"[" * 3000,
          b"!!python/name:os.system", b"? [a]\n: b", b"run: x\nmethod: simgcd"]  # fmt: skip
 OUTSIDE = {"file": "../x", "bytes": 1, "sha256": "0" * 64}
