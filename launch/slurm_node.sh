@@ -60,7 +60,7 @@ experiment() {  # NAME [section.key=value ...]
   case $STRATEGY in
     ddp | single) ;;
     zero*) "$BIN/python" -c 'import importlib.util as u; raise SystemExit(u.find_spec("deepspeed") is None)' \
-      || stop "STRATEGY=$STRATEGY needs DeepSpeed, which is not installed: pip install '.[deepspeed]'" ;;&
+      || stop "STRATEGY=$STRATEGY needs DeepSpeed, which is not installed: in the checkout, pip install -c constraints.txt -e '.[deepspeed]'" ;;&
     hsdp) [[ $SLURM_JOB_NUM_NODES -gt 1 && $PROCESSES -gt 1 ]] || stop "STRATEGY=hsdp shards on every node and" \
       "copies from node to node: it needs two nodes or more, of two processes or more; fsdp2 does not" ;;
     *) [ $((SLURM_JOB_NUM_NODES * PROCESSES)) -gt 1 ] || stop "STRATEGY=$STRATEGY needs more than one process" ;;

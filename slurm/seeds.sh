@@ -17,6 +17,7 @@ done
 [ "${#numbers[@]}" -gt 0 ] || { echo "$refused" >&2; exit 2; }
 mapfile -t numbers < <(printf '%s\n' "${numbers[@]}" | sort -nu)  # one that is named twice is one run
 job=$(sbatch --parsable --array="$seeds" "slurm/$name.sbatch" "$@")
+job=${job%%;*}  # of several clusters it names its own
 table=$(sbatch --parsable --dependency="afterok:$job" --kill-on-invalid-dep=yes \
   slurm/over_seeds.sbatch "$name" "${numbers[@]}")
 echo "job $job runs seeds $seeds; job $table prints the table when all of them are finished, and is cancelled if one fails"

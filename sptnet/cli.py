@@ -23,7 +23,7 @@ from sptnet.commands import (
     report,
     train,
 )
-from sptnet.errors import SptnetError, print_any_text, visible
+from sptnet.errors import SptnetError, on_linux_only, print_any_text, visible
 from sptnet.run.outcome import explain, outcome_of, record_outcome
 
 INTERRUPTED = 130  # as a shell says of SIGINT
@@ -126,8 +126,7 @@ def entry() -> NoReturn:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     print_any_text()
-    if os.name != "posix":
-        sys.exit("error: sptnet runs on Linux; on Windows use WSL")
+    on_linux_only()
     code = main()
     if code == INTERRUPTED:  # Python ends by SIGINT where KeyboardInterrupt came through an exec, though it was caught
         sys.stderr.flush()

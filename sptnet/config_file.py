@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, complete: bo
         ConfigError: one line per mistake.
     """
     path = _expanded(path)
-    if path.parent == Path() and not path.exists():
+    if path.parent == Path() and (path.is_dir() or not path.exists()):  # a dataset's folder may be called like it
         path = published("configs", path.name)
     own, whole = _read_yaml(path)
     given: dict[str, str] = {}

@@ -65,7 +65,7 @@ class RemoteConfig(Section):
     """Shards behind a URL: how they are fetched, and where a node keeps them."""
 
     cache: CachePath = "~/.cache/sptnet"
-    """Folder on a disk of the node; shared by its processes."""
+    """Folder on a disk of the node, shared by its processes; `~/.cache` is $XDG_CACHE_HOME where that is set."""
     cache_gb: float = Field(200.0, gt=0, le=1e9)
     """Its size in 10^9 bytes; the least recently used shards leave first."""
     attempts: int = Field(5, gt=0, le=1000)

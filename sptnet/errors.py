@@ -43,6 +43,12 @@ def print_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def on_linux_only() -> None:
+    """End the process elsewhere: processes, locks and disks are asked what other systems do not know."""
+    if sys.platform != "linux":
+        sys.exit(f"error: sptnet runs on Linux, not on {sys.platform}; on Windows use WSL, on a Mac a virtual machine")
+
+
 @contextmanager
 def ctrl_c_just_ends_it() -> Iterator[None]:
     """While packages are imported, which takes seconds: they would answer a Ctrl-C with a traceback."""

@@ -19,6 +19,7 @@ from sptnet.method.schedule import Schedule
 from sptnet.run.checkpoint import Facts, left_behind, remove
 from sptnet.run.following import Used
 from sptnet.run.lock import RunLock
+from sptnet.run.parts import PartsError
 from sptnet.run.provenance import describe, size_of
 from sptnet.run.resume import agree_where_to_continue, backbone_of, facts_to_continue, numbers_of, restore
 from sptnet.run.saving import Saver
@@ -172,7 +173,12 @@ def _kept_tokens(
     chosen = choose(config, store, model, weights, device, precision, images_left)
     cache = None if isinstance(chosen, str) else chosen
     if cache is not None:
-        make(cache, config, store, model, device, stop.here)
+        try:
+            make(cache, config, store, model, device, stop.here)
+        except PartsError as error:
+            if config.trunk_cache != "auto":
+                raise
+            raise PartsError(f"{error}; or set trunk_cache to a folder on another disk, or to off") from None
         if on_any_rank(stop.here(), device):
             raise StopRequestedError(cache.progress())
     model.round_tokens = stored_type(config, model)

@@ -19,6 +19,7 @@ from sptnet.data.augment import CROP_RATIO, normalise
 from sptnet.data.cache_room import InUse, lock_of, make_room
 from sptnet.data.format.manifest import KINDS
 from sptnet.data.locks import locked
+from sptnet.data.storage.cache import in_user_cache
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import FINGERPRINT, SCHEMA, Tokens, TokenShape, folder_of, part_path
 from sptnet.method.model import PromptedViT
@@ -161,7 +162,7 @@ def _look(
 def root_of(config: Config) -> Path:
     """The folder of folders of tokens. Raises PartsError where nobody says where this user's caches are."""
     try:
-        return (DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache)).expanduser()
+        return in_user_cache(DEFAULT if config.trunk_cache == "auto" else Path(config.trunk_cache))
     except RuntimeError as error:
         raise PartsError(f"trunk_cache {config.trunk_cache}: {error}") from None
 

@@ -98,3 +98,9 @@ def test_what_is_written_to_is_on_a_disk(key):
     """`s3://bucket/run` was a local folder of that name."""
     with pytest.raises(ConfigError, match=rf"override '{key}=s3://bucket/x': is a URL: name a folder on a disk"):
         load_config("cub", ["data.root=s3://bucket/cub", "data.views=4", f"{key}=s3://bucket/x"])
+
+
+def test_a_folder_does_not_hide_a_configuration_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "cub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("cub", ["data.root=cub"]).data.root == "cub"

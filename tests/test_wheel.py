@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -52,3 +53,23 @@ def test_its_commands_work_in_an_empty_folder(installed, tmp_path):
     assert Path(launch).read_text() == (ROOT / "launch" / "ddp.yaml").read_text()
     assert "366 labelled" in run(site / "bin" / "sptnet-shards", "digits", "data/digits")
     assert (tmp_path / "data" / "digits" / "manifest.json").exists()
+
+
+def test_what_is_published_as_source_is_the_project(tmp_path):
+    """The README's commands need these, and so do the tests."""
+    made = {"runs", "data", "build", "dist"}
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        hidden = {name for name in names if name.startswith(".") or name.endswith((".egg-info", "__pycache__"))}
+        return hidden | (made if Path(folder) == ROOT else set())
+
+    shutil.copytree(ROOT, tmp_path / "source", ignore=ignored)
+    build = "from setuptools import build_meta; build_meta.build_sdist('out')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path / "source", check=True, capture_output=True)
+    (archive,) = (tmp_path / "source" / "out").glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    expected = ["Makefile", "constraints.txt", "CHANGELOG.md", "slurm/cub.sbatch", "slurm/seeds.sh", "docs/plan.md",
+                "launch/slurm_node.sh", "shards/README.md", "tests/conftest.py", "benchmarks/steps.py"]  # fmt: skip
+    assert not set(expected) - names
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "reference").rglob("*.py")} <= names

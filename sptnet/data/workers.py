@@ -54,6 +54,8 @@ def load(dataset: Dataset[Any], items: Iterable[Any], workers: int) -> Iterator[
             pin_memory=torch.cuda.is_initialized(),  # where the run computes on a GPU; a look would take one
             prefetch_factor=PREFETCHED if workers else None,
             worker_init_fn=_apart,
+            # Python 3.14's own choice leaves a server in our group of processes, which signals to the group would end
+            multiprocessing_context=multiprocessing.get_context("fork") if workers else None,
         )
         others = set(multiprocessing.active_children())
         before = signal.getsignal(signal.SIGCHLD)

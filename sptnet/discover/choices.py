@@ -19,14 +19,13 @@ from sptnet.discover.kept import Choices, read_kept
 from sptnet.discover.request import Request
 from sptnet.discover.stages import Machine
 from sptnet.run.parts import writing_parts
-from sptnet.run.throughput import matmul_peak
+from sptnet.strategy.attention import cpu_has_bf16
 
 CHOICES = "plan.json"
 CONVERSION = "conversion.json"  # of a dataset of which images were found
 LARGE_IMAGE = 150_000  # bytes of an image file, from which on decoding them again and again takes too long
 SAMPLED = 1000  # image files that are looked at for it, of those to be sorted, and of the classes
 CROP = 0.875  # of an image's short side that a model sees
-WORTH_IT = 1.5  # times as fast, from which on half precision is taken
 
 
 def look_at_machine(request: Request, processes: int | None, precision: str) -> Machine:
@@ -108,11 +107,10 @@ def _has_gpu(request: Request) -> bool:
 
 
 def _precision(request: Request) -> str:
-    """bf16 where this machine multiplies faster in it."""
+    """bf16 where this machine has instructions for it: by what it is, not by how busy it is, since numbers follow."""
     if _has_gpu(request):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    half, whole = (matmul_peak(torch.device("cpu"), dtype) for dtype in (torch.bfloat16, torch.float32))
-    return "bf16" if half > WORTH_IT * whole else "no"
+    return "bf16" if cpu_has_bf16() else "no"
 
 
 def _resize(request: Request, mean_bytes: float) -> int | None:

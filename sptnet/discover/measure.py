@@ -28,6 +28,7 @@ from sptnet.data.format.manifest import KINDS
 from sptnet.data.loader import train_batches
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import TokenShape
+from sptnet.discover.free_memory import free_memory
 from sptnet.discover.plan import Cost
 from sptnet.errors import SptnetError
 from sptnet.run.parts import PartsError
@@ -270,20 +271,6 @@ def memory_of_rank(device: torch.device) -> float:
     if device.type == "cuda":
         return 0.8 * torch.cuda.mem_get_info(device)[0]
     return 0.6 * free_memory() / world_size()
-
-
-def free_memory() -> float:
-    """Bytes of this machine, or of the cgroup that we are in, that nobody uses."""
-    free = []
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free.append(1024.0 * int(lines["MemAvailable"].split()[0]))
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current"))
-        if limit.strip() != "max":
-            free.append(float(limit) - float(used))
-    except (OSError, ValueError, KeyError):
-        pass
-    return min(free) if free else 8e9
 
 
 def main(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import warnings
 from contextlib import redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,14 @@ def write_onnx(classifier: Classifier, image_size: int, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=65_536)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it tells its every step
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            classifier, (example,), dynamo=True, dynamic_shapes={INPUT: {0: batch}}, input_names=[INPUT],
-            output_names=list(OUTPUTS), opset_version=OPSET, verbose=False,
-        )  # fmt: skip
+        try:
+            program = torch.onnx.export(
+                classifier, (example,), dynamo=True, dynamic_shapes={INPUT: {0: batch}}, input_names=[INPUT],
+                output_names=list(OUTPUTS), opset_version=OPSET, verbose=False,
+            )  # fmt: skip
+        except ImportError as error:
+            told = f"--onnx: torch {torch.__version__} and onnxscript {version('onnxscript')} do not fit: {error}"
+            raise ExportError(f"{told}; pip install -U onnxscript") from None
     assert program is not None  # it is, of dynamo
     size = sum(value.numel() * value.element_size() for value in classifier.state_dict().values())
     program.save(str(path), external_data=size > LARGEST_PROTOBUF)

@@ -47,6 +47,11 @@ class Trackers:
                 tracker.start()
                 tracker.store_init_configuration({key: _plain(v) for key, v in flat(config.told())})
             except Exception as error:  # trackers have no error class in common
+                if config.trackers is None:  # nobody asked for it
+                    log.warning(
+                        "%s is installed and does not start: %s; trackers=[] leaves it out", name, _one_line(error)
+                    )
+                    continue
                 raise ConfigError(f"trackers: {name} does not start: {_one_line(error)}") from error
             self._trackers.append(tracker)
 

@@ -24,8 +24,11 @@ def choose_attention(model: PromptedViT, device: torch.device, precision: str, m
 
 def multiplies_bf16(device: torch.device, precision: str) -> bool:
     """Whether a run computes in bf16 on a CPU that has instructions for it; others make it up, slower than float32."""
-    if device.type != "cpu" or precision != "bf16":
-        return False
+    return device.type == "cpu" and precision == "bf16" and cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 by instructions of its own."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -171,5 +171,6 @@ def _check(launch: LaunchSettings, accelerator: Accelerator) -> None:
     if launch.strategy.startswith("zero") != (accelerator.distributed_type == DistributedType.DEEPSPEED):
         raise StrategyError(
             f"{launch.strategy} was asked for, accelerate gives {accelerator.distributed_type.value}: is deepspeed "
-            "installed (pip install -c constraints.txt -e '.[deepspeed]'), and ACCELERATE_USE_CPU not set?"
+            "installed (in the checkout: pip install -c constraints.txt -e '.[deepspeed]'), and ACCELERATE_USE_CPU not "
+            "set?"
         )

@@ -8,13 +8,14 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from forked import FORKS
 
 from sptnet.data.format.faults import DatasetError
-from sptnet.data.storage.cache import NodeCache
+from sptnet.data.storage.cache import NodeCache, in_user_cache
 
 SIZE, LIMIT = 40_000, 100_000
 CONTENTS = {hashlib.sha256(content).hexdigest(): content for content in (bytes([i]) * SIZE for i in range(24))}
@@ -133,3 +134,14 @@ def test_a_disk_without_locks_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", unsupported)
     with pytest.raises(DatasetError, match=r"its disk has no locks: set data\.remote\.cache"):
         NodeCache(tmp_path, LIMIT).open(next(iter(CONTENTS)), SIZE, fetch)
+
+
+def test_caches_are_where_a_site_has_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/u")
+    for told, expected in ((None, "/home/u/.cache"), ("", "/home/u/.cache"), ("scratch", "/home/u/.cache"),
+                           ("/scratch/u", "/scratch/u")):  # fmt: skip
+        monkeypatch.setenv("XDG_CACHE_HOME", told) if told is not None else monkeypatch.delenv("XDG_CACHE_HOME", False)
+        assert in_user_cache(Path("~/.cache/sptnet/tokens")) == Path(expected, "sptnet", "tokens")
+        assert in_user_cache(Path("~/kept")) == Path("/home/u/kept")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert NodeCache(Path("~/.cache/sptnet"), LIMIT).folder == tmp_path / "sptnet"

@@ -346,3 +346,9 @@ def test_a_process_that_ends_waits_for_no_fetch(tmp_path):
         "cache.fetch_ahead('a' * 64, 9, lambda check, path: time.sleep(600)); time.sleep(0.2); cache.close()"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_without_its_package_a_protocol_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(DatasetError, match=r"https:// cannot be read: .*aiohttp.*\.\[remote\]"):
+        remote._timeouts("https", 1.0)

@@ -167,3 +167,17 @@ def test_a_worker_that_is_asked_to_end_again_and_again_says_nothing():
     """Its handler was changed by the first request, and of one that came in that moment Python printed a traceback."""
     ran = subprocess.run([sys.executable, "-c", TERMINATED], capture_output=True, text=True, env=ENVIRONMENT)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "True\n", "")
+
+
+def test_workers_are_forked_whatever_python_would_do():
+    """A server that forks them would stay in the rank's group of processes, and a signal to that would end it."""
+    script = """
+import multiprocessing, os
+multiprocessing.set_start_method("forkserver")
+from sptnet.data.workers import load
+class Parents:
+    def __getitem__(self, number):
+        return (os.getppid(),)
+assert [one for one, in load(Parents(), [0, 1], 1)] == [os.getpid()] * 2
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=ENVIRONMENT, check=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sptnet.discover import choices
@@ -94,3 +95,12 @@ def test_asked_to_stop_while_it_looks(tmp_path):
         with pytest.raises(StoppedError, match="asked to stop by SIGTERM"):
             choices_of(request, children)
     assert not (request.out / "plan.json").exists()
+
+
+def test_the_precision_is_by_what_a_cpu_has_and_not_by_how_busy_it_is(tmp_path, monkeypatch):
+    """Numbers follow from it: two folders on one machine were of two precisions, where other work ran beside one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for able, expected in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
+        assert chosen(request_of(tmp_path / expected))["precision"] == expected

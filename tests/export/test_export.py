@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -150,6 +151,16 @@ def test_onnx_without_its_packages_is_one_line(untrained, tmp_path, capsys, monk
         "error: --onnx needs onnx, onnxscript, onnxruntime (in the checkout: pip install -c constraints.txt -e "
         "'.[onnx]')\n"
     )
+
+
+def test_onnx_packages_that_do_not_fit_are_one_line(untrained, tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise ModuleNotFoundError("No module named 'onnxscript._framework_apis.torch_2_11'")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    assert main(["export", str(untrained), str(tmp_path / "out"), "--onnx"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert re.search(r"torch 2\.\S+ and onnxscript \S+ do not fit: .*torch_2_11'; pip install -U onnxscript", line)
 
 
 def test_a_hub_that_is_not_there_is_one_line_and_the_folder_stays(untrained, tmp_path, capsys, monkeypatch):

@@ -47,6 +47,22 @@ def test_one_that_does_not_start_is_one_line(train, monkeypatch, capsys):
     assert not (run / "finished").exists()
 
 
+def test_one_that_nobody_asked_for_stops_nothing(train, monkeypatch, caplog):
+    go, run = train
+
+    def fail(*_):
+        raise TypeError("Descriptors cannot be created directly.")
+
+    monkeypatch.setattr(TensorBoardTracker, "start", fail)
+    assert go("trackers=null") == 0
+    assert (run / "finished").exists()
+    told = [record.getMessage() for record in caplog.records if record.name == "sptnet.run.trackers"]
+    assert told == [
+        "tensorboard is installed and does not start: TypeError: Descriptors cannot be created directly.; trackers=[] "
+        "leaves it out"
+    ]
+
+
 def test_one_that_is_not_installed_is_one_line(train, monkeypatch, capsys):
     go, _ = train
     monkeypatch.setattr("sptnet.run.trackers.find_spec", lambda name: None)

@@ -42,6 +42,17 @@ log = logging.getLogger(__name__)
 Fetch = Callable[[Callable[[Path], None], Path], None]
 
 
+def in_user_cache(path: Path) -> Path:
+    """A path, `~` written out; what is below `~/.cache` is below XDG_CACHE_HOME where a site has set that.
+
+    Raises RuntimeError where nobody says where this user's home is.
+    """
+    told = os.environ.get("XDG_CACHE_HOME", "")  # one that is not absolute is none, by its specification
+    if told.startswith("/") and path.parts[:2] == ("~", ".cache"):
+        return Path(told, *path.parts[2:])
+    return path.expanduser()
+
+
 class NodeCache:
     """A folder of fetched files, shared by all processes of a node.
 
@@ -56,7 +67,7 @@ class NodeCache:
 
     def __init__(self, folder: Path, limit: int):
         try:
-            self.folder, self.limit = folder.expanduser(), limit
+            self.folder, self.limit = in_user_cache(folder), limit
         except RuntimeError:
             raise DatasetError(f"the cache {folder} is below a home that there is not: set data.remote.cache") from None
         self._ahead = FetchAhead(FETCHES)

@@ -19,6 +19,8 @@ from sptnet.data.format.faults import DatasetError, UnreachableError
 from sptnet.data.format.files import check_url, without_password
 from sptnet.errors import visible
 
+EXTRA = "(in the checkout: pip install -c constraints.txt -e '.[remote]')"
+
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second attempt, doubled for every further one
 LONGEST_TRYING = 480.0  # seconds, all attempts together; collectives of other ranks wait 600 by default
 PROBE = 2  # bytes that are asked for of a file, to see whether a server sends parts
@@ -66,9 +68,7 @@ class Remote:
                 filesystem.retries = 1  # its own, above those of botocore: five times five connections for one attempt
             return filesystem
         except Exception as error:  # whatever a backend makes of its arguments
-            raise DatasetError(
-                f"{self.url} cannot be read: {error} (in the checkout: pip install -c constraints.txt -e '.[remote]')"
-            ) from None
+            raise DatasetError(f"{self.url} cannot be read: {error} {EXTRA}") from None
 
     def read(self, file: str, most: int, check: Callable[[Path], None] = lambda path: None) -> bytes:
         """The bytes of a file that has at most so many; as `fetch`."""
@@ -191,8 +191,10 @@ def _line(error: Exception) -> str:
 
 def _timeouts(protocol: str, seconds: float) -> dict[str, Any]:
     if protocol in ("http", "https"):
-        import aiohttp
-
+        try:
+            import aiohttp
+        except ImportError as error:
+            raise DatasetError(f"{protocol}:// cannot be read: {error} {EXTRA}") from None
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
         return {"client_kwargs": {"timeout": timeout}}
     if protocol in ("s3", "s3a"):
