@@ -55,8 +55,9 @@ clean:  ## remove what the commands above made, the environment excepted
 
 .venv/run: pyproject.toml constraints.txt
 	@echo "== installing into .venv (torch is large: minutes, about 6 GB)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than Python 3.11: make PYTHON=python3.11, or another")'
-	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1 || { \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is older than Python 3.11: make PYTHON=python3.11, or another")' \
+	    && $(PYTHON) -m venv --clear .venv; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
