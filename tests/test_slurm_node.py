@@ -49,7 +49,7 @@ def cluster(tmp_path):
         ({"PROCESSES": "two"}, "PROCESSES=two is no number of processes"),
         ({"RESTARTS": "a[$(id)]"}, "is no number of restarts"),
         ({"PRECISION": "fp32"}, "PRECISION=fp32 must be no, bf16 or fp16"),
-        ({"STRATEGY": "zero3"}, "needs DeepSpeed, which is not installed: pip install"),
+        ({"STRATEGY": "zero3"}, "needs DeepSpeed, which is not installed: in the checkout, pip install"),
         ({"SPTNET_BIN": "nowhere"}, "nowhere/accelerate is missing"),
         ({"STRATEGY": "fsdp2", "SLURM_JOB_NUM_NODES": "1"}, "STRATEGY=fsdp2 needs more than one process"),
     ],
