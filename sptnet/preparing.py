@@ -178,7 +178,8 @@ def _kept_tokens(
         except PartsError as error:
             if config.trunk_cache != "auto":
                 raise
-            raise PartsError(f"{error}; or set trunk_cache to a folder on another disk, or to off") from None
+            advised = PartsError(f"{error}; or set trunk_cache to a folder on another disk, or to off")
+            raise advised.with_outcome(error.outcome) from None
         if on_any_rank(stop.here(), device):
             raise StopRequestedError(cache.progress())
     model.round_tokens = stored_type(config, model)

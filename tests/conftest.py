@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # On the CPU, over gloo, on every machine: worlds of more processes than it has GPUs, compared to the last digits. What
 # is about a GPU is marked so, and shows itself one again.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.pop("XDG_CACHE_HOME", None)  # tests that give a home mean the caches below it
 
 import numpy as np
 import pytest

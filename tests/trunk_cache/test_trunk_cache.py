@@ -25,6 +25,7 @@ from sptnet.cli import main
 from sptnet.data.cache_room import InUse, make_room
 from sptnet.data.tokens import FINGERPRINT
 from sptnet.run.checkpoint import checkpoints, read_facts
+from sptnet.run.parts import PartsError
 from sptnet.run.saving import Saver
 
 
@@ -242,6 +243,21 @@ def test_values_beyond_float16_are_one_line(digits, tmp_path, monkeypatch, capsy
     assert main(arguments(tmp_path / "run", digits, tmp_path / "cache")) == 1
     told = capsys.readouterr().err
     assert re.search(r"tokens reach [\d.e+]+, more than float16 holds: set data.tokens=float32", told)
+
+
+def test_a_cache_that_nobody_chose_and_cannot_be_written_says_how_to_choose(digits, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise PartsError("tokens cannot be written: Disk quota exceeded").with_outcome("final")
+
+    monkeypatch.setattr("sptnet.preparing.make", full)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (outcomes := tmp_path / "outcome").mkdir()
+    monkeypatch.setenv("SPTNET_OUTCOME", str(outcomes))
+    advice = "; or set trunk_cache to a folder on another disk, or to off"
+    for cache in ("auto", str(tmp_path / "cache")):
+        assert main(arguments(tmp_path / "run", digits, cache)) == 1
+        assert (advice in capsys.readouterr().err) == (cache == "auto")
+        assert (outcomes / "rank-0").read_text().startswith("final")
 
 
 def test_a_disk_or_limit_that_is_too_small_is_said(digits, tmp_path, capsys):
