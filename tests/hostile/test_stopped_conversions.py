@@ -55,6 +55,7 @@ def test_the_advice_to_skip_goes_on_where_it_stopped(tmp_path, capsys):
     )
     # a worker may be ended between a tar and the note that it is whole
     before = {name: (out / name).stat().st_mtime_ns for name in recorded(out)}
+    assert before
     accepted(capsys, "imagefolder", root, out, "--old", "2", "--on-error", "skip")
     assert [skipped["file"] for skipped in read_manifest(out).skipped] == ["cat/5.jpg"]
     assert all((out / name).stat().st_mtime_ns == changed for name, changed in before.items())
