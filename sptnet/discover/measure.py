@@ -37,7 +37,7 @@ from sptnet.strategy.attention import choose_attention
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.strategy.kernels import choose_kernels
-from sptnet.trunk_cache import root_of, stored_type
+from sptnet.trunk_cache import limit_of, root_of, stored_type
 
 SHARES = (1.0, 0.75, 0.5)  # of the recipe's image size
 LONG_ENOUGH = 1.0  # seconds of a step that needs no larger batch to be believed
@@ -251,9 +251,7 @@ def _has_room(config: Config, needed: int) -> bool:
     except PartsError:
         return False
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    return os.access(there, os.W_OK | os.X_OK) and needed <= min(
-        config.trunk_cache_gb * 1e9, shutil.disk_usage(there).free
-    )
+    return os.access(there, os.W_OK | os.X_OK) and needed <= min(limit_of(config), shutil.disk_usage(there).free)
 
 
 def _slowest(seconds: float) -> float:

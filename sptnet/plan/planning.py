@@ -105,9 +105,6 @@ class Planner:
     def __post_init__(self) -> None:
         self.not_kept = self._why_not_kept()
         self.cached = stored_type(self.config, self.model) is not None and not self.not_kept
-        share, row = self.config.data.batch_size // self.cluster.ranks, self._row() if self.cached else None
-        tokens = None if row is None else (row.tokens, row.width)
-        self.work = work_of_steps(self.model, self.prompt, share, tokens)  # before blocks compute anything again
         self.states = 1 if self.config.optimizer.name == "sgd" else 2  # that the optimizer keeps of a parameter
 
     def _why_not_kept(self) -> str:
@@ -136,6 +133,8 @@ class Planner:
 
     def plan(self, names: Sequence[StrategyName], largest: bool) -> Plan:
         """The plan, with the largest batches where they are asked for."""
+        share, row = self.config.data.batch_size // self.cluster.ranks, self._row() if self.cached else None
+        work = work_of_steps(self.model, self.prompt, share, None if row is None else (row.tokens, row.width))
         trials: dict[StrategyName, Trials] = {}
         for name in names:
             if _has_trial(name):
@@ -155,7 +154,7 @@ class Planner:
         out = "" if any(line.fits for line in lines) else self._way_out(min(lines, key=lambda line: line.peak))
         return Plan(
             self.config, self.counts, self.cluster, self.schedule, self.size, steps, evaluations, lines,
-            self._stored(), self.work, out,
+            self._stored(), work, out,
         )  # fmt: skip
 
     def _way_out(self, least: Line) -> str:
