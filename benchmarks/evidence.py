@@ -40,6 +40,7 @@ ARMS: dict[str, list[str]] = CONTROLS | {
     "model with warm-up": ["optimizer.shape=one_cycle"],
     "model to zero": ["optimizer.final_factor=1.0e-3"],
     "k 5": ["schedule.k=5"],
+    "two views": ["prompts.pair=views"],  # a view and another one that is prompted
 }
 
 

@@ -259,7 +259,8 @@ def assemble(
         )
         make_momentum(prompt_optimizer, prompt.parameters())
     whole, pieces = config.loss.scope == "global", config.memory.micro_batches
-    return Learner(strategy, build_loss(config), schedule, prompt, prompt_optimizer, whole, pieces)
+    loss, pair = build_loss(config), config.prompts.pair
+    return Learner(strategy, loss, schedule, prompt, prompt_optimizer, whole, pieces, pair)
 
 
 def build_optimizer(spec: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:

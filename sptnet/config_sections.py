@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from sptnet.data.format.files import check_url, is_url
-from sptnet.names import AugmentName, LrShape, PromptKind
+from sptnet.names import AugmentName, LrShape, PromptedPair, PromptKind
 
 FrozenBlocks = Literal["auto", "whole", "sharded"]
 MANY = 2**31 - 1  # of steps, epochs, images: more is a slip of the keyboard
@@ -169,6 +169,9 @@ class PromptConfig(Section):
     """Where they begin: normal, random pixels as published; zero, where the model stands without them."""
     init_scale: float = Field(1.0, gt=0, le=100)
     """Deviation of the random pixels, in units of the normalised image."""
+    pair: PromptedPair = "copy"
+    """What the model phase pairs: copy, a view and its prompted copy, as published; views, a view and another, prompted
+    one."""
     lr: float = Field(1.0, ge=0)
     """Learning rate after the warm-up; a cosine leads it to 0."""
     momentum: float = Field(0.9, ge=0, lt=1)

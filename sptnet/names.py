@@ -4,4 +4,5 @@ from typing import Literal
 
 AugmentName = Literal["crop_flip", "affine"]
 PromptKind = Literal["spatial", "shared", "global", "all"]
+PromptedPair = Literal["copy", "views"]
 LrShape = Literal["cosine_epoch", "one_cycle"]

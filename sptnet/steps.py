@@ -21,6 +21,7 @@ from sptnet.method.losses import GCDLoss, GCDTerms
 from sptnet.method.model import Outputs
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Phase, Schedule
+from sptnet.names import PromptedPair
 from sptnet.objective import NOTHING, Said, Share, share_of
 from sptnet.strategy.base import Strategy, left_out_where, not_finite
 from sptnet.strategy.collectives import summed
@@ -64,16 +65,16 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class ViewsAt:
-    """How many augmented views a step looks at: the model phase pairs the first with its own prompted copy.
+    """How many augmented views a step looks at: two, or one where the model phase pairs it with its own prompted copy.
 
     Small, since every loader worker gets a copy by pickle.
     """
 
     schedule: Schedule
-    prompted: bool
+    copies: bool
 
     def __call__(self, step: int) -> int:
-        return 1 if self.prompted and self.schedule.phase(step) == "model" else 2
+        return 1 if self.copies and self.schedule.phase(step) == "model" else 2
 
 
 @dataclass
@@ -84,6 +85,7 @@ class Learner:
         prompt, prompt_optimizer: None for SimGCD.
         global_loss: over the whole batch; False computes every rank's own and averages them, as SimGCD does.
         micro_batches: pieces in which a rank computes its slice.
+        pair: what the model phase pairs with a prompted one: the same view, as published, or the other view.
     """
 
     strategy: Strategy
@@ -93,11 +95,12 @@ class Learner:
     prompt_optimizer: torch.optim.Optimizer | None = None
     global_loss: bool = True
     micro_batches: int = 1
+    pair: PromptedPair = "copy"
 
     @property
     def views_at(self) -> ViewsAt:
         """How many augmented views a step looks at."""
-        return ViewsAt(self.schedule, self.prompt is not None)
+        return ViewsAt(self.schedule, self.prompt is not None and self.pair == "copy")
 
     def step(self, step: int, views: Tensor, targets: Tensor, labelled: Tensor | None, said: Said = NOTHING) -> Taken:
         """Take global step `step`, or, where it is not finite, leave weights, prompts and momentum as they were.
@@ -188,12 +191,17 @@ class Learner:
 
 
 def _looked_at(piece: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
-    """What the model phase gives the model: two views of the images, or the images with a prompt that makes the second.
+    """What the model phase gives the model: images, a prompt or None, whether the images are wanted without it too.
 
     Args:
-        piece: [2, p, ...], or [1, p, 3, H, W] with a prompt.
+        piece: [2, p, ...], of which the second view is prompted where there is a prompt, or [1, p, 3, H, W], of which
+            the prompt makes a second.
     """
-    return (piece.flatten(0, 1), None, False) if prompt is None else (piece[0], prompt, True)
+    if prompt is None:
+        return piece.flatten(0, 1), None, False
+    if len(piece) == HALVES:  # on the pixels, since the patch embedding adds one prompt to all images or to none
+        return torch.cat([piece[0], piece[1] + prompt]), None, False
+    return piece[0], prompt, True
 
 
 def _led_back(outputs: Outputs, gradients: Sequence[Tensor]) -> Tensor:

@@ -22,11 +22,11 @@ def _one_process():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def learner_of(method, pieces, first=-1, rounded=None):
+def learner_of(method, pieces, first=-1, rounded=None, pair="copy"):
     config = load_config(
         f"configs/quickstart{'_simgcd' if method == 'simgcd' else ''}.yaml",
         ["data.root=nowhere", f"data.batch_size={IMAGES}", *(["init=null"] if method == "sptnet" else []),
-         f"memory.micro_batches={pieces}", "optimizer.name=sgd", "optimizer.lr=0.1"],
+         f"memory.micro_batches={pieces}", "optimizer.name=sgd", "optimizer.lr=0.1", f"prompts.pair={pair}"],
     )  # fmt: skip
     model = create_model(
         "vit_tiny_patch16_224", 3, 3, image_size=SIZE, weights="none", backbone_options=OPTIONS,
@@ -74,6 +74,29 @@ def test_the_frozen_trunk_runs_once_and_the_step_is_that_of_the_whole_slice(meth
     assert passes == expected
     for ours, theirs in zip(pieces, whole, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_a_pair_of_two_views_is_the_first_as_it_is_and_the_second_with_the_prompt():
+    prompted, plain = learner_of("sptnet", 1, pair="views"), learner_of("sptnet", 1)
+    assert plain.views_at(4) == 1
+    plain.prompt = None
+    prompt, step = prompted.prompt().detach(), 4
+    assert prompted.schedule.phase(step) == plain.schedule.phase(step) == "model"
+    assert [prompted.views_at(phase) for phase in (0, step)] == [2, 2]
+    views = torch.randn(2, IMAGES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    terms = prompted.step(step, views, torch.arange(IMAGES) % 3, None).terms
+    by_hand = plain.step(step, torch.stack([views[0], views[1] + prompt]), torch.arange(IMAGES) % 3, None).terms
+    torch.testing.assert_close(terms, by_hand, rtol=1e-6, atol=0)
+    without = plain.step(step, views, torch.arange(IMAGES) % 3, None).terms
+    assert abs(terms.total - without.total) > 1e-3
+
+
+def test_a_pair_of_two_views_in_pieces_is_that_of_the_whole_slice():
+    passes: list[int] = []
+    pieces = taken(learner_of("sptnet", PIECES, pair="views"), passes)
+    assert passes == [1, 1, 1, 2]
+    for ours, theirs in zip(pieces, taken(learner_of("sptnet", 1, pair="views")), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_kept_tokens_go_through_no_trunk():

@@ -26,6 +26,7 @@ THRIFTY = ["memory.gradient_checkpointing=full", "memory.micro_batches=2"]
 LAST = ["model.train_from_block=-1", "optimizer.lr=0.002", "prompts.lr=0.02"]
 SHARDED = [*LAST, "memory.frozen_blocks=sharded"]
 COMPILED = ["compile=true"]
+PAIRS = ["prompts.pair=views"]
 # strategy, processes, loader workers, precision, overrides
 WORLDS = {
     "one": ("single", 1, 0, "no", []), "one, thrifty": ("single", 1, 2, "no", THRIFTY),
@@ -53,6 +54,8 @@ WORLDS = {
     "one, compiled, thrifty": ("single", 1, 0, "no", [*COMPILED, *THRIFTY]),
     "ddp 2, compiled": ("ddp", 2, 0, "no", COMPILED), "fsdp2 2, compiled": ("fsdp2", 2, 0, "no", COMPILED),
     "zero2 2, compiled": ("zero2", 2, 0, "no", COMPILED),
+    "one, pairs": ("single", 1, 0, "no", PAIRS), "ddp 2, pairs": ("ddp", 2, 0, "no", PAIRS),
+    "fsdp2 2, pairs": ("fsdp2", 2, 0, "no", PAIRS), "zero2 2, pairs": ("zero2", 2, 0, "no", PAIRS),
 }  # fmt: skip
 
 
@@ -84,7 +87,8 @@ def worlds(*, half: bool) -> list:
 
 def alone(world: str) -> str:
     """The world of one process that trains what this one does."""
-    return "one, frozen" if LAST[0] in WORLDS[world][4] else "one"
+    overrides = WORLDS[world][4]
+    return "one, frozen" if LAST[0] in overrides else "one, pairs" if overrides == PAIRS else "one"
 
 
 @pytest.fixture(scope="module")
