@@ -2,13 +2,10 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,14 +15,11 @@ import pytest
 from cached import STEPS, arguments, content, folder_in
 from filelock import FileLock
 from forked import Forked, ran
-from launching import ENVIRONMENT, ROOT, losses
+from launching import losses
 
 from sptnet import trunk_making
 from sptnet.cli import main
-from sptnet.data.cache_room import InUse, make_room
-from sptnet.data.tokens import FINGERPRINT
 from sptnet.run.checkpoint import checkpoints, read_facts
-from sptnet.run.parts import PartsError
 from sptnet.run.saving import Saver
 
 
@@ -245,81 +239,6 @@ def test_values_beyond_float16_are_one_line(digits, tmp_path, monkeypatch, capsy
     assert re.search(r"tokens reach [\d.e+]+, more than float16 holds: set data.tokens=float32", told)
 
 
-def test_a_cache_that_nobody_chose_and_cannot_be_written_says_how_to_choose(digits, tmp_path, capsys, monkeypatch):
-    def full(*_):
-        raise PartsError("tokens cannot be written: Disk quota exceeded").with_outcome("final")
-
-    monkeypatch.setattr("sptnet.preparing.make", full)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (outcomes := tmp_path / "outcome").mkdir()
-    monkeypatch.setenv("SPTNET_OUTCOME", str(outcomes))
-    advice = "; or set trunk_cache to a folder on another disk, or to off"
-    for cache in ("auto", str(tmp_path / "cache")):
-        assert main(arguments(tmp_path / "run", digits, cache)) == 1
-        assert (advice in capsys.readouterr().err) == (cache == "auto")
-        assert (outcomes / "rank-0").read_text().startswith("final")
-
-
-def test_a_disk_or_limit_that_is_too_small_is_said(digits, tmp_path, capsys):
-    assert main(arguments(tmp_path / "run", digits, tmp_path / "cache", "trunk_cache_gb=0.001")) == 2
-    assert re.search(r"the tokens need 0\.\d GB, and trunk_cache_gb is 0.001", capsys.readouterr().err)
-    limited = f"""
-import resource, signal, sys
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-from sptnet.cli import main
-sys.exit(main({arguments(tmp_path / "run", digits, tmp_path / "cache")!r}))
-"""
-    ran = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT)
-    assert ran.returncode == 1
-    assert "cannot be written: File too large; what was finished stays" in ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert not list((tmp_path / "cache").glob("*/*.tmp"))
-
-
-OLD, USED, NEW = (digit * 16 for digit in "0af")  # as folders of tokens are named
-
-
-def test_the_least_recently_used_tokens_that_nobody_uses_leave_first(tmp_path):
-    folders = [tmp_path / name for name in (OLD, USED, NEW, "mine", "photos")]
-    for age, folder in enumerate(folders):
-        folder.mkdir()
-        if folder.name != "photos":  # of somebody else, with files of these names
-            (folder / FINGERPRINT).touch()
-        (folder / "rows").write_bytes(bytes(1000))
-        (folder / InUse.FILE).touch()
-        os.utime(folder / InUse.FILE, (age, age))
-    held = InUse(folders[1])
-    os.utime(folders[1] / InUse.FILE, (0, 0))  # the oldest, and in use
-    assert make_room(folders[3], 500, 3600) == ""
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [USED, NEW, "mine", "photos"]
-    assert make_room(folders[3], 900, 3000) == ""
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [USED, "mine", "photos"]
-    assert "trunk_cache_gb" in make_room(folders[3], 1500, 3000)
-    del held
-
-
-def test_what_leaves_is_not_held_open_meanwhile(tmp_path, monkeypatch):
-    """NFS keeps an open file under another name, and its folder: all folders lost their files, and none left."""
-    for name in (OLD, NEW, "mine"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / FINGERPRINT).touch()
-        (tmp_path / name / "rows").write_bytes(bytes(1000))
-        (tmp_path / name / InUse.FILE).touch()
-    os.utime(tmp_path / OLD / InUse.FILE, (0, 0))
-
-    def as_nfs(folder):
-        open_here = {os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
-        for path in folder.iterdir():
-            path.rename(path.with_name(f".nfs{path.name}")) if str(path) in open_here else path.unlink()
-        folder.rmdir()
-
-    monkeypatch.setattr("sptnet.data.cache_room.shutil.rmtree", as_nfs)
-    assert make_room(tmp_path / "mine", 500, 2600) == ""
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [NEW, "mine"]
-    assert (tmp_path / NEW / "rows").exists()
-
-
 def test_a_disk_without_locks_keeps_tokens_too(digits, made, tmp_path, monkeypatch):
     """And no mark of a killed process is waited for: filelock's own way out, which other nodes never take over."""
 
@@ -330,35 +249,6 @@ def test_a_disk_without_locks_keeps_tokens_too(digits, made, tmp_path, monkeypat
     cache = tmp_path / "cache"
     assert main(arguments(tmp_path / "run", digits, cache, "data.tokens=float32")) == 0
     assert content(cache) == content(made / "cache")
-
-
-def test_ranks_that_look_for_room_at_once_all_find_it(tmp_path):
-    for number in range(40):
-        old = tmp_path / f"{number:016x}"
-        old.mkdir()
-        (old / "rows").write_bytes(bytes(1000))
-        (old / InUse.FILE).touch()
-        (old / FINGERPRINT).touch()
-    (tmp_path / "mine").mkdir()
-    with multiprocessing.get_context("fork").Pool(4) as ranks:
-        told = ranks.starmap(make_room, [(tmp_path / "mine", 2000, 4000)] * 4, chunksize=1)
-    assert told == [""] * 4
-
-
-@pytest.mark.parametrize("home", ["/dev/null", ""])
-def test_a_home_that_cannot_be_used_is_a_reason_to_keep_nothing(digits, tmp_path, monkeypatch, home):
-    monkeypatch.setenv("HOME", home)
-    monkeypatch.setattr("pathlib.Path.expanduser", nowhere) if not home else None
-    assert main(arguments(tmp_path / "run", digits, "auto", "schedule.epochs=1")) == 0
-    told = " ".join((tmp_path / "run" / "log.txt").read_text().replace("│", " ").split())
-    assert ("none: trunk_cache auto: Could not determine" if not home else "none: /dev/null/.cache/sptnet/") in told
-
-
-def nowhere(path):
-    """As for a user without a home and a name."""
-    if "~" in str(path):
-        raise RuntimeError("Could not determine home directory.")
-    return path
 
 
 def test_without_known_views_there_is_nothing_to_keep(digits, tmp_path, capsys):
