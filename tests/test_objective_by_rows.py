@@ -118,6 +118,6 @@ def test_on_two_ranks_it_is_that_of_the_whole_batch_or_the_mean_of_their_own(tmp
 
 
 def test_what_loader_workers_are_sent_is_small():
-    views = pickle.loads(pickle.dumps(ViewsAt(Schedule(2, 10, k=3), prompted=True)))
+    views = pickle.loads(pickle.dumps(ViewsAt(Schedule(2, 10, k=3), copies=True)))
     assert [views(step) for step in range(8)] == [2, 2, 2, 1, 1, 1, 2, 2]
     assert len(pickle.dumps(views)) < 1000
