@@ -150,6 +150,8 @@ class Learner:
         self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said
     ) -> tuple[Share, Tensor]:
         prompt = None if self.prompt is None else self.prompt().detach()
+        if prompt is not None and self.pair == "copy":
+            pieces = [piece[:1] for piece in pieces]
         frozen = self.strategy.module.train_from_block > 0 and pieces[0].ndim == VIEWS_NDIM
         if len(pieces) > 1 and frozen and self.strategy.parts_trunk:
             # [2 * p, T, D] view-major -> [2, p, T, D]
