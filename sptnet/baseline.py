@@ -9,15 +9,16 @@ import numpy as np
 
 from sptnet.counted import WINDOW, Counts, Predictions, windows_of
 from sptnet.data.features import FeatureFolder
-from sptnet.data.format.manifest import KINDS, Kind, Manifest
+from sptnet.data.format.manifest import KINDS, MANIFEST, Kind, Manifest
 from sptnet.data.loader import pixels
 from sptnet.data.storage.store import LocalStore
 from sptnet.evaluate import PROTOCOLS, save_evaluation, score
 from sptnet.features import open_dataset
 from sptnet.method.kmeans import Ids, Matrix, assign, semi_supervised_kmeans
 from sptnet.points import ClusteringError, check_classes, projected, whitened_dimensions
-from sptnet.run.folder import CONFIG, RunError
+from sptnet.run.folder import CONFIG, METRICS, RunError
 from sptnet.run.predictions import PredictionParts
+from sptnet.run.tables import read_metrics
 
 
 class Samples(NamedTuple):
@@ -29,9 +30,20 @@ class Samples(NamedTuple):
 
 
 def check_not_trained(folder: Path) -> None:
-    """Raise RunError if a folder is a trained run's, whose metrics these would overwrite."""
+    """Raise RunError if a folder is a trained run's, or a dataset's, or has metrics that these would overwrite."""
+    if (folder / MANIFEST).exists():
+        raise RunError(f"{folder} is the folder of a dataset: choose another folder")
+    if (folder / METRICS).exists() and not _is_baseline(folder):
+        raise RunError(f"{folder} holds a {METRICS} that is not of k-means, and stays: choose another folder")
     if (folder / CONFIG).exists():
         raise RunError(f"{folder} is the folder of a training run, whose metrics.json stays: choose another folder")
+
+
+def _is_baseline(folder: Path) -> bool:
+    try:
+        return str(read_metrics(folder)["method"]).startswith("k-means")
+    except RunError:
+        return False
 
 
 def kmeans_on_pixels(root: Path, folder: Path, image_size: int, num_classes: int | None = None) -> dict[str, Any]:

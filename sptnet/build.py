@@ -131,7 +131,7 @@ def build_model(config: Config, manifest: Manifest) -> tuple[PromptedViT, Prompt
     if start is not None:
         if how_far := unfinished(start):
             raise RunError(f"init: {how_far}; train it to its end first")
-        facts = load_model(start, model, None)
+        facts = load_model(start, model, None, whole=False)
         if facts.classes is not None and facts.classes != tuple(manifest.classes):
             odd = next((a, b) for a, b in zip_longest(facts.classes, manifest.classes) if a != b)
             raise RunError(

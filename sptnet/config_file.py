@@ -1,6 +1,7 @@
 """From YAML files and `section.key=value` overrides to a configuration; every mistake is a line that says where."""
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sptnet.yaml_text import parse_yaml
 
 LARGEST_FILE = 2**20  # bytes
 DEEPEST_KEY = 8  # dots in a dotted key
+QUOTED = ("'", '"', "[", "{")  # what a value begins with in which YAML takes all as it is, or says what it does not
+CUT_OFF = re.compile(r"\s#|\S\s*\n\s*\S")
 # what a model must share with the run that it begins from
 OF_INIT = ("backbone", "backbone_options", "image_size", "num_new", "head_hidden", "head_bottleneck")
 
@@ -147,6 +150,8 @@ def read_override(override: str) -> tuple[str, Any]:
         raise ConfigError(f"override {override[:80]!r}: must read section.key=value")
     if key.count(".") > DEEPEST_KEY:
         raise ConfigError(f"override {override[:80]!r}: no key has so many parts")
+    if not text.lstrip().startswith(QUOTED) and CUT_OFF.search(text):
+        raise ConfigError(f"override {override[:80]!r}: YAML cuts it off at ' #' or a new line: quote the value in it")
     return key, parse_yaml(text, f"override {override[:80]!r}") if text.strip() else ""
 
 

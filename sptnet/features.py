@@ -21,7 +21,7 @@ from sptnet.data.format.faults import DatasetError, undecodable
 from sptnet.data.format.manifest import KINDS, MANIFEST
 from sptnet.data.storage.store import Store, open_store
 from sptnet.method.model import Outputs
-from sptnet.run.parts import ImageProgress, begin_parts, write_part
+from sptnet.run.parts import ImageProgress, PartsError, begin_parts, write_part
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.connect import connect
@@ -119,10 +119,23 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
             progress.add(len(block.samples))
             if block.begin + len(block.samples) == source.size(block.part):
                 width = encoder.module.backbone.num_features
-                features = np.concatenate(tokens or [np.zeros((0, width), np.float32)]).astype(dtype)
+                features = _stored(np.concatenate(tokens or [np.zeros((0, width), np.float32)]), dtype)
                 write_part(paths[block.part], _encoded(here, features, fingerprint))
                 here, tokens = [], []
     return fingerprint
+
+
+def _stored(features: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Class tokens as they are kept; raises PartsError where that has no such values."""
+    if not np.isfinite(features).all():
+        raise PartsError("the backbone gives class tokens that are not finite: its weights are damaged")
+    with np.errstate(over="ignore"):
+        stored = features.astype(dtype)
+    if not np.isfinite(stored).all():
+        raise PartsError(
+            f"class tokens reach {float(np.abs(features).max()):.3g}, more than {dtype} holds: use --dtype float32"
+        )
+    return stored
 
 
 def _encoded(samples: list[Sample], features: NDArray[Any], fingerprint: dict[str, Any]) -> bytes:

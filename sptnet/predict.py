@@ -15,7 +15,7 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.blocks import Sample, ShardSource, Source, blocks
-from sptnet.data.format.files import TAKEN, is_url, told_by_suffix, write_whole
+from sptnet.data.format.files import TAKEN, is_url, open_regular, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST, Kind, is_dataset
 from sptnet.data.format.temporary import remove_leftovers
 from sptnet.data.listing import (
@@ -36,7 +36,7 @@ from sptnet.data.listing import (
     images_named_by,
     write_listing,
 )
-from sptnet.data.table import Table, TableFormat, check_format, encode_csv, encode_table
+from sptnet.data.table import Table, TableFormat, check_format, count_rows, encode_csv, encode_table
 from sptnet.errors import visible
 from sptnet.features import Forward, barrier, forward_on_ranks, looks_at, open_dataset
 from sptnet.run.checkpoint import digest
@@ -48,7 +48,12 @@ from sptnet.strategy.kernels import kernels_told
 from sptnet.trained import TrainedRun, prediction_columns
 
 ABOUT, ERRORS = "predict.json", "errors.csv"
-TABLE, ERRORS_OF_PART = "predictions/part-{:06d}.{}", "errors/part-{:06d}.csv"  # below OUT, by part
+# below OUT, by part
+TABLE, EMBEDDINGS, ERRORS_OF_PART = (
+    "predictions/part-{:06d}.{}",
+    "embeddings/part-{:06d}.npy",
+    "errors/part-{:06d}.csv",
+)
 CALIBRATION = "confidence is a softmax of cosines; it is not calibrated, least of all on new classes"
 
 
@@ -96,7 +101,7 @@ def predict_images(run_folder: Path, images: str, out: Path, what: What, workers
     barrier()
     source = open_images(images, out, what.kinds)
     mine = range(rank(), len(source), world_size())
-    parts = _Parts(out, run, what)
+    parts = _Parts(out, run, what, source.size)
     with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
         progress.console.print(f"{strategy.world}; {CALIBRATION}", highlight=False)
         for part, samples, tokens, logits in _computed(run, source, mine, parts, forward, progress, workers):
@@ -192,10 +197,10 @@ def _warn(sentence: str) -> None:
 
 
 class _Parts:
-    """The files of the parts."""
+    """The files of the parts; `size(part)` is how many images one is of."""
 
-    def __init__(self, out: Path, run: TrainedRun, what: What):
-        self.out, self.run, self.what = out, run, what
+    def __init__(self, out: Path, run: TrainedRun, what: What, size: Callable[[int], int]):
+        self.out, self.run, self.what, self.size = out, run, what, size
 
     def path(self, part: int) -> Path:
         return self.out / TABLE.format(part, self.what.table_format)
@@ -205,6 +210,23 @@ class _Parts:
 
     def is_missing(self, part: int) -> bool:
         return not self.path(part).exists()
+
+    def is_wanted(self, part: int) -> bool:
+        """Whether a part is to be made: it is missing, or its files are not of as many images as it."""
+        if self.is_missing(part):
+            return True
+        embeddings = self.out / EMBEDDINGS.format(part)
+        try:
+            for path in (self.path(part), self.errors(part)):
+                if path.exists():  # and is no pipe, whose reader waits
+                    os.close(open_regular(path))
+            rows = count_rows(self.path(part), self.what.table_format)
+            bad = count_unreadable(self.errors(part)) if self.errors(part).exists() else 0
+            apart = self.what.embeddings and self.what.table_format == "csv"
+            kept = len(np.load(embeddings, mmap_mode="r")) if apart else rows
+        except (OSError, ValueError, EOFError, csv.Error):
+            return True
+        return rows + bad != self.size(part) or kept != rows
 
     def write(self, part: int, samples: list[Sample], tokens: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
         """Write a part: samples [n], class tokens [n, D], logits [n, K]; its table, by which it counts, last."""
@@ -219,13 +241,15 @@ class _Parts:
                 bad = [sample for sample in samples if sample.error]
                 table = {"path": [sample.path for sample in bad], "error": [sample.error for sample in bad]}
                 write_part(self.errors(part), encode_csv(table))
+            else:
+                self.errors(part).unlink(missing_ok=True)
             if self.what.embeddings and self.what.table_format == "parquet":
                 columns["embedding"] = tokens[good]
             elif self.what.embeddings:
                 (self.out / "embeddings").mkdir(exist_ok=True)
                 content = io.BytesIO()
                 np.save(content, tokens[good])
-                write_part(self.out / "embeddings" / f"part-{part:06d}.npy", content.getvalue())
+                write_part(self.out / EMBEDDINGS.format(part), content.getvalue())
             write_part(self.path(part), encode_table(columns, self.what.table_format))
 
 
@@ -240,7 +264,7 @@ def _computed(
     here: list[Sample] = []
     tokens, logits = [np.zeros((0, width), np.float32)], [np.zeros((0, classes), np.float32)]
     for block in blocks(
-        source, mine, parts.is_missing, block_size=encoder.batch_size, augment=encoder.augment,
+        source, mine, parts.is_wanted, block_size=encoder.batch_size, augment=encoder.augment,
         image_size=encoder.image_size, workers=workers,
     ):  # fmt: skip
         here += block.samples
@@ -270,6 +294,5 @@ def _finish(out: Path, source: Source, parts: _Parts) -> Done | None:
 
 
 def count_unreadable(path: Path) -> int:
-    """Rows of a table of errors; a path in it may hold newlines."""
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return sum(1 for _ in csv.reader(file)) - 1
+    """Rows of a table of errors; a path in it may hold newlines. Raises OSError, csv.Error."""
+    return count_rows(path, "csv")

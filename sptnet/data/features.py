@@ -68,7 +68,7 @@ class Part:
             (of_rows, shape), *of_columns = [(one.get_dtype(), tuple(one.get_shape())) for one in slices]
         if metadata.get("fingerprint") != digest:
             raise FeaturesError(f"{path} is not of what {FINGERPRINT} beside it says: remove it and make it again")
-        rows_fit = of_rows in ("F16", "F32") and len(shape) == 2 and shape[0] == samples
+        rows_fit = of_rows in ("F16", "F32") and len(shape) == 2 and shape[0] == samples and shape[1] > 0
         if not rows_fit or set(of_columns) != {("I64", (samples,))}:
             raise FeaturesError(f"{path} does not hold the {samples} samples of its shard: remove it and make it again")
         self.width = int(shape[1])
@@ -90,7 +90,10 @@ class Part:
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
         """Features [end - begin, D]; raises FeaturesError."""
         with self._opened() as file:
-            return np.asarray(file.get_slice("features")[begin:end], np.float32)
+            rows = np.asarray(file.get_slice("features")[begin:end], np.float32)
+        if not np.isfinite(rows).all():
+            raise FeaturesError(f"{self.path} has values that are not finite: remove it and make it again")
+        return rows
 
 
 class Split:
@@ -153,7 +156,13 @@ class FeatureFolder:
     def split(self, kind: Kind) -> Split:
         """The features of a kind. Raises FeaturesError."""
         digest, shards = fingerprint_digest(self.fingerprint), self.manifest.of_kind(kind)
-        return Split([Part(part_path(self.folder, kind, n), s.samples, digest) for n, s in enumerate(shards)])
+        split = Split([Part(part_path(self.folder, kind, n), s.samples, digest) for n, s in enumerate(shards)])
+        least, most = (0, self.manifest.num_old) if kind == "labelled" else (-1, len(self.manifest.classes))
+        for part in split.parts:
+            targets = part.array("target")
+            if part.width != split.width or ((targets < least) | (targets >= most)).any():
+                raise FeaturesError(f"{part.path} is not like the others, or of no class: remove it and make it again")
+        return split
 
 
 def read_fingerprint(folder: Path) -> dict[str, Any]:

@@ -152,10 +152,14 @@ class ListedSource:
         return min(self.part_size, self.count - part * self.part_size)
 
     def names(self, part: int) -> list[bytes]:
-        """The paths of a part as they were listed."""
+        """The paths of a part as they were listed. Raises ListingError."""
         with open(self.folder / PATHS, "rb") as file:
             file.seek(self._starts[part])
-            return file.read(self._starts[part + 1] - self._starts[part]).split(b"\0")[:-1]
+            names = file.read(self._starts[part + 1] - self._starts[part]).split(b"\0")[:-1]
+        if len(names) != self.size(part):
+            raise ListingError(f"{self.folder / PATHS} is damaged, it lists {len(names)} images of part {part}, not "
+                               f"{self.size(part)}: remove the folder")  # fmt: skip
+        return names
 
     def lists(self, names: Iterator[bytes]) -> bool:
         """Whether these are the listed paths, in this order."""

@@ -7,6 +7,7 @@ takes it as it is.
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -90,3 +91,17 @@ def encode_parquet(table: Mapping[str, Any]) -> bytes:
     written = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.table(columns), written)
     return written.getvalue().to_pybytes()
+
+
+def count_rows(path: Path, table_format: TableFormat) -> int:
+    """Rows of a table's file, without its header; a text in it may hold newlines.
+
+    Raises:
+        OSError, ValueError, csv.Error: it cannot be read, or is none.
+    """
+    if table_format == "parquet":
+        from pyarrow import parquet
+
+        return int(parquet.read_metadata(path).num_rows)
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return sum(1 for _ in csv.reader(file, strict=True)) - 1

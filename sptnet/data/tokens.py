@@ -134,8 +134,14 @@ class PartWriter:
             "target": np.array(self._targets, np.int64),
             "check": np.array(self._checks, np.uint32).reshape(-1, self.rows),
         }
-        write_whole(self.path, save(arrays, metadata={"absent": json.dumps(self._absent)}))
+        told = {"absent": json.dumps(self._absent), "of": _of(self.path, arrays["uid"], arrays["target"])}
+        write_whole(self.path, save(arrays, metadata=told))
         sync_folder(self.path.parent)
+
+
+def _of(path: Path, uid: NDArray[Any], target: NDArray[Any]) -> str:
+    """Which part of which tokens this is, and a check of whose rows and of what class they are."""
+    return f"{path.parent.name}/{path.stem} {zlib.crc32(uid.tobytes() + target.tobytes()):08x}"
 
 
 def remove_part(path: Path) -> None:
@@ -162,7 +168,10 @@ class TokenPart:
             os.close(open_regular(path))
             with safe_open(path, "np") as file:
                 self.uid, self.target, self._check = (file.get_tensor(name) for name in ("uid", "target", "check"))
-                self._absent: dict[str, str] = json.loads((file.metadata() or {})["absent"])
+                self._absent: dict[str, str] = json.loads((metadata := file.metadata() or {})["absent"])
+            # what earlier versions wrote does not say it
+            if metadata.get("of") not in (None, _of(path, self.uid, self.target)):
+                raise ValueError("it is another part, or its columns are not what was written")
             if not isinstance(self._absent, dict) or any(c.dtype.kind not in "iu" for c in self._columns()):
                 raise ValueError("it has columns of other types")
             self._descriptor = open_regular(path.with_suffix(".tokens"))
@@ -205,8 +214,11 @@ class TokenPart:
         return unreadable(f"{self.path} cannot be read", error)
 
     def _damaged(self, how: str) -> DamagedTokensError:
-        with suppress(OSError):
+        try:
             remove_part(self.path)
+        except OSError as error:
+            told = f"remove it, which cannot be done here ({error.strerror}), and the same command makes it again"
+            return DamagedTokensError(f"{self.path} {how}; {told}")
         return DamagedTokensError(f"{self.path} {how}; it is removed, and the same command makes it again")
 
     def close(self) -> None:

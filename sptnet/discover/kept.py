@@ -1,5 +1,6 @@
 """The JSON files of a journey, typed where they are read: what a disk or a hand damaged is named, never used."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -38,7 +39,9 @@ def plan_of(told: dict[str, Any]) -> Plan:
 
 
 def _checked(told: dict[str, Any]) -> dict[str, Any]:
-    plan_of(told)
+    plan = plan_of(told)
+    if plan.image_size <= 0 or not all(0 <= seconds < math.inf for seconds in (*plan.seconds, plan.whole)):
+        raise ValueError("a plan of no size, or of no number of seconds")
     return told
 
 

@@ -12,6 +12,7 @@ from sptnet.data.format.files import write_whole
 from sptnet.data.format.manifest import Manifest
 from sptnet.discover.plan import EVALUATIONS, Plan
 from sptnet.discover.request import Request, StageName
+from sptnet.errors import visible
 from sptnet.run.parts import writing_parts
 
 WARMUP = 0.1  # of a run that is shorter than its prompts' warm-up
@@ -119,7 +120,7 @@ def _written(path: Path, told: dict[str, Any], chosen: dict[str, Any]) -> Config
             section = section.setdefault(name, {})
         section[last] = value
     with writing_parts(path):
-        text = HEAD.format(path=path) + yaml.safe_dump(whole, sort_keys=False, default_flow_style=None)
+        text = HEAD.format(path=visible(str(path))) + yaml.safe_dump(whole, sort_keys=False, default_flow_style=None)
         if not path.exists() or path.read_bytes() != text.encode():
             write_whole(path, text.encode())
     return load_config(path)

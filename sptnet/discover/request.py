@@ -92,6 +92,10 @@ def check(request: Request) -> list[str]:
             raise RequestError(f"{folder} is missing or not a folder")
         if request.out.resolve().is_relative_to(folder.resolve()):
             raise RequestError(f"{request.out} lies among the images of {folder}: choose a folder outside of it")
+    try:
+        str(request.out.resolve()).encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"the path {str(request.out)!r} is not UTF-8: choose another folder") from None
     for key in request.chosen():
         if key.startswith(OURS):
             raise RequestError(f"override of {key}: follows from the arguments of discover")

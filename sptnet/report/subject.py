@@ -12,7 +12,7 @@ from sptnet.build import build_store
 from sptnet.config import Config
 from sptnet.data.augment import eval_view
 from sptnet.data.format.faults import DatasetError
-from sptnet.data.format.manifest import Manifest
+from sptnet.data.format.manifest import Kind, Manifest
 from sptnet.data.image import DecodeError, decode
 from sptnet.report.categories import Category, Ids, Sorted, categories_of, name_of, read_predictions
 from sptnet.report.confusion import Confusion, confusion_of
@@ -78,7 +78,13 @@ def subject_of(runs: Sequence[Run]) -> Subject | None:
     run = having[-1]
     assert run.config is not None
     predictions = read_predictions(run.folder)
-    found = predictions["unlabelled"] if "unlabelled" in predictions else predictions["test"]
+    kind: Kind = "unlabelled" if "unlabelled" in predictions else "test"
+    if kind not in predictions or not _is_of(run.metrics[kind], predictions[kind]):
+        raise RunError(
+            f"the predictions of {run.folder} are not those that its metrics.json tells of: `sptnet eval {run.folder}` "
+            "makes both again"
+        )
+    found = predictions[kind]
     notes: list[str] = []
     trained, classes, true_names = _classes(run, found, notes)
     highest, lowest = int(found.category.max()), int(found.category.min())
@@ -99,6 +105,12 @@ def subject_of(runs: Sequence[Run]) -> Subject | None:
     return Subject(
         run, found, classes, shown, images, confusion, _mapped(looked, found), len(categories) - len(shown), notes
     )
+
+
+def _is_of(result: dict[str, Any], found: Sorted) -> bool:
+    """Whether as many images are in as many classes as an evaluation has counted."""
+    used = len(np.unique(found.category))
+    return bool(result["samples"] == len(found.uid) and result.get("classes_used", used) == used)
 
 
 def images_of(run: Run, found: Sorted) -> Images:

@@ -17,6 +17,8 @@ CHANGELOG.md.
 
 import hashlib
 import math
+import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ from sptnet.run.records import DamagedError, read_json
 
 SCHEMA = "sptnet-checkpoint/1"
 FOLDER, FACTS, MARK = "checkpoints", "checkpoint.json", "KEEP"
+NAME = re.compile(r"step-(\d{9,})")
 WAY_OUT = "remove the checkpoint's folder, and the run continues from the one before"
 
 
@@ -81,7 +84,16 @@ def remove(checkpoint: Path) -> None:
 
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run / FOLDER).glob(f"step-*/{FACTS}") if not path.parent.suffix)
+    return sorted(path.parent for path in (run / FOLDER).glob(f"step-*/{FACTS}") if NAME.fullmatch(path.parent.name))
+
+
+def check_folder(run: Path) -> None:
+    """Raise CheckpointError where a run's checkpoints cannot be seen: it would begin anew over what they continue."""
+    folder = run / FOLDER
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is no folder, or a link to one that is not there: is its disk there? Without it nothing is begun"
+        )
 
 
 def is_of_run(checkpoint: Path, run: Path) -> bool:
@@ -118,6 +130,8 @@ def read_facts(path: Path) -> Facts:
             raise DamagedError("step or backbone is not what a run writes")
         if not all(math.isfinite(count) and count >= 0 for count in facts.counters.values()):
             raise DamagedError("counters are not what a run writes")
+        if (named := NAME.fullmatch(path.name)) and int(named[1]) != facts.step:
+            raise CheckpointError(f"{path} is of step {facts.step}, and named otherwise: call it step-{facts.step:09d}")
         return facts
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path} is not a checkpoint ({FACTS} is missing)") from None

@@ -62,13 +62,21 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = RunError(f"{path} cannot be written: {error.strerror}; what was written before stays")
+        where = error.filename if isinstance(error.filename, str) else path  # of a folder the file that is in the way
+        told = RunError(f"{where} cannot be written: {error.strerror or error}; what was written before stays")
         raise told.with_outcome(outcome_of_writing(error)) from error
 
 
 def check_unfinished(config: Config) -> None:
-    """Raise RunError if the run's folder holds a finished run."""
+    """Raise RunError if the run's folder holds a finished run, or its configuration could not be read again."""
     folder = Path(config.run)
+    for path in (config.run, config.init, config.data.root):
+        try:
+            os.path.abspath(path or "").encode()
+        except UnicodeEncodeError:
+            raise RunError(
+                f"the path {os.path.abspath(path or '')!r} is not UTF-8, in which {CONFIG} names it: rename the folder"
+            ) from None
     if (folder / FINISHED).exists():
         raise RunError(f"{folder} holds a finished run: remove it, or choose another folder with run=FOLDER")
 

@@ -28,7 +28,7 @@ from sptnet.method.metrics import MAX_CLUSTERS
 from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.run.checkpoint import checkpoints, digest
-from sptnet.run.folder import MODEL, RunError, is_unfinished, writing
+from sptnet.run.folder import CONFIG, MODEL, RunError, is_unfinished, writing
 from sptnet.run.records import DamagedError, parse_json
 from sptnet.strategy.launcher import Precision
 
@@ -102,8 +102,11 @@ def unfinished(folder: Path) -> str:
     return f"{folder} is not finished: its {MODEL} is of {told}{''.join(newest)}"
 
 
-def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> ModelFacts:
-    """Load a run's weights into a model, and its prompt into `prompt` where one is given.
+def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None, whole: bool = True) -> ModelFacts:
+    """Load a run's weights into a model, and its prompt into `prompt`.
+
+    Args:
+        whole: the file is to have a prompt where there is one to load, and none elsewhere; False: its prompt is left.
 
     Raises:
         RunError: no model there, a damaged one, or one of another shape; the message names the first differences.
@@ -112,6 +115,8 @@ def load_model(folder: Path, model: PromptedViT, prompt: Prompt | None) -> Model
     with _reading(path), safe_open(path, "pt") as opened:
         facts = _facts(path, opened.metadata() or {})
         state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    if whole and prompt is None and any(key.startswith("prompt.") for key in state):
+        raise RunError(f"{path} was trained with prompts, and {CONFIG} beside it says simgcd: they are of two runs")
     if facts.sha256 is not None and digest(state.items()) != facts.sha256:
         raise RunError(f"{path} is damaged (sha256): copy it again, or continue the run from its checkpoint")
     if wrong := [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]:
@@ -164,9 +169,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _facts(path: Path, metadata: dict[str, str]) -> ModelFacts:
     try:
-        if "facts" in metadata:
-            return parse_json(metadata["facts"], ModelFacts)
-        return parse_json(json.dumps(metadata), ModelFacts)  # of an earlier version
+        # without `facts`, of an earlier version
+        facts = parse_json(metadata.get("facts", json.dumps(metadata)), ModelFacts)
+        if facts.classes is not None and len(set(facts.classes)) < len(facts.classes):
+            raise DamagedError("a class is named twice")
+        if facts.num_old is not None and not 0 < facts.num_old <= len(facts.classes or "?" * facts.num_old):
+            raise DamagedError(f"{facts.num_old} old classes")
+        return facts
     except DamagedError as error:
         raise RunError(f"{path} is damaged, its metadata is not what a run writes: {error}") from None
 

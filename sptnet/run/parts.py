@@ -40,8 +40,9 @@ def writing_parts(path: Path) -> Iterator[None]:
     except PartsError:
         raise
     except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else path  # of a folder the file that is in the way
         told = PartsError(
-            f"{path} cannot be written: {error.strerror or error}; what was finished stays, the same command goes on"
+            f"{where} cannot be written: {error.strerror or error}; what was finished stays, the same command goes on"
         )
         raise told.with_outcome(outcome_of_writing(error)) from error
 
@@ -79,7 +80,9 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
         try:
             found = read_json(path, dict[str, Any])
         except DamagedError as error:
-            raise PartsError(f"{path} is damaged ({error}): remove {path.parent}") from None
+            raise PartsError(
+                f"{path}, which says what is in its folder, is damaged ({error}): put it back, or choose another folder"
+            ) from None
     says = json.loads(json.dumps(says))
     passed_over = HEAD if HEAD in says and HEAD not in found else SOURCE
     odd = [key for key in sorted({*found, *says} - {passed_over}) if found.get(key) != says.get(key)]

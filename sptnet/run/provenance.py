@@ -55,8 +55,10 @@ def record_start(folder: Path, step: int, strategy: Strategy) -> None:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "command": sys.argv,
     }
-    with writing(folder / STARTS), open(folder / STARTS, "a") as starts:
-        starts.write(json.dumps(facts) + "\n")
+    with writing(folder / STARTS), open(folder / STARTS, "ab+") as starts:
+        starts.seek(max(0, starts.tell() - 1))
+        cut = starts.read() not in (b"", b"\n")  # by a full disk, or a kill
+        starts.write(b"\n" * cut + json.dumps(facts).encode() + b"\n")
 
 
 def _name_of(device: torch.device) -> str:

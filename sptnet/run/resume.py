@@ -15,6 +15,7 @@ from sptnet.method.model import PromptedViT
 from sptnet.run.checkpoint import (
     CheckpointError,
     Facts,
+    check_folder,
     check_parts,
     checkpoints,
     digest,
@@ -69,6 +70,7 @@ def where_to_continue(config: Config) -> Path | None:
     Raises:
         CheckpointError: a path that is no checkpoint.
     """
+    check_folder(Path(config.run))
     asked, own = config.resume.source, checkpoints(Path(config.run))
     if asked == "none":
         return None
