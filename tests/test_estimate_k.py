@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 
 from sptnet.cli import main
 from sptnet.data.features import Split
+from sptnet.method import class_count
 from sptnet.method.class_count import estimate_by_brent, estimate_by_tree, grid
 from sptnet.method.metrics import clustering_accuracy
 from sptnet.method.ward import cut, ward_tree
@@ -125,3 +126,46 @@ def test_a_short_range_of_numbers_is_tried_whole():
     assert grid(3, 50).tolist() == list(range(3, 51))
     assert len(grid(5, 1000)) < 160
     assert grid(5, 1000)[[0, -1]].tolist() == [5, 1000]
+
+
+def test_micro_clusters_count_all_points(monkeypatch):
+    monkeypatch.setattr(class_count, "MICRO", 60)
+    points, _, labelled = blobs()
+    own, centres, counts = class_count.micro_clusters(points[labelled], points[~labelled], 0)
+    assert counts.sum() == len(points)
+    assert len(centres) == len(counts) <= 60 < len(points)
+    assert own.max() < len(centres)
+    # the centre of a cluster is the mean of its points
+    assert (np.linalg.norm(points[labelled] - centres[own], axis=1) < 1).all()
+
+
+def test_many_points_are_counted_by_micro_clusters(monkeypatch):
+    monkeypatch.setattr(class_count, "MICRO", 400)
+    points, targets, labelled = blobs(each=80)
+    found = estimate_by_tree(points[labelled], targets[labelled], points[~labelled], 15, 120)
+    assert found.median == pytest.approx(30, rel=0.15)
+
+
+def test_the_answer_is_the_middle_of_the_repeats_with_a_margin():
+    points, targets, labelled = blobs(each=20, spread=0.9)
+    found = estimate_by_tree(points[labelled], targets[labelled], points[~labelled], 15, 120)
+    assert found.median == int(np.median(found.repeats))
+    assert found.low <= int(0.9 * found.median)
+    assert found.high >= int(np.ceil(1.1 * found.median))
+
+
+def test_in_a_repeat_some_classes_are_hidden_and_labels_left_out():
+    targets = np.repeat(np.arange(20), 30)
+    for labels in class_count.resampled(targets, 20, 5, np.random.default_rng(0)):
+        assert 2 <= labels.seen.sum() < 20
+        assert 0 < labels.counts.sum() < len(targets)
+        assert set(labels.counts.tolist()) == {0, 1}
+
+
+def test_brent_searches_a_sample_of_labelled_and_others(monkeypatch):
+    """Points that lie by class: the first labels are of few classes."""
+    monkeypatch.setattr(class_count, "BRENT_SAMPLE", 400)
+    points, targets, labelled = blobs(classes=16, each=60, spread=0.2)
+    found = estimate_by_brent(points[labelled], targets[labelled], points[~labelled], 8, 40)
+    assert found.median == pytest.approx(16, rel=0.3)
+    assert max(found.accuracy) > 0.9

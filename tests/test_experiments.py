@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sptnet.build import build_loss, build_schedule
 from sptnet.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,16 @@ def test_configurations_are_the_published_ones(name):
         assert (config.model.train_from_block, config.loss.sup_weight) == (-1, 0.35)
         assert (config.optimizer.name, config.optimizer.momentum) == ("sgd", 0.9)
         assert config.optimizer.shape == "cosine_epoch"
+        streams = 64 if name == "imagenet1k" else 4
+        assert (config.data.streams, config.data.window, config.data.augment) == (streams, 4, "crop_flip")
+        # the temperatures of the student, of InfoNCE and of the supervised contrastive loss; the paper prints the last
+        # two the other way round
+        assert vars(build_loss(config)) == {
+            "sup_weight": 0.35, "memax_weight": config.loss.memax_weight, "student_temperature": 0.1,
+            "info_nce_temperature": 1.0, "sup_con_temperature": 0.07,
+        }  # fmt: skip
+        schedule = build_schedule(config, 10)
+        assert (schedule.teacher_temperature, schedule.teacher_warmup_temperature) == (0.04, 0.07)
     rates = first.optimizer.lr * first.lr_factor, first.optimizer.lr * first.lr_factor * first.optimizer.final_factor
     assert rates == pytest.approx((0.1 * batch / 128, 1e-4 * batch / 128))
     assert (first.method, first.schedule.epochs, first.loss.teacher_warmup_epochs) == ("simgcd", 200, 30)

@@ -131,3 +131,42 @@ def test_mistakes_are_one_line(digits, untrained, features, tmp_path, capsys):
 def test_few_images_are_whitened_to_few_dimensions():
     assert [whitened_dimensions(128, images) for images in (10**6, 1024, 300, 9)] == [128, 128, 37, 2]
     assert whitened_dimensions(1, 300) == 1
+
+
+def test_of_many_points_the_centres_are_those_of_all(monkeypatch):
+    """And labelled points weigh in the sample what they weigh in all: with spread blobs the sample's are others."""
+    points, targets, labelled = blobs(6000, spread=1.2)
+    mine, others = points[labelled], points[~labelled]
+    monkeypatch.setattr(kmeans, "SAMPLE", 300)
+    monkeypatch.setattr(kmeans, "SAMPLE_PER_CENTRE", 10)
+    told = []
+    centres = semi_supervised_kmeans(
+        mine, targets[labelled], others, 6, 12, told=lambda number, inertia: told.append(inertia)
+    )
+    assert told == sorted(told, reverse=True)
+    seen = assign(others, centres)
+    sums, counts = seen.sums.copy(), seen.counts.copy()
+    for number in range(6):
+        own = mine[targets[labelled] == number]
+        sums[number] += own.sum(0)
+        counts[number] += len(own)
+    # a pass over all points moves them by little; those of a sample of 300 are 0.2 from it
+    assert np.abs(sums / counts[:, None] - centres).mean() < 0.03
+
+
+def test_labelled_points_weigh_in_a_sample_what_they_weigh_in_all(monkeypatch):
+    points, targets, labelled = blobs(6000)
+    monkeypatch.setattr(kmeans, "SAMPLE", 300)
+    monkeypatch.setattr(kmeans, "SAMPLE_PER_CENTRE", 10)
+    weights, of = [], kmeans.lloyd
+    monkeypatch.setattr(kmeans, "lloyd", lambda *given: weights.append(float(given[0].counts.sum())) or of(*given))
+    semi_supervised_kmeans(points[labelled], targets[labelled], points[~labelled], 6, 12)
+    share = 300 / int((~labelled).sum())
+    assert weights[:-1] == pytest.approx([share * labelled.sum()] * (len(weights) - 1))
+    assert weights[-1] == labelled.sum()
+
+
+def test_axes_have_the_sign_of_their_largest_part():
+    points = np.random.default_rng(0).normal(size=(200, 6)) @ np.diag([9, 5, 4, 3, 2, 1])
+    axes = fit_pca(iter([points]), 4, True).axes
+    assert (axes[np.abs(axes).argmax(0), range(4)] > 0).all()

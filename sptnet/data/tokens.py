@@ -134,8 +134,9 @@ class PartWriter:
             "target": np.array(self._targets, np.int64),
             "check": np.array(self._checks, np.uint32).reshape(-1, self.rows),
         }
-        told = {"absent": json.dumps(self._absent), "of": _of(self.path, arrays["uid"], arrays["target"])}
-        write_whole(self.path, save(arrays, metadata=told))
+        told = {"absent": self._absent, "of": _of(self.path, arrays["uid"], arrays["target"])}
+        # one entry, since safetensors writes several in any order
+        write_whole(self.path, save(arrays, metadata={"part": json.dumps(told)}))
         sync_folder(self.path.parent)
 
 
@@ -168,9 +169,11 @@ class TokenPart:
             os.close(open_regular(path))
             with safe_open(path, "np") as file:
                 self.uid, self.target, self._check = (file.get_tensor(name) for name in ("uid", "target", "check"))
-                self._absent: dict[str, str] = json.loads((metadata := file.metadata() or {})["absent"])
-            # what earlier versions wrote does not say it
-            if metadata.get("of") not in (None, _of(path, self.uid, self.target)):
+                metadata = file.metadata() or {}
+            # of an earlier version, which did not say what a part is of
+            told = json.loads(metadata["part"]) if "part" in metadata else {"absent": json.loads(metadata["absent"])}
+            self._absent: dict[str, str] = told["absent"]
+            if told.get("of") not in (None, _of(path, self.uid, self.target)):
                 raise ValueError("it is another part, or its columns are not what was written")
             if not isinstance(self._absent, dict) or any(c.dtype.kind not in "iu" for c in self._columns()):
                 raise ValueError("it has columns of other types")

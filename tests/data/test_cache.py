@@ -15,7 +15,7 @@ from filelock import FileLock
 from forked import FORKS
 
 from sptnet.data.format.faults import DatasetError
-from sptnet.data.storage.cache import NodeCache, in_user_cache
+from sptnet.data.storage.cache import NodeCache, _used, in_user_cache
 
 SIZE, LIMIT = 40_000, 100_000
 CONTENTS = {hashlib.sha256(content).hexdigest(): content for content in (bytes([i]) * SIZE for i in range(24))}
@@ -145,3 +145,13 @@ def test_caches_are_where_a_site_has_them(tmp_path, monkeypatch):
         assert in_user_cache(Path("~/kept")) == Path("/home/u/kept")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert NodeCache(Path("~/.cache/sptnet"), LIMIT).folder == tmp_path / "sptnet"
+
+
+def test_a_file_that_is_used_again_is_not_the_first_to_leave(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for age, path in enumerate((first, second)):
+        path.write_bytes(b"x")
+        os.utime(path, (age, age))
+    os.close(_used(first))
+    assert first.stat().st_mtime > second.stat().st_mtime
+    assert _used(tmp_path / "gone") is None

@@ -15,7 +15,20 @@ from sptnet.data.format.manifest import read_manifest
 from sptnet.data.image import decode
 from sptnet.discover.kept import plan_of
 from sptnet.discover.measure import Bench
-from sptnet.discover.plan import Cost, Length, Memory, Plan, Work, clock, make_plan, memory_for
+from sptnet.discover.plan import (
+    EVALUATIONS,
+    LOOKED_AT,
+    MICRO_TIME,
+    START_S,
+    Cost,
+    Length,
+    Memory,
+    Plan,
+    Work,
+    clock,
+    make_plan,
+    memory_for,
+)
 from sptnet.discover.planning import decoding_of
 from sptnet.discover.recipe import batches_of, write_stage
 from sptnet.discover.request import Request
@@ -95,6 +108,19 @@ def test_memory():
     made = plan(100, available=5e9)
     assert (made.first_memory, made.second_memory) == (Memory("none", 1), Memory("full", 4))
     assert made.seconds[1] > plan(100).seconds[1]
+
+
+def test_every_part_of_the_way_is_in_the_seconds():
+    """Pieces cost more per step, the page is counted, and so is what was read again."""
+    pieces = make_plan({112: COSTS[112]}, RECIPE, WORK, 1e9, 1.2e9 / 8, 64, False)
+    assert pieces.first_memory.micro_batches > 1
+    evaluations = EVALUATIONS * WORK.evaluated * COSTS[112].image + START_S
+    assert pieces.seconds[0] == pytest.approx(RECIPE.first * 20 * 2.0 * MICRO_TIME + evaluations)
+    made = plan(100)
+    looked_at = (WORK.predicted + min(LOOKED_AT, WORK.evaluated)) * COSTS[224].image
+    assert made.seconds[2] == pytest.approx(looked_at + WORK.decoding + 5 * START_S)
+    slow = make_plan(COSTS, RECIPE, WORK._replace(decoding=999.0), 3.6e5, 1e12, 64, False)
+    assert slow.seconds[2] - made.seconds[2] == pytest.approx(999.0 - WORK.decoding)
 
 
 def test_a_kill_costs_minutes_at_most():
@@ -211,6 +237,10 @@ def test_a_stage_is_a_file_that_inherits_the_recipe(digits, tmp_path):
     assert second.init == first.run
     assert second.prompts.frame == recipe.prompts.frame // 2  # of half as many pixels
     assert second.prompts.warmup_steps < 5 * dealt.steps_per_epoch / 4
+    shipped = load_config("photographs_simgcd", ["run=x", "data.root=x"])
+    share = 50 / shipped.schedule.epochs
+    assert first.loss.teacher_warmup_epochs == round(share * shipped.loss.teacher_warmup_epochs) > 0
+    assert first.evaluate.every < first.schedule.epochs
     assert 2 * second.schedule.k <= 5 * dealt.steps_per_epoch  # both phases come
     assert (second.memory.gradient_checkpointing, second.memory.micro_batches) == ("full", 2)
     assert (second.optimizer, second.prompts.lr) == (recipe.optimizer, recipe.prompts.lr)

@@ -1,5 +1,6 @@
 """An exported run does what the run does, through readers that know nothing of it; what cannot be is refused."""
 
+import io
 import json
 import os
 import re
@@ -14,17 +15,19 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sptnet.cli import main
-from sptnet.data.augment import eval_view
+from sptnet.data.augment import eval_view, normalise
 from sptnet.data.format.temporary import temporary_of
 from sptnet.data.image import decode
 from sptnet.data.reader import ShardReader
 from sptnet.data.storage.store import LocalStore
 from sptnet.export import folder as export_folder
-from sptnet.export.folding import ExportError, folded_position_embedding, plain_state
+from sptnet.export.folding import ExportError, folded_position_embedding, plain_state, preprocessing
 from sptnet.export.origin import origin_of
+from sptnet.method.families import IMAGENET
 from sptnet.method.model import create_model
 from sptnet.method.prompts import create_prompt
 from sptnet.trained import TrainedRun
@@ -263,3 +266,21 @@ def test_the_licence_follows_the_weights(untrained, tmp_path):
         second = config.model_copy(update={"init": str(first)})
         assert origin_of(second).licence == "cc-by-nc-sa-4.0"
     assert "CC BY-NC-SA 4.0 too" in origin_of(config.model_copy(update={"init": "runs/gone"})).told
+
+
+@pytest.mark.parametrize("augment", ["crop_flip", "affine"])
+def test_preprocessing_in_timm_s_words_is_the_evaluation_s(augment):
+    """Of a photograph that is no square: timm resizes by Pillow, we by torch, which differ by a few levels of 255."""
+    draws = np.random.default_rng(0)
+    photo = Image.fromarray(draws.integers(0, 256, (12, 18, 3), np.uint8)).resize((450, 300), Image.Resampling.BICUBIC)
+    config = preprocessing(augment, IMAGENET) | {"input_size": (3, 224, 224)}
+    theirs = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))(photo)
+    encoded = io.BytesIO()
+    photo.save(encoded, "png")
+    ours = normalise(eval_view(augment, decode(encoded.getvalue()), 224)[None], IMAGENET)[0]
+    difference = (theirs - ours).abs() * 255 * 0.225
+    assert difference.mean() < 1
+    assert difference.max() < 12
+    others = {"crop_flip": "affine", "affine": "crop_flip"}
+    swapped = normalise(eval_view(others[augment], decode(encoded.getvalue()), 224)[None], IMAGENET)[0]
+    assert ((theirs - swapped).abs() * 255 * 0.225).mean() > 5

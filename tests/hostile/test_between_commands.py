@@ -133,7 +133,9 @@ def test_tokens_of_another_part_or_with_other_classes_are_made_again(tmp_path):
         TokenPart(first, SHAPE, "labelled", 2)
     assert not first.exists()
     columns = load_file(second)
-    save_file(columns | {"target": columns["target"] + 1}, second, {"absent": "{}", "of": "0a/labelled-000001 0"})
+    save_file(
+        columns | {"target": columns["target"] + 1}, second, {"part": '{"absent": {}, "of": "0a/labelled-000001 0"}'}
+    )
     with pytest.raises(Exception, match="it is another part"):
         TokenPart(second, SHAPE, "labelled", 2)
     before = token_part(tmp_path / "0a", "labelled-000002", [1])  # of a version that did not say it

@@ -21,6 +21,7 @@ from sptnet.run.checkpoint import (
     left_behind,
     read_facts,
     read_tensors,
+    remove,
 )
 from sptnet.run.resume import _check_shapes
 from sptnet.run.saving import Writer, writers_of
@@ -201,3 +202,12 @@ def test_what_resume_allow_let_through_is_compared_before_anything_is_put_back(o
     _check_shapes(Path("step-000000003"), learner, whole)
     with pytest.raises(CheckpointError, match=f"^step-000000003 has {told}.*resume=none"):
         _check_shapes(Path("step-000000003"), learner, whole | odd)
+
+
+def test_a_checkpoint_of_which_a_part_is_removed_is_none(tmp_path, monkeypatch):
+    write(tmp_path, 10, ranks=1)
+    (path,) = checkpoints(tmp_path)
+    monkeypatch.setattr("sptnet.run.checkpoint.shutil.rmtree", lambda *_, **__: None)  # killed in the middle of it
+    remove(path)
+    assert path.exists()
+    assert checkpoints(tmp_path) == []

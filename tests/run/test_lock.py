@@ -104,3 +104,22 @@ def test_of_two_that_take_over_a_stale_lease_one_has_it(tmp_path, no_flock, monk
     assert json.loads((tmp_path / LEASE).read_text())["token"] == faster[0]._mine["token"]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(LEASE)] == [LEASE]
     faster[0].release()
+
+
+def test_who_finds_its_lease_taken_over_writes_nothing_more(tmp_path, no_flock):
+    forks = multiprocessing.get_context("fork")
+    begun = forks.Event()
+
+    def train():
+        held = RunLock(tmp_path)
+        begun.set()
+        time.sleep(60)
+        held.release()
+
+    trained = forks.Process(target=train)
+    trained.start()
+    assert begun.wait(60)
+    (tmp_path / LEASE).write_text(json.dumps({"token": "another", "host": "elsewhere", "beat": 0}))
+    trained.join(30)
+    assert trained.exitcode == 1
+    assert json.loads((tmp_path / LEASE).read_text())["token"] == "another"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cached import STEPS, arguments, folder_in
 from forked import Forked, ran
-from launching import losses
+from launching import ROOT, losses
 from sptnet_shards.make_shards import main as make_shards
 
 from sptnet.build import build_model, build_store
@@ -20,8 +20,11 @@ from sptnet.config_file import load_config
 from sptnet.data import tokens
 from sptnet.data.format.manifest import KINDS
 from sptnet.data.storage.store import LocalStore
-from sptnet.run.checkpoint import checkpoints, read_facts
+from sptnet.evaluate import predict as evaluated
+from sptnet.run.checkpoint import checkpoints, digest, read_facts
 from sptnet.run.following import Following
+from sptnet.strategy.connect import connect
+from sptnet.strategy.create import create_evaluator
 from sptnet.train import evaluate_now
 from sptnet.trunk_cache import TrunkCache, choose
 
@@ -219,3 +222,30 @@ def test_many_parts_are_not_held_open(digits, made, monkeypatch):
         for number in range(len(manifest.of_kind("unlabelled"))):
             reader.part("unlabelled", number).read(0, 0, row)
     assert len(os.listdir("/proc/self/fd")) == before + 3
+
+
+def test_the_evaluated_view_is_the_last_row_and_the_only_one_of_a_test_image():
+    shape = tokens.TokenShape(3, 5, 8, "float16")
+    assert [(shape.rows_of(kind), shape.evaluated(kind)) for kind in KINDS] == [(3, 2), (4, 3), (1, 0)]
+
+
+def test_an_evaluation_from_tokens_is_that_of_the_images(digits, made, monkeypatch):
+    """Of a model in float32, whose tokens are not rounded: the same predictions, image by image."""
+    config = load_config(
+        f"{ROOT}/configs/quickstart_simgcd.yaml",
+        arguments("run", digits, made / "cache", "data.tokens=float32", "evaluate.batch_size=64")[2:],
+    )
+    store = build_store(config)
+    model, _ = build_model(config, store.manifest)
+    accelerator, launch = connect(60)
+    weights = digest((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    cache = choose(config, store, model, weights, torch.device("cpu"), "no", lambda: 10**9)
+    assert isinstance(cache, TrunkCache)
+    assert cache.missing == 0
+    strategy = create_evaluator(accelerator, launch, model, config.memory.frozen_blocks)
+    for kind in ("unlabelled", "test"):
+        plain, kept = (
+            torch.cat(list(evaluated(strategy, None, config, store, kind, tokens=of))) for of in (None, cache.tokens)
+        )
+        assert torch.equal(plain[:, :3], kept[:, :3])
+        assert (plain[:, 3] - kept[:, 3]).abs().max() <= 20  # millionths
