@@ -20,7 +20,7 @@ quickstart: $(RUN)/kmeans/metrics.json $(RUN)/sptnet/finished  ## shard digits, 
 	@echo "Next: $(BIN)/sptnet eval $(RUN)/sptnet   evaluates again;"
 	@echo "      README.md, 'Sort your own photographs', takes yours in one command."
 
-test: .venv/dev  ## the tests, with the environment they need (a quarter of an hour on 2 cores)
+test: .venv/dev  ## the tests, with the environment they need (some 10 minutes on 2 cores)
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/dev  ## the tests that are marked slow too: more strategies and world sizes

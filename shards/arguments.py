@@ -81,7 +81,8 @@ def _add_protocol(command: argparse.ArgumentParser) -> None:
         "--labelled-fraction",
         type=share,
         default=0.5,
-        help="share of the training images of old classes that are labelled (default: %(default)s, the protocol's)",
+        help="share of the training images of old classes that are labelled, where the source does not say which "
+        "(default: %(default)s, the protocol's)",
     )
     command.add_argument(
         "--seed", type=seed, default=0, help="of that choice and of the dealing to shards (default: %(default)s)"

@@ -50,9 +50,15 @@ def _within(text: str, least: int, most: int) -> int:
 
 def add_encoder(command: argparse.ArgumentParser) -> None:
     """The arguments that say whose class tokens."""
-    command.add_argument("--run", dest="run_folder", metavar="RUN", type=Path, help="of a trained run, with its prompt")
-    command.add_argument("--backbone", default=BACKBONE, help="of a timm ViT (default: %(default)s)")
-    command.add_argument("--weights", default="timm", help="timm, none, or a file (default: %(default)s)")
+    command.add_argument(
+        "--run", dest="run_folder", metavar="RUN", type=Path, help="a trained run: its backbone, with its prompt"
+    )
+    command.add_argument(
+        "--backbone", default=BACKBONE, help="name of a timm ViT: `sptnet backbones` lists them (default: %(default)s)"
+    )
+    command.add_argument(
+        "--weights", default="timm", help="its weights: timm (from its hub), none, or a file (default: %(default)s)"
+    )
     command.add_argument("--image-size", type=pixels, help=f"pixels (default: the run's, or {IMAGE_SIZE})")
     command.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="(default: %(default)s)")
     command.add_argument("--workers", type=workers, default=0, help="loader processes per rank (default: %(default)s)")

@@ -83,9 +83,9 @@ class DataConfig(Section):
     """A folder made by sptnet-shards, or an fsspec URL of one (s3://, gs://, https://)."""
     remote: RemoteConfig = RemoteConfig()
     batch_size: int = Field(128, gt=0, le=2**24)
-    """Images of the global batch, half of them labelled."""
+    """Images of the global batch, half of them labelled; a multiple of 2 x data.streams and of the processes."""
     streams: int = Field(4, gt=0, le=2**20)
-    """Canonical streams; part of the data order, unlike the number of processes."""
+    """Parts that a pass over the data is cut into, at most as many as shards; decides the order, as window does."""
     window: int = Field(4, gt=0, le=2**20)
     """Shards of a stream that are shuffled together; part of the data order."""
     augment: AugmentName = "crop_flip"
@@ -170,8 +170,7 @@ class PromptConfig(Section):
     init_scale: float = Field(1.0, gt=0, le=100)
     """Deviation of the random pixels, in units of the normalised image."""
     pair: PromptedPair = "copy"
-    """What the model phase pairs: copy, a view and its prompted copy, as published; views, a view and another, prompted
-    one."""
+    """What the model phase pairs: copy, a view and its prompted copy, as published; views, two, one prompted."""
     lr: float = Field(1.0, ge=0)
     """Learning rate after the warm-up; a cosine leads it to 0."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -219,21 +218,20 @@ class LossConfig(Section):
     teacher_warmup_epochs: int = Field(10, ge=0, le=MANY)
     """Epochs from the one to the other."""
     scope: Literal["global", "local"] = "global"
-    """Of which images: global, the whole batch; local, a rank's (SimGCD's own): numbers of that many ranks."""
+    """Images that it compares: global, of the whole batch; local, of one rank, as SimGCD: ranks decide its numbers."""
 
 
 class ScheduleConfig(Section):
     """How long, and how the phases alternate."""
 
     epochs: int = Field(200, gt=0, le=MANY)
-    """Passes over as many images as there are."""
+    """An epoch has as many steps as the training images, labelled and unlabelled, fill batches."""
     k: int = Field(20, gt=0, le=MANY)
     """Steps per phase (sptnet)."""
     phase_schedule: Literal["alternating", "reference"] = "alternating"
-    """Alternating: k and k steps over the whole run; reference: begun anew in every epoch, as in the authors'
-    code."""
+    """alternating: k and k steps over the whole run; reference: begun anew in every epoch, as in the authors' code."""
     lr_scaling: Literal["none", "linear"] = "none"
-    """None, or linear: both learning rates grow with data.batch_size ..."""
+    """none: as written; linear: both learning rates grow with data.batch_size ..."""
     lr_reference_batch: int = Field(128, gt=0, le=2**24)
     """... and are as written at this one."""
 
@@ -244,7 +242,7 @@ class EvaluateConfig(Section):
     every: int = Field(10, gt=0, le=MANY)
     """Epochs; the end of the run is always evaluated."""
     batch_size: int = Field(256, gt=0, le=2**20)
-    """Images per forward pass."""
+    """Images of a rank's forward pass."""
 
 
 class CheckpointConfig(Section):

@@ -52,4 +52,4 @@ def print_keys() -> None:
             section = above
         default = field.get_default(call_default_factory=True)
         told = "(must be given)" if default is PydanticUndefined else "null" if default is None else str(default)
-        print(f"{name} = {told}  # {field.description or ''}".rstrip())
+        print(f"{name} = {told}  # {' '.join((field.description or '').split())}".rstrip())

@@ -46,15 +46,26 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--new", type=positive, metavar="N", help="how many new classes there are (default: estimated)"
     )
     command.add_argument("--test", type=folder, metavar="FOLDER", help="class folders to measure on, if you have some")
-    command.add_argument("--backbone", default=BACKBONE, metavar="NAME", help="of a timm ViT (default: %(default)s)")
-    command.add_argument("--weights", default="timm", help="of it: timm, none, or a file (default: %(default)s)")
+    command.add_argument(
+        "--backbone",
+        default=BACKBONE,
+        metavar="NAME",
+        help="name of a timm ViT: `sptnet backbones` lists them (default: %(default)s)",
+    )
+    command.add_argument(
+        "--weights", default="timm", help="its weights: timm (from its hub), none, or a file (default: %(default)s)"
+    )
     command.add_argument(
         "--then", choices=("continued", "sptnet"), default="continued",
         help="what trains behind SimGCD: sptnet, or continued, SimGCD on fresh views (default: %(default)s, which had "
         "more right in docs/results.md)",
     )  # fmt: skip
     command.add_argument(
-        "--hours", type=hours, default=HOURS, metavar="H", help="that it may take at most (default: %(default)g)"
+        "--hours",
+        type=hours,
+        default=HOURS,
+        metavar="H",
+        help="what it plans for, from now on; nothing is stopped when they are over (default: %(default)g)",
     )
     command.add_argument(
         "--processes", type=partial(positive, most=MOST_WORKERS), metavar="P",

@@ -20,7 +20,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--max-classes",
         type=positive,
         metavar="N",
-        help="tried (default: 4 an old class, 1000 at least; by tree more where that is too few)",
+        help="the largest that is tried (default: 4 for each old class, at least 1000; tree goes beyond where need be)",
     )
     command.add_argument(
         "--out", type=local, default=Path("estimate_k"), metavar="FOLDER", help="(default: %(default)s)"

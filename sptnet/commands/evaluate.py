@@ -15,7 +15,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="of where things are and how they are computed, e.g. data.root=data/cub",
+        help="of data.root, data.remote, data.workers, evaluate., device and others that decide no number",
     )
 
 

@@ -13,7 +13,7 @@ from sptnet.data.format.files import local
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("data", metavar="DATA", help="a folder of shards, or its URL")
-    command.add_argument("--out", type=local, required=True, metavar="FOLDER", help="of the features")
+    command.add_argument("--out", type=local, required=True, metavar="FOLDER", help="folder for the features")
     add_encoder(command)
 
 

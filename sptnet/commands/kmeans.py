@@ -23,10 +23,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--whiten",
         action="store_true",
-        help="features: with --pca, scale each to variance 1; of few images to one dimension for every 8",
+        help="features: with --pca, scale every dimension to variance 1; at most one dimension for every 8 images",
     )
     command.add_argument(
-        "--num-classes", type=positive, metavar="K", help="old and new (default: as many as there are)"
+        "--num-classes",
+        type=positive,
+        metavar="K",
+        help="old and new together (default: as the dataset says; needed where nobody knows)",
     )
 
 

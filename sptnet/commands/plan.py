@@ -34,10 +34,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gpu", default="h100", help="h100, h200, a100, a100-pcie (default: %(default)s)")
     command.add_argument("--strategy", help="all, or one of launch/ (default: %(default)s)")
     command.add_argument("--precision", choices=["no", "bf16", "fp16"], help="(default: %(default)s)")
-    command.add_argument("--network", type=float, metavar="GB/S", help="of a GPU to other nodes (default: 25, assumed)")
+    command.add_argument(
+        "--network", type=float, metavar="GB/S", help="GB/s of one GPU to other nodes (default: 25, assumed)"
+    )
     command.add_argument("--price", type=float, metavar="P", help="of a GPU-hour, for the cost of the run")
-    command.add_argument("--images", metavar="L,U,T", help="labelled, unlabelled, test, where the shards are not here")
-    command.add_argument("--classes", metavar="OLD,NEW", help="likewise")
+    command.add_argument(
+        "--images",
+        metavar="L,U,T",
+        help="numbers of labelled, unlabelled and test images, where the shards are not here",
+    )
+    command.add_argument("--classes", metavar="OLD,NEW", help="numbers of old and new classes, with --images")
     command.add_argument("--calibrate", type=_few, metavar="IMAGES", nargs="?", const=4,
                          help="take real steps of so many images here, and say how far their plan is off")  # fmt: skip
     command.set_defaults(**OF_A_CLUSTER)

@@ -24,12 +24,17 @@ SPLITS = ("labelled", "unlabelled", "test")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_folder", metavar="RUN", type=Path, help="the run's folder")
     command.add_argument("images", metavar="IMAGES", help="a folder, a .csv file, or shards")
-    command.add_argument("--out", type=local, required=True, metavar="FOLDER", help="of the table")
+    command.add_argument("--out", type=local, required=True, metavar="FOLDER", help="folder for the table")
     command.add_argument("--format", choices=["csv", "parquet"], default="csv", help="(default: %(default)s)")
-    command.add_argument("--top", type=positive, default=5, help="classes told of every image (default: %(default)s)")
+    command.add_argument(
+        "--top",
+        type=positive,
+        default=5,
+        help="how many of its most confident classes an image has in the table (default: %(default)s)",
+    )
     command.add_argument("--embeddings", action="store_true", help="class tokens too")
     command.add_argument(
-        "--splits", nargs="+", choices=SPLITS, help="of shards, and of nothing else (default: the last two)"
+        "--splits", nargs="+", choices=SPLITS, help="which splits, where IMAGES is shards (default: the last two)"
     )
     command.add_argument("--workers", type=workers, default=0, help="loader processes per rank (default: %(default)s)")
 
