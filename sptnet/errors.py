@@ -8,6 +8,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 Outcome = Literal["continue", "retry", "final"]  # see sptnet/run/outcome.py
@@ -16,6 +17,12 @@ STAYING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, e
            errno.EEXIST}  # fmt: skip
 # and of a file that is to be read: it is not there, or is none
 OF_THE_FILE = STAYING | {errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG}
+
+
+def in_the_way(error: OSError, path: Path) -> object:
+    """What could not be written: of what lies in the folder `path` the file, else `path` itself."""
+    below = isinstance(error.filename, str) and Path(error.filename).is_relative_to(path)
+    return error.filename if below else path
 
 
 def outcome_of_writing(error: OSError) -> Outcome:

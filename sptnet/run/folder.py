@@ -24,7 +24,7 @@ from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
 from sptnet.data.format.files import is_url, write_whole
 from sptnet.data.format.temporary import remove_leftovers
-from sptnet.errors import Outcome, SptnetError, outcome_of_writing
+from sptnet.errors import Outcome, SptnetError, in_the_way, outcome_of_writing
 from sptnet.run.records import forget_from
 
 CONFIG, MODEL, METRICS, PREDICTIONS, STEPS, LOG, FINISHED = (
@@ -62,7 +62,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else path  # of a folder the file that is in the way
+        where = in_the_way(error, path)
         told = RunError(f"{where} cannot be written: {error.strerror or error}; what was written before stays")
         raise told.with_outcome(outcome_of_writing(error)) from error
 

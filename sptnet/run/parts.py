@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sptnet.data.format.files import write_whole
 from sptnet.data.format.temporary import remove_leftovers
-from sptnet.errors import SptnetError, outcome_of_writing
+from sptnet.errors import SptnetError, in_the_way, outcome_of_writing
 from sptnet.run.records import DamagedError, read_json
 
 # in such a file: by what path a model was named; which one it is the digests of its parts say, and the one of its head
@@ -40,7 +40,7 @@ def writing_parts(path: Path) -> Iterator[None]:
     except PartsError:
         raise
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) else path  # of a folder the file that is in the way
+        where = in_the_way(error, path)
         told = PartsError(
             f"{where} cannot be written: {error.strerror or error}; what was finished stays, the same command goes on"
         )
@@ -81,7 +81,7 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
             found = read_json(path, dict[str, Any])
         except DamagedError as error:
             raise PartsError(
-                f"{path}, which says what is in its folder, is damaged ({error}): put it back, or choose another folder"
+                f"{path} is damaged ({error}), and says what is in its folder: put it back, or choose another folder"
             ) from None
     says = json.loads(json.dumps(says))
     passed_over = HEAD if HEAD in says and HEAD not in found else SOURCE

@@ -91,7 +91,8 @@ def test_asked_to_stop_during_an_evaluation_it_stops_and_goes_on(again, monkeypa
 
 
 def test_beyond_a_shortened_schedule_it_says_so(again, capsys):
-    path = again.parent / "interrupted" / "checkpoints" / "step-000000005" / "checkpoint.json"
+    folder = again.parent / "interrupted" / "checkpoints"
+    path = (folder / "step-000000005").rename(folder / "step-000000013") / "checkpoint.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps(facts | {"step": 13}))
     assert main(["train", str(again)]) == 1

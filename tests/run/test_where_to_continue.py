@@ -29,7 +29,9 @@ def test_its_own_newest_one_comes_before_another_runs(before):
     """A job that begins from another run, and is requeued."""
     for run, steps in (("own", (15, 20)), ("other", (10, 30))):
         for step in steps:
-            shutil.copytree(before / "interrupted" / STEP, before / run / "checkpoints" / f"step-{step:09d}")
+            copy = before / run / "checkpoints" / f"step-{step:09d}"
+            shutil.copytree(before / "interrupted" / STEP, copy)
+            facts_changed(copy, step=step)
 
     def asked(source):
         return where_to_continue(load_config("quickstart", ["init=null", f"run={before / 'own'}", f"resume={source}"]))
