@@ -36,6 +36,8 @@ def published(folder: str, name: str) -> Path:
     path = home / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(file.stem for file in home.glob("*.yaml")))
+        if Path(name).is_dir():
+            raise ConfigError(f"{name} is a folder: name a configuration in it, or one of these: {names}")
         raise ConfigError(f"{name}: there is no such file, and no configuration of that name: {names}")
     return path
 

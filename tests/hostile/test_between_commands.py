@@ -205,6 +205,13 @@ def test_an_override_that_yaml_cuts_off_is_refused(text):
         read_override(f"run={text}")
 
 
+def test_a_folder_is_no_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    with pytest.raises(ConfigError, match="is a folder: name a configuration in it, or one of these: "):
+        load_config("mine")
+
+
 def test_an_override_that_is_quoted_is_taken_whole():
     assert read_override('run="runs/a #1"') == ("run", "runs/a #1")
     assert read_override("run=runs/a#1") == ("run", "runs/a#1")
