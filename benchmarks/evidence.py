@@ -6,9 +6,10 @@ OUT is a folder of benchmarks/grocery.py: its shards, tokens and SimGCD runs are
 trained), and each arm is a folder `evidence/STEPS/ARM-SEED` in it. What is there is not trained again.
 
 All arms but the first begin from the finished SimGCD model of their seed, with the same restart: `--steps` steps of
-the optimizer, learning rates and batches that configs/photographs_continued.yaml and photographs_sptnet.yaml share. One
-factor differs from `SPTNet` in each arm behind it. A step is 2 x 128 images through the network in every arm. The
-differences are paired: of each seed, an arm against the control that is best in All on average.
+the optimizer, learning rates and batches that configs/photographs_continued.yaml and photographs_sptnet.yaml share.
+`SPTNet` pairs an image with its own copy, as published; one factor differs from it in each arm behind it. A step is
+2 x 128 images through the network in every arm. The differences are paired: of each seed, an arm against the control
+that is best in All on average.
 """
 
 import argparse
@@ -40,7 +41,7 @@ ARMS: dict[str, list[str]] = CONTROLS | {
     "model with warm-up": ["optimizer.shape=one_cycle"],
     "model to zero": ["optimizer.final_factor=1.0e-3"],
     "k 5": ["schedule.k=5"],
-    "two views": ["prompts.pair=views"],  # a view and another one that is prompted
+    "two views": ["prompts.pair=views"],  # a view and another one that is prompted: the recipe
 }
 
 
@@ -71,7 +72,8 @@ def settings_of(given: argparse.Namespace, arm: str, seed: int, epochs: int) -> 
     if arm.startswith("continued"):
         return "photographs_continued", [*shared, *ARMS[arm]]
     frame, warmup = frame_of(given.image_size), round(given.warmup * given.steps)
-    return "photographs_sptnet", [*shared, f"prompts.frame={frame}", f"prompts.warmup_steps={warmup}", *ARMS[arm]]
+    published = [f"prompts.frame={frame}", f"prompts.warmup_steps={warmup}", "prompts.pair=copy"]
+    return "photographs_sptnet", [*shared, *published, *ARMS[arm]]
 
 
 def train(given: argparse.Namespace, arm: str, seed: int) -> None:
