@@ -110,7 +110,7 @@ def subject_of(runs: Sequence[Run]) -> Subject | None:
 def _is_of(result: dict[str, Any], found: Sorted) -> bool:
     """Whether as many images are in as many classes as an evaluation has counted."""
     used = len(np.unique(found.category))
-    return bool(result["samples"] == len(found.uid) and result.get("classes_used", used) == used)
+    return bool(result["samples"] == len(found.uid) and result["classes_used"] == used)
 
 
 def images_of(run: Run, found: Sorted) -> Images:
