@@ -127,15 +127,14 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
 
 def _stored(features: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """Class tokens as they are kept; raises PartsError where that has no such values."""
-    if not np.isfinite(features).all():
-        raise PartsError("the backbone gives class tokens that are not finite: its weights are damaged")
     with np.errstate(over="ignore"):
         stored = features.astype(dtype)
-    if not np.isfinite(stored).all():
-        raise PartsError(
-            f"class tokens reach {float(np.abs(features).max()):.3g}, more than {dtype} holds: use --dtype float32"
-        )
-    return stored
+    if np.isfinite(stored).all():
+        return stored
+    largest = float(np.abs(features).max())
+    if not np.isfinite(largest):
+        raise PartsError("the backbone gives class tokens that are not finite: its weights are damaged")
+    raise PartsError(f"class tokens reach {largest:.3g}, more than {dtype} holds: use --dtype float32")
 
 
 def _encoded(samples: list[Sample], features: NDArray[Any], fingerprint: dict[str, Any]) -> bytes:

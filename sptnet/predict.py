@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sptnet.data.blocks import Sample, ShardSource, Source, blocks
-from sptnet.data.format.files import TAKEN, is_url, open_regular, told_by_suffix, write_whole
+from sptnet.data.format.files import TAKEN, check_regular, is_url, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST, Kind, is_dataset
 from sptnet.data.format.temporary import remove_leftovers
 from sptnet.data.listing import (
@@ -215,18 +215,18 @@ class _Parts:
         """Whether a part is to be made: it is missing, or its files are not of as many images as it."""
         if self.is_missing(part):
             return True
-        embeddings = self.out / EMBEDDINGS.format(part)
+        apart = self.what.embeddings and self.what.table_format == "csv"
         try:
-            for path in (self.path(part), self.errors(part)):
-                if path.exists():  # and is no pipe, whose reader waits
-                    os.close(open_regular(path))
-            rows = count_rows(self.path(part), self.what.table_format)
-            bad = count_unreadable(self.errors(part)) if self.errors(part).exists() else 0
-            apart = self.what.embeddings and self.what.table_format == "csv"
-            kept = len(np.load(embeddings, mmap_mode="r")) if apart else rows
+            check_regular(self.path(part))
+            rows, bad, kept = count_rows(self.path(part), self.what.table_format), 0, None
+            if self.errors(part).exists():
+                check_regular(self.errors(part))
+                bad = count_unreadable(self.errors(part))
+            if apart:
+                kept = len(np.load(self.out / EMBEDDINGS.format(part), mmap_mode="r"))
         except (OSError, ValueError, EOFError, csv.Error):
             return True
-        return rows + bad != self.size(part) or kept != rows
+        return rows + bad != self.size(part) or kept not in (None, rows)
 
     def write(self, part: int, samples: list[Sample], tokens: NDArray[np.float32], logits: NDArray[np.float32]) -> None:
         """Write a part: samples [n], class tokens [n, D], logits [n, K]; its table, by which it counts, last."""

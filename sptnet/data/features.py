@@ -9,7 +9,6 @@ Knows no model: the maker is `sptnet/features.py`.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from sptnet.data.format.files import open_regular, read_regular
+from sptnet.data.format.files import check_regular, read_regular
 from sptnet.data.format.manifest import KINDS, Kind, Manifest
 from sptnet.errors import SptnetError
 
@@ -57,6 +56,9 @@ def encode_part(
 class Part:
     """The features of one shard, of which what is asked for is read, and open only then: a process may map 65,530.
 
+    Attributes:
+        span: the least and the largest target; None where there is no sample.
+
     Raises:
         FeaturesError: not whole, of another fingerprint, or not of the shard's length.
     """
@@ -66,26 +68,28 @@ class Part:
         with self._opened() as file:
             metadata, slices = file.metadata() or {}, [file.get_slice(name) for name in ("features", "uid", "target")]
             (of_rows, shape), *of_columns = [(one.get_dtype(), tuple(one.get_shape())) for one in slices]
+            targets = file.get_tensor("target")
         if metadata.get("fingerprint") != digest:
             raise FeaturesError(f"{path} is not of what {FINGERPRINT} beside it says: remove it and make it again")
         rows_fit = of_rows in ("F16", "F32") and len(shape) == 2 and shape[0] == samples and shape[1] > 0
         if not rows_fit or set(of_columns) != {("I64", (samples,))}:
             raise FeaturesError(f"{path} does not hold the {samples} samples of its shard: remove it and make it again")
         self.width = int(shape[1])
-
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        try:
-            os.close(open_regular(self.path))
-            with safe_open(self.path, "np") as file:
-                yield file
-        except (OSError, SafetensorError) as error:
-            raise FeaturesError(f"{self.path} cannot be read ({error}): remove it and make it again") from None
+        self.span = (int(targets.min()), int(targets.max())) if samples else None
 
     def array(self, name: str) -> NDArray[np.int64]:
         """`uid` or `target`: [n]; raises FeaturesError."""
         with self._opened() as file:
             return np.asarray(file.get_tensor(name), np.int64)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            check_regular(self.path)
+            with safe_open(self.path, "np") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise FeaturesError(f"{self.path} cannot be read ({error}): remove it and make it again") from None
 
     def rows(self, begin: int, end: int) -> NDArray[np.float32]:
         """Features [end - begin, D]; raises FeaturesError."""
@@ -159,8 +163,8 @@ class FeatureFolder:
         split = Split([Part(part_path(self.folder, kind, n), s.samples, digest) for n, s in enumerate(shards)])
         least, most = (0, self.manifest.num_old) if kind == "labelled" else (-1, len(self.manifest.classes))
         for part in split.parts:
-            targets = part.array("target")
-            if part.width != split.width or ((targets < least) | (targets >= most)).any():
+            named = part.span is None or (least <= part.span[0] and part.span[1] < most)
+            if part.width != split.width or not named:
                 raise FeaturesError(f"{part.path} is not like the others, or of no class: remove it and make it again")
         return split
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sptnet.data.format.faults import DamagedSampleError, DatasetError, unreadable
-from sptnet.data.format.files import create, open_regular, sync_folder, to_disk, write_whole
+from sptnet.data.format.files import check_regular, create, open_regular, sync_folder, to_disk, write_whole
 from sptnet.data.format.manifest import Kind
 from sptnet.errors import outcome_of_reading
 
@@ -166,7 +166,7 @@ class TokenPart:
     def __init__(self, path: Path, shape: TokenShape, kind: Kind, samples: int):
         self.path, self.shape, self.rows = path, shape, shape.rows_of(kind)
         try:
-            os.close(open_regular(path))
+            check_regular(path)
             with safe_open(path, "np") as file:
                 self.uid, self.target, self._check = (file.get_tensor(name) for name in ("uid", "target", "check"))
                 metadata = file.metadata() or {}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from sptnet.config_file import keys_of, load_config, published, read_override
 from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.files import is_utf8
 from sptnet.errors import SptnetError
 from sptnet.method.families import BackboneError
 from sptnet.run.resume import decides
@@ -92,10 +93,8 @@ def check(request: Request) -> list[str]:
             raise RequestError(f"{folder} is missing or not a folder")
         if request.out.resolve().is_relative_to(folder.resolve()):
             raise RequestError(f"{request.out} lies among the images of {folder}: choose a folder outside of it")
-    try:
-        str(request.out.resolve()).encode()
-    except UnicodeEncodeError:
-        raise RequestError(f"the path {str(request.out)!r} is not UTF-8: choose another folder") from None
+    if not is_utf8(request.out.resolve()):
+        raise RequestError(f"the path {str(request.out)!r} is not UTF-8: choose another folder")
     for key in request.chosen():
         if key.startswith(OURS):
             raise RequestError(f"override of {key}: follows from the arguments of discover")

@@ -22,7 +22,7 @@ import yaml
 
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
-from sptnet.data.format.files import is_url, write_whole
+from sptnet.data.format.files import is_url, is_utf8, write_whole
 from sptnet.data.format.temporary import remove_leftovers
 from sptnet.errors import Outcome, SptnetError, in_the_way, outcome_of_writing
 from sptnet.run.records import forget_from
@@ -71,12 +71,8 @@ def check_unfinished(config: Config) -> None:
     """Raise RunError if the run's folder holds a finished run, or its configuration could not be read again."""
     folder = Path(config.run)
     for path in (config.run, config.init, config.data.root):
-        try:
-            os.path.abspath(path or "").encode()
-        except UnicodeEncodeError:
-            raise RunError(
-                f"the path {os.path.abspath(path or '')!r} is not UTF-8, in which {CONFIG} names it: rename the folder"
-            ) from None
+        if not is_utf8(whole := os.path.abspath(path or "")):
+            raise RunError(f"the path {whole!r} is not UTF-8, in which {CONFIG} names it: rename the folder")
     if (folder / FINISHED).exists():
         raise RunError(f"{folder} holds a finished run: remove it, or choose another folder with run=FOLDER")
 

@@ -10,6 +10,7 @@ read too.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -173,7 +174,7 @@ def _facts(path: Path, metadata: dict[str, str]) -> ModelFacts:
         facts = parse_json(metadata.get("facts", json.dumps(metadata)), ModelFacts)
         if facts.classes is not None and len(set(facts.classes)) < len(facts.classes):
             raise DamagedError("a class is named twice")
-        if facts.num_old is not None and not 0 < facts.num_old <= len(facts.classes or "?" * facts.num_old):
+        if facts.num_old is not None and not 0 < facts.num_old <= (len(facts.classes) if facts.classes else math.inf):
             raise DamagedError(f"{facts.num_old} old classes")
         return facts
     except DamagedError as error:

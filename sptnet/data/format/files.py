@@ -112,6 +112,20 @@ def open_regular(path: Path | str) -> int:
     return descriptor
 
 
+def check_regular(path: Path | str) -> None:
+    """Raise OSError as `open_regular` does: for what opens a path itself, and would wait for a FIFO."""
+    os.close(open_regular(path))
+
+
+def is_utf8(path: Path | str) -> bool:
+    """Whether a path can be named in a file of text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_regular(path: Path | str, most: int) -> bytes:
     """The content of a regular file of at most `most` bytes; raises OSError."""
     # by descriptor: a conversion reads every image so, and a file object takes as long as a read
