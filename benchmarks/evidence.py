@@ -42,6 +42,7 @@ ARMS: dict[str, list[str]] = CONTROLS | {
     "model to zero": ["optimizer.final_factor=1.0e-3"],
     "k 5": ["schedule.k=5"],
     "two views": ["prompts.pair=views"],  # a view and another one that is prompted: the recipe
+    "two views k 5": ["prompts.pair=views", "schedule.k=5"],
 }
 
 
