@@ -81,8 +81,8 @@ def test_learning_rates_follow_the_batch_only_where_asked():
     assert config.lr_factor == 4
 
 
-def test_the_readme_s_own_configurations_load(tmp_path):
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_configurations_that_the_documents_show_load(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "discover.md").read_text(), re.S)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     first, second = (tmp_path / name for name in ("my_simgcd.yaml", "my_sptnet.yaml"))
     for path, block in zip((first, second), blocks, strict=True):

@@ -72,8 +72,9 @@ def test_the_snippets_of_the_docs_run(untrained, pile, predicted, tmp_path, monk
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) >= 3
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs" / "photos").mkdir(parents=True)
-    (tmp_path / "runs" / "photos" / "sptnet").symlink_to(untrained)
+    for run in ("photos/continued", "runs/photos/sptnet"):
+        (tmp_path / run).parent.mkdir(parents=True)
+        (tmp_path / run).symlink_to(untrained)
     shutil.copytree(predicted, tmp_path / "sorted")
     for name, path in zip(("a.jpg", "b.jpg"), sorted(pile.rglob("00[12]*.png")), strict=False):
         shutil.copy(path, tmp_path / name)
