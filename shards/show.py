@@ -95,14 +95,14 @@ def classes_told(manifest: Manifest) -> str:
     return f"{manifest.num_old} old classes, {'an unknown number of' if new is None else new} new ones"
 
 
-def _samples_by_class(root: Path, manifest: Manifest, seed: int) -> dict[int, list[_Sample]]:
+def _samples_by_class(root: Path, manifest: Manifest) -> dict[int, list[_Sample]]:
     """A few samples per class, from shards in a random order until every class has some."""
     targets = [*range(len(manifest.classes)), *([UNKNOWN] if manifest.unknown else [])]
     chosen: dict[int, list[_Sample]] = {target: [] for target in targets}
-    for number in permutation(seed, SHOW, 0, 0, 0, len(manifest.shards)):
+    for number in permutation(0, SHOW, 0, 0, 0, len(manifest.shards)):
         shard = manifest.shards[number]
         index = read_index(root, manifest, shard)
-        for i in permutation(seed, SHOW, 1, int(number), 0, len(index)):
+        for i in permutation(0, SHOW, 1, int(number), 0, len(index)):
             uid, target, offset, size = index[i].item()
             if len(chosen.setdefault(target, [])) < PER_CLASS:
                 chosen[target].append(_Sample(shard.file, uid, offset, size))
@@ -111,13 +111,13 @@ def _samples_by_class(root: Path, manifest: Manifest, seed: int) -> dict[int, li
     return chosen
 
 
-def contact_sheet(root: Path, manifest: Manifest, seed: int = 0) -> Sheet:
+def contact_sheet(root: Path, manifest: Manifest) -> Sheet:
     """One row per class, old ones first, with its name; the first classes only where there are very many.
 
     Raises:
         DatasetError: an index that is damaged. OSError: a shard that cannot be read.
     """
-    chosen = _samples_by_class(root, manifest, seed)
+    chosen = _samples_by_class(root, manifest)
     shown = list(chosen)[: CLASSES - manifest.unknown] + ([UNKNOWN] if manifest.unknown else [])
     shown = list(dict.fromkeys(shown))
     bad: list[str] = []

@@ -60,8 +60,9 @@ def estimate_classes(
     return estimate
 
 
-def picture(estimate: Estimate, width: int = 640, height: int = 360, margin: int = 48) -> str:
+def picture(estimate: Estimate) -> str:
     """The accuracy on labelled images over log K, with the interval and the median, as SVG."""
+    width, height, margin = 640, 360, 48
     first, last = log(estimate.numbers[0]), log(max(estimate.numbers[-1], estimate.numbers[0] + 1))
 
     def x(number: float) -> float:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from sptnet.data.storage.store import Store, open_store
 from sptnet.method.model import Outputs
 from sptnet.run.parts import ImageProgress, PartsError, begin_parts, write_part
 from sptnet.strategy.base import Strategy
-from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.collectives import barrier, rank, world_size
 from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_evaluator
 from sptnet.strategy.kernels import choose_kernels, kernels_told
@@ -71,12 +70,6 @@ def forward_on_ranks(encoder: Encoder) -> tuple[Forward, Strategy]:
         return strategy.forward_evaluation(pixels, prompt)
 
     return forward, strategy
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, workers: int = 0) -> dict[str, Any]:

@@ -38,12 +38,12 @@ from sptnet.data.listing import (
 )
 from sptnet.data.table import Table, TableFormat, check_format, count_rows, encode_csv, encode_table
 from sptnet.errors import visible
-from sptnet.features import Forward, barrier, forward_on_ranks, looks_at, open_dataset
+from sptnet.features import Forward, forward_on_ranks, looks_at, open_dataset
 from sptnet.run.checkpoint import digest
 from sptnet.run.model_file import unfinished
 from sptnet.run.parts import HEAD, ImageProgress, begin_parts, write_part, writing_parts
 from sptnet.run.records import DamagedError, read_json
-from sptnet.strategy.collectives import rank, world_size
+from sptnet.strategy.collectives import barrier, rank, world_size
 from sptnet.strategy.kernels import kernels_told
 from sptnet.trained import TrainedRun, prediction_columns
 
@@ -221,7 +221,7 @@ class _Parts:
             rows, bad, kept = count_rows(self.path(part), self.what.table_format), 0, None
             if self.errors(part).exists():
                 check_regular(self.errors(part))
-                bad = count_unreadable(self.errors(part))
+                bad = count_rows(self.errors(part), "csv")
             if apart:
                 kept = len(np.load(self.out / EMBEDDINGS.format(part), mmap_mode="r"))
         except (OSError, ValueError, EOFError, csv.Error):
@@ -288,11 +288,6 @@ def _finish(out: Path, source: Source, parts: _Parts) -> Done | None:
         for part in range(len(source)):
             if parts.errors(part).exists():
                 rows += parts.errors(part).read_bytes().partition(b"\n")[2]
-                unreadable += count_unreadable(parts.errors(part))
+                unreadable += count_rows(parts.errors(part), "csv")
         write_whole(out / ERRORS, rows)  # several may see it at once, and write the same
     return Done(sum(source.size(part) for part in range(len(source))) - unreadable, unreadable)
-
-
-def count_unreadable(path: Path) -> int:
-    """Rows of a table of errors; a path in it may hold newlines. Raises OSError, csv.Error."""
-    return count_rows(path, "csv")

@@ -113,9 +113,9 @@ def _val(files: Folder) -> Items:
     return Items.of(item._replace(class_name=wnid) for item, wnid in zip(images, classes, strict=True))
 
 
-def chosen_classes(count: int = 1000) -> list[int]:
+def chosen_classes() -> list[int]:
     """The classes of ImageNet-100, indices into the sorted wnids (Vaze et al., CVPR 2022: a seeded draw)."""
-    return sorted(int(i) for i in np.random.RandomState(0).choice(count, 100, replace=False))
+    return sorted(int(i) for i in np.random.RandomState(0).choice(1000, 100, replace=False))
 
 
 def source(name: str, root: Path) -> Source:

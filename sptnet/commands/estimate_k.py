@@ -31,8 +31,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Estimate, and print what to write into the configuration."""
     from sptnet.estimate_k import PICTURE, RESULT, estimate_classes
-    from sptnet.features import barrier, make_features, open_dataset
-    from sptnet.strategy.collectives import rank
+    from sptnet.features import make_features, open_dataset
+    from sptnet.strategy.collectives import barrier, rank
 
     out, features = arguments.out, arguments.features
     if features is None:

@@ -30,14 +30,13 @@ AHEAD = 64  # samples that are asked for at once where their shards are still to
 class Batch(NamedTuple):
     """A rank's slice of global batch `step`.
 
-    views: uint8 [V, b, 3, H, W], or float [V, b, T, D], a trunk's tokens; targets, uids: int64 [b]; labelled: bool [b].
+    views: uint8 [V, b, 3, H, W], or float [V, b, T, D], a trunk's tokens; targets, uids: int64 [b].
     replaced: what was wrong with each sample that another one stands in for.
     """
 
     step: int
     views: Tensor
     targets: Tensor
-    labelled: Tensor
     uids: Tensor
     replaced: tuple[str, ...] = ()
 
@@ -101,16 +100,16 @@ class _Steps(Batches):
     def _batch(self, number: int) -> Batch:
         count = self.spec.views_at(number)
         views = self._empty(count, self.slots[1] - self.slots[0])
-        told: list[tuple[int, int, bool]] = []
+        told: list[tuple[int, int]] = []
         replaced: list[str] = []
         slots = self.order.batch(number, *self.slots)
         for i, slot in enumerate(slots):
             if i % AHEAD == 0:
                 self._soon(slots[i : i + AHEAD])
             uid, target = self._fill(views[:, i], slot, number, replaced)
-            told.append((uid, target, slot.labelled))
-        uids, targets, labelled = (torch.tensor(column) for column in zip(*told, strict=True))
-        return Batch(number, views, targets, labelled, uids, tuple(replaced))
+            told.append((uid, target))
+        uids, targets = (torch.tensor(column) for column in zip(*told, strict=True))
+        return Batch(number, views, targets, uids, tuple(replaced))
 
     def _soon(self, slots: Sequence[Slot]) -> None:
         """Told of the slots that are filled next."""

@@ -23,7 +23,6 @@ from sptnet.data.storage.store import Store
 from sptnet.data.workers import load
 from sptnet.names import AugmentName
 
-UNKNOWN = -1  # the target of an image whose class is not known
 ADDRESS = re.compile(r" <_io\.\w+ object at 0x\w+>")  # in Pillow's messages; another one in every process
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sptnet.data.blocks import UNKNOWN, Sample
+from sptnet.data.blocks import Sample
 from sptnet.data.format.faults import UnreachableError
 from sptnet.data.format.files import IMAGE_SUFFIXES, LARGEST_IMAGE, NO_IMAGES, is_folder, read_regular, replacing
+from sptnet.data.format.manifest import UNKNOWN
 from sptnet.errors import SptnetError, outcome_of_reading
 
 PATHS, STARTS = "listing.bin", "listing.npy"

@@ -17,6 +17,7 @@ from sptnet.data.format.manifest import Shard
 from sptnet.data.storage.pieces import PieceError, Wanted
 from sptnet.data.storage.store import Store
 
+KEEP_OPEN = 64  # shards, with their indexes, at a time
 LOOK_EVERY = 0.5  # seconds between looks for open files that left the cache
 
 
@@ -41,11 +42,10 @@ class ShardReader:
     Args:
         store: where the dataset lies.
         shards: the shards of one kind, in the manifest's order.
-        keep_open: how many shards stay open, with their indexes, at a time.
     """
 
-    def __init__(self, store: Store, shards: Sequence[Shard], keep_open: int = 64):
-        self.store, self.shards, self.keep_open = store, shards, keep_open
+    def __init__(self, store: Store, shards: Sequence[Shard]):
+        self.store, self.shards = store, shards
         self._open: OrderedDict[int, _Open] = OrderedDict()
         self._pieces: dict[tuple[int, int], Encoded] = {}
         self._believed: defaultdict[int, dict[int, int]] = defaultdict(dict)
@@ -59,7 +59,7 @@ class ShardReader:
             entries = self.store.entries(shard)
             self._open[number] = _Open(self.store.open(shard), entries)
             self._compare(number)
-            while len(self._open) > self.keep_open:
+            while len(self._open) > KEEP_OPEN:
                 _, oldest = self._open.popitem(last=False)
                 os.close(oldest.descriptor)
         self._open.move_to_end(number)

@@ -133,10 +133,9 @@ class Children:
 
 def _end_with(parent: int) -> None:
     """In the child, before it is what it will be: ask for SIGTERM when the parent is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:
-            os._exit(1)  # it was gone before that
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:
+        os._exit(1)  # it was gone before that
 
 
 def shown(command: Sequence[str], environment: Mapping[str, str]) -> str:

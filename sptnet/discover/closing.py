@@ -11,7 +11,7 @@ from rich.table import Table
 from sptnet.data.features import FeatureFolder
 from sptnet.data.format.files import write_whole
 from sptnet.data.format.manifest import Manifest
-from sptnet.data.table import encode_rows
+from sptnet.data.table import count_rows, encode_rows
 from sptnet.discover.request import TITLES, Request, StageName
 from sptnet.discover.verdict import (
     Agreement,
@@ -24,7 +24,7 @@ from sptnet.discover.verdict import (
     predictions_by_features,
     worse,
 )
-from sptnet.predict import ERRORS, count_unreadable, has_changed
+from sptnet.predict import ERRORS, has_changed
 from sptnet.report.categories import read_predictions
 from sptnet.report.text import printable
 from sptnet.run.parts import writing_parts
@@ -83,7 +83,7 @@ def _about_images(out: Path, manifest: Manifest) -> list[str]:
             f"{len(manifest.skipped)} images cannot be read or do not decode, and had no part in training, the first: "
             f"{manifest.skipped[0]['file']}"
         )
-    if bad := count_unreadable(out / "sorted" / ERRORS):
+    if bad := count_rows(out / "sorted" / ERRORS, "csv"):
         told.append(f"{bad} images of the unlabelled ones cannot be read: {out / 'sorted' / ERRORS} names them")
     return told
 

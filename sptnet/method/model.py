@@ -168,9 +168,9 @@ class PromptedViT(nn.Module):
         """Of an image: its patches, and what the backbone has before them."""
         return (self.image_size // self.patch_size) ** 2 + int(self.backbone.num_prefix_tokens)
 
-    def trunk(self, images: Tensor, prompt: Tensor | None = None, with_clean: bool = False) -> Tensor:
-        """The tokens that enter the first trained block, [N, T, D]; arguments as for `forward`, images not tokens."""
-        return self._trunk(images, prompt, with_clean, self.family.block_arguments(self.backbone))
+    def trunk(self, images: Tensor) -> Tensor:
+        """uint8 or float [N, 3, H, W] as for `forward` -> the tokens that enter the first trained block, [N, T, D]."""
+        return self._trunk(images, None, False, self.family.block_arguments(self.backbone))
 
     def _trunk(
         self, images: Tensor, prompt: Tensor | None, with_clean: bool, arguments: list[dict[str, Any]]

@@ -61,4 +61,4 @@ def pictures_of(prompt: Prompt, std: Sequence[float], images: Sequence[tuple[str
 def _uri(pixels: Tensor) -> str:
     """[3, H, W] between 0 and 255, clipped."""
     array: NDArray[np.uint8] = pixels.clamp(0, 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    return data_uri(encoded_as(Image.fromarray(array), "WEBP", quality=QUALITY, method=4), "webp")
+    return data_uri(encoded_as(Image.fromarray(array), "WEBP", quality=QUALITY, method=4))

@@ -84,7 +84,7 @@ def _sprite(category: Category, images: Images, places: dict[int, Place], plan: 
     tiles = [_tile(images, places.get(category.shown[i]), plan.pixels) for i in shown]
     rows = [Row(tiles[begin : begin + columns]) for begin in range(0, len(tiles), columns)]
     picture = encoded_as(sheet_of(rows, columns, plan.pixels), "WEBP", quality=QUALITY, method=4)
-    return Sprite(data_uri(picture, "webp"), columns, len(rows), shown)
+    return Sprite(data_uri(picture), columns, len(rows), shown)
 
 
 def _chosen(count: int, most: int) -> list[int]:
@@ -105,6 +105,6 @@ def _tile(images: Images, place: Place | None, pixels: int) -> Image.Image:
         return crossed_tile(pixels)
 
 
-def data_uri(content: bytes, kind: str) -> str:
+def data_uri(webp: bytes) -> str:
     """A picture inside of a page."""
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(webp).decode()}"

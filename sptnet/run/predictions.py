@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from sptnet.data.format.files import open_regular, write_whole
 from sptnet.data.format.manifest import KINDS, Kind
 from sptnet.run.folder import PREDICTIONS, RunError, writing
 from sptnet.run.parts import putting_aside, writing_parts
+from sptnet.strategy.collectives import barrier, rank
 
 FOLDER, NAMES = "predictions", ("uid", "target", "prediction")
 PARTS = re.compile("[0-9a-f]{16}")
@@ -83,7 +83,7 @@ def save_predictions(folder: Path, parts: PredictionParts, results: dict[str, An
     Raises:
         PartsError, RunError: something cannot be written; `predictions.npz` stays what it was.
     """
-    first = not dist.is_initialized() or dist.get_rank() == 0
+    first = rank() == 0
     name = hashlib.sha256(json.dumps([results, numbers], sort_keys=True).encode()).hexdigest()[:16]
     arrays: dict[str, Any] = {}
     below = folder / FOLDER
@@ -96,8 +96,7 @@ def save_predictions(folder: Path, parts: PredictionParts, results: dict[str, An
             below.mkdir(parents=True, exist_ok=True)
             for kind, part in parts:
                 write_whole(_path(folder, kind, part, name), _compressed(parts.columns(kind, part)))
-        if dist.is_initialized():
-            dist.barrier()
+        barrier()
     if first:
         with writing(folder):
             write_whole(folder / PREDICTIONS, _compressed(arrays))

@@ -23,6 +23,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def on_any_rank(so: bool, device: torch.device) -> bool:
     """Whether it is so on any rank; every rank calls it and gets the same answer."""
     if world_size() == 1:

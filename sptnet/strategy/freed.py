@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 OF_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
@@ -14,7 +13,7 @@ def keep_freed_memory() -> None:
     By default every tensor above 32 MB is given back to the system and asked for anew in every step, and filled with
     zeros page by page: a sixth of the time of a training from kept tokens. What the user has set stays.
     """
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in OF_USER):
+    if any(name in os.environ for name in OF_USER):
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # musl has none

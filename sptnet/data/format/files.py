@@ -21,7 +21,6 @@ LARGEST_IMAGE = 2**29  # bytes of an encoded image; the largest that is decoded 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}  # of what image.FORMATS reads
 TAKEN = ", ".join(sorted(IMAGE_SUFFIXES))
 NO_IMAGES = {"thumbs.db", "desktop.ini"}  # what Windows puts into folders
-CHUNK = 2**20
 # without O_NONBLOCK the opening of a FIFO waits for somebody who writes into it
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 WRITING = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -144,11 +143,8 @@ def read_regular(path: Path | str, most: int) -> bytes:
 
 def file_sha256(path: Path) -> str:
     """sha256 of a regular file's content; raises OSError."""
-    digest = hashlib.sha256()
     with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def create(path: Path) -> IO[bytes]:

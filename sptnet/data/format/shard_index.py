@@ -51,8 +51,6 @@ def parse_index(encoded: bytes, shard: Shard, targets: int, where: str) -> NDArr
     """
     if hashlib.sha256(encoded).hexdigest() != shard.index_sha256:
         raise DatasetError(f"{where} is not the index that the manifest means (sha256): copy it again")
-    if len(encoded) > index_size(shard):
-        raise DatasetError(f"{where} is longer than an index of {shard.samples} samples: make the shards again")
     if fault := _header_fault(encoded, shard.samples):
         raise DatasetError(f"{where} cannot be read ({fault}): make the shards again")
     index = np.frombuffer(encoded, INDEX_DTYPE, offset=len(encoded) - shard.samples * INDEX_DTYPE.itemsize)

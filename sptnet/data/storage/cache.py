@@ -6,7 +6,6 @@ CACHE/locks/ab.lock       held while a file whose name begins so is fetched; CAC
 """
 
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sptnet.data.format.faults import DatasetError
+from sptnet.data.format.files import file_sha256
 from sptnet.data.locks import NO_FLOCK, lock_at
 from sptnet.data.storage.fetch_ahead import FetchAhead
 
@@ -222,9 +222,5 @@ def network_file_system(folder: Path) -> str | None:
 
 def check_content(path: Path, sha256: str) -> None:
     """Raise OSError unless a file has this content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    if digest.hexdigest() != sha256:
+    if file_sha256(path) != sha256:
         raise OSError(errno.EIO, f"{path.stat().st_size} bytes came, and their sha256 is not the manifest's")
