@@ -1,6 +1,6 @@
 """Collectives of a step and their bytes under every strategy on R ranks; prints a table for docs/scale.md.
 
-The real steps and strategies on pretended ranks (sptnet/plan/pretend.py), a ViT-B/16 at 224 with its last block and
+The real steps and strategies on pretended ranks (sptnet/plan/fake_ranks.py), a ViT-B/16 at 224 with its last block and
 head trained; ZeRO's by a formula (sptnet/plan/zero.py). Bytes are those of the whole of what is gathered or reduced.
 """
 
@@ -13,7 +13,7 @@ from sptnet.config_file import load_config
 from sptnet.method.model import PromptedViT, create_model
 from sptnet.method.prompts import Prompt, create_prompt
 from sptnet.method.schedule import Schedule
-from sptnet.plan.pretend import pretended
+from sptnet.plan.fake_ranks import on_fake_ranks
 from sptnet.plan.trial import Counted, Phase
 from sptnet.plan.zero import with_zero
 from sptnet.strategy.launcher import LaunchSettings
@@ -38,7 +38,7 @@ def counted(strategy: str, frozen: str, ranks: int, batch: int, precision: str) 
     model, prompt = parts(config)
     shard = min(NODE, ranks) if strategy == "hsdp" else ranks
     launch = LaunchSettings(strategy, ranks, precision, shard)  # type: ignore[arg-type]
-    return pretended(config, model, prompt, Schedule(10, 100, k=4), launch, wrapped=strategy != "single")
+    return on_fake_ranks(config, model, prompt, Schedule(10, 100, k=4), launch, wrapped=strategy != "single")
 
 
 def steps_of(strategy: str, frozen: str, ranks: int, batch: int, precision: str) -> dict[Phase, Counted]:

@@ -29,10 +29,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sptnet.counted import count_once, expected_uids
 from sptnet.data.format.manifest import Manifest, Shard, Shards, load_manifest, write_manifest
 from sptnet.data.format.shard_index import INDEX_DTYPE
 from sptnet.data.storage.store import LocalStore
+from sptnet.exact_counts import count_once, expected_uids
 from sptnet.method.losses import GCDLoss
 from sptnet.objective import share_of
 from sptnet.run.predictions import PredictionParts

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sptnet.counted import WINDOW, Counts, Predictions, windows_of
 from sptnet.data.features import FeatureFolder
 from sptnet.data.format.manifest import KINDS, MANIFEST, Kind, Manifest
 from sptnet.data.loader import pixels
 from sptnet.data.storage.store import LocalStore
 from sptnet.evaluate import PROTOCOLS, save_evaluation, score
+from sptnet.exact_counts import WINDOW, Counts, Predictions, windows_of
 from sptnet.features import open_dataset
 from sptnet.method.kmeans import Ids, Matrix, assign, semi_supervised_kmeans
 from sptnet.points import ClusteringError, check_classes, projected, whitened_dimensions

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sptnet.build import build_store, build_untrained, num_new_classes
 from sptnet.config import Config
-from sptnet.counted import MILLION, Counts, count_once, rows_of, windows_of
 from sptnet.data.augment import normalise
 from sptnet.data.format.files import write_whole
 from sptnet.data.format.manifest import Kind, Manifest
 from sptnet.data.loader import eval_batches
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
+from sptnet.exact_counts import MILLION, Counts, count_once, rows_of, windows_of
 from sptnet.method.metrics import Accuracy, accuracy_of_counts
 from sptnet.method.prompts import Prompt
 from sptnet.run.folder import METRICS, RunError, read_config, writing

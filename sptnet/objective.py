@@ -25,7 +25,7 @@ from sptnet.method.losses import (
     entropy_gap,
     log_sum_of_predictions,
     self_distillation,
-    widened,
+    to_float32,
 )
 from sptnet.strategy.collectives import gather_packed, rank, sum_scattered, summed, world_size
 
@@ -33,14 +33,14 @@ LARGEST_BLOCK = 2**24  # entries of a similarity matrix that are computed at a t
 LABELLED_STRIDE = 2  # the data order deals labelled and unlabelled slots in turn, a labelled one first
 
 
-class Said(NamedTuple):
+class RankStatus(NamedTuple):
     """What a rank tells the others with a step: whether it was asked to stop, and how many samples it replaced."""
 
     stop: bool = False
     replaced: int = 0
 
 
-NOTHING = Said()
+NO_STATUS = RankStatus()
 
 
 class Share(NamedTuple):
@@ -71,7 +71,7 @@ def share_of(
     targets: Tensor,
     labelled: Tensor | None,
     teacher_temperature: float,
-    said: Said = NOTHING,
+    said: RankStatus = NO_STATUS,
     whole: bool = True,
 ) -> Share:
     """Compute this rank's share; all ranks call it.
@@ -85,7 +85,7 @@ def share_of(
     ranks, images = world_size(), len(targets)
     place = rank() * images if labelled is None else 0  # where this slice begins in the order of slots
     with torch.autocast(logits.device.type, enabled=False), torch.enable_grad():
-        leaves = [widened(outputs.detach()).requires_grad_() for outputs in (projections, logits)]
+        leaves = [to_float32(outputs.detach()).requires_grad_() for outputs in (projections, logits)]
         unit, own = F.normalize(leaves[0], dim=1), leaves[1]
         known = _known(targets, labelled, place)
         log_sum = log_sum_of_predictions(own, loss.student_temperature)
@@ -122,7 +122,7 @@ class _Batch(NamedTuple):
 
 
 def _told_by_all(
-    leaves: Sequence[Tensor], mine: list[Tensor], said: Said, whole: bool
+    leaves: Sequence[Tensor], mine: list[Tensor], said: RankStatus, whole: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The first collective: what every rank says of itself, and its part of the batch, [R, ...] each.
 

@@ -17,13 +17,13 @@ from sptnet.data.tokens import Tokens
 from sptnet.method.model import PromptedViT
 from sptnet.method.schedule import Schedule
 from sptnet.run.checkpoint import Facts, left_behind, remove
-from sptnet.run.following import Used
 from sptnet.run.lock import RunLock
 from sptnet.run.parts import PartsError
 from sptnet.run.provenance import describe, size_of
 from sptnet.run.resume import agree_where_to_continue, backbone_of, facts_to_continue, numbers_of, restore
 from sptnet.run.saving import Saver
 from sptnet.run.signals import StopRequest
+from sptnet.run.step_readback import Used
 from sptnet.run.throughput import Throughput, matmul_peak, work_of_steps
 from sptnet.run.tolerance import NonFiniteGuard, ReplacedSamples
 from sptnet.steps import Learner, Taken

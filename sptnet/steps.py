@@ -22,7 +22,7 @@ from sptnet.method.model import Outputs
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Phase, Schedule
 from sptnet.names import PromptedPair
-from sptnet.objective import NOTHING, Said, Share, share_of
+from sptnet.objective import NO_STATUS, RankStatus, Share, share_of
 from sptnet.strategy.base import Strategy, left_out_where, not_finite
 from sptnet.strategy.collectives import summed
 
@@ -102,7 +102,9 @@ class Learner:
         """How many augmented views a step looks at."""
         return ViewsAt(self.schedule, self.prompt is not None and self.pair == "copy")
 
-    def step(self, step: int, views: Tensor, targets: Tensor, labelled: Tensor | None, said: Said = NOTHING) -> Taken:
+    def step(
+        self, step: int, views: Tensor, targets: Tensor, labelled: Tensor | None, said: RankStatus = NO_STATUS
+    ) -> Taken:
         """Take global step `step`, or, where it is not finite, leave weights, prompts and momentum as they were.
 
         Args:
@@ -121,7 +123,7 @@ class Learner:
         return Taken(step, self.schedule.phase(step), GCDTerms(*terms.unbind()), flags, share.faulty, share.used)
 
     def _prompt_step(
-        self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said
+        self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: RankStatus
     ) -> tuple[Share, Tensor]:
         assert self.prompt is not None
         assert self.prompt_optimizer is not None
@@ -147,7 +149,7 @@ class Learner:
         return share, left_out
 
     def _model_step(
-        self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: Said
+        self, step: int, pieces: Sequence[Tensor], targets: Tensor, labelled: Tensor | None, said: RankStatus
     ) -> tuple[Share, Tensor]:
         prompt = None if self.prompt is None else self.prompt().detach()
         if prompt is not None and self.pair == "copy":
@@ -172,7 +174,7 @@ class Learner:
         pieces: Sequence[Tensor],
         targets: Tensor,
         labelled: Tensor | None,
-        said: Said,
+        said: RankStatus,
     ) -> tuple[Share, Sequence[Callable[[], Tensor]]]:
         """This rank's share, and functions whose results, one after the other, lead its gradient into the network."""
         whole = len(pieces) == 1
@@ -184,12 +186,12 @@ class Learner:
             self.global_loss,
         )  # fmt: skip
         if whole:
-            return share, [partial(_led_back, parts[0], share.gradients)]
+            return share, [partial(_vjp_loss, parts[0], share.gradients)]
         sizes = [piece.shape[1] for piece in pieces]
         # [2 * b, ...] view-major -> pieces [2, p, ...] -> [2 * p, ...] view-major
         split = [g.unflatten(0, (HALVES, -1)).split(sizes, 1) for g in share.gradients]
         shares = [[part.flatten(0, 1) for part in of_piece] for of_piece in zip(*split, strict=True)]
-        return share, [lambda p=p, s=s: _led_back(forward(p), s) for p, s in zip(pieces, shares, strict=True)]
+        return share, [lambda p=p, s=s: _vjp_loss(forward(p), s) for p, s in zip(pieces, shares, strict=True)]
 
 
 def _looked_at(piece: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
@@ -206,7 +208,7 @@ def _looked_at(piece: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor | N
     return piece[0], prompt, True
 
 
-def _led_back(outputs: Outputs, gradients: Sequence[Tensor]) -> Tensor:
+def _vjp_loss(outputs: Outputs, gradients: Sequence[Tensor]) -> Tensor:
     """A scalar whose gradient by the outputs is `gradients`."""
     return (outputs.projections * gradients[0]).sum() + (outputs.logits * gradients[1]).sum()
 

@@ -13,15 +13,15 @@ from sptnet.data.format.manifest import Kind
 from sptnet.data.on_device import on_device
 from sptnet.data.tokens import DamagedTokensError
 from sptnet.evaluate import evaluate, save_evaluation
-from sptnet.objective import Said
+from sptnet.objective import RankStatus
 from sptnet.preparing import Run, StopRequestedError, prepare
 from sptnet.run.folder import check_unfinished, mark_finished, open_run
-from sptnet.run.following import Following
 from sptnet.run.metrics_log import MetricsLog
 from sptnet.run.model_file import ModelFacts, save_model
 from sptnet.run.outcome import naming_step, record_outcome
 from sptnet.run.provenance import record_start, warnings
 from sptnet.run.signals import StopRequest
+from sptnet.run.step_readback import StepReadback
 from sptnet.run.trackers import Trackers, named_trackers
 from sptnet.strategy.collectives import on_any_rank, rank
 
@@ -70,7 +70,7 @@ def train(config: Config) -> bool:
 def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     """Take the steps that are left, or those until asked to stop; returns whether the run is finished."""
     config, total, done = run.config, run.schedule.total_steps, run.start
-    following = Following(run.guard, run.replaced, run.note, log)
+    following = StepReadback(run.guard, run.replaced, run.note, log)
     # asked to stop, or killed, before it was evaluated: a checkpoint comes first
     stopped = run.evaluation_is_due(done) and not evaluate_now(run, log, done, stop)
     run.throughput.restart()
@@ -79,7 +79,7 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
     for batch, views, targets in on_device(batches, strategy.device, strategy.module.statistics):
         done = batch.step + 1
         with naming_step(run.schedule.phase(batch.step), batch.step):
-            said = Said(stop.here(), run.replaced.told_where_met(batch))
+            said = RankStatus(stop.here(), run.replaced.told_where_met(batch))
             taken = run.learner.step(batch.step, views, targets, None, said)
             following.follow(batch, taken, facts_of(run, batch))  # reads what the step before it did
             stopped, due = following.stop, run.evaluation_is_due(done)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sptnet import objective
 from sptnet.method.losses import GCDLoss
 from sptnet.method.schedule import Schedule
-from sptnet.objective import Said, share_of
+from sptnet.objective import RankStatus, share_of
 from sptnet.steps import ViewsAt
 
 BATCH, CLASSES, WIDTH, TEACHER = 6, 20, 4, 0.05
@@ -61,7 +61,7 @@ def shares(rank, size, cases, folder):
         mine = torch.cat([torch.arange(rank * share, (rank + 1) * share) + v * BATCH for v in (0, 1)])
         images = mine[:share]
         labelled = None if kind == "in turn" else labels(kind)[images]
-        said = Said(rank == 0, rank)
+        said = RankStatus(rank == 0, rank)
         told = share_of(LOSS, projections[mine], logits[mine], targets[images], labelled, TEACHER, said, whole)
         torch.save((mine, tuple(told.terms), told.gradients, told.asked, told.used), folder / f"{number}-{rank}.pt")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sptnet.counted import Counts
 from sptnet.evaluate import score
+from sptnet.exact_counts import Counts
 
 
 def test_of_counts_by_hand():

@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     from sptnet.plan.hardware import BETWEEN_NODES, gpu
     from sptnet.plan.planned import Cluster
     from sptnet.plan.planning import plan_run, possible_on
+    from sptnet.plan.printing import as_facts, one_line, tell
     from sptnet.plan.seconds import Network
-    from sptnet.plan.telling import as_facts, one_line, tell
 
     between = BETWEEN_NODES if arguments.network is None else arguments.network * 1e9
     if not 0 < between < float("inf") or not 0 <= (arguments.price or 0) < float("inf"):
@@ -102,11 +102,11 @@ def _beside(arguments: argparse.Namespace, network: "Network") -> int:
     import torch
     from rich.console import Console
 
-    from sptnet.plan.beside import compare, facts, tell_beside, verdict
+    from sptnet.plan.comparison import compare, facts, tell_beside, verdict
     from sptnet.plan.hardware import gpu, this_machine
+    from sptnet.plan.measured_run import read_run
     from sptnet.plan.planned import Cluster
     from sptnet.plan.planning import plan_run
-    from sptnet.plan.ran import read_run
 
     ran = read_run(arguments.config, arguments.overrides)
     counts = _counts(ran.config, arguments)
@@ -136,7 +136,7 @@ def _calibrate(config: "Config", counts: "Counts", images: int) -> int:
     from rich.console import Console
 
     from sptnet.plan.calibrate import calibrate
-    from sptnet.plan.telling import tell_steps
+    from sptnet.plan.printing import tell_steps
 
     tell_steps(*calibrate(config, counts, images), Console(width=110))
     return 0

@@ -12,7 +12,7 @@ from sptnet.data.batches import Batch
 def on_device(
     batches: Iterable[Batch], device: torch.device, statistics: Statistics
 ) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-    """Each batch with its normalised views, float32 [V, b, 3, H, W], and targets [b] on the device; tokens are widened.
+    """Each batch with its normalised views, float32 [V, b, 3, H, W], and targets [b] on the device, tokens as float32.
 
     On a GPU the loader has pinned it. It is asked for when the step before it has been launched, and is copied on a
     stream of its own meanwhile: two batches are on the device at a time, and no more.

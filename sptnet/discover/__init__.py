@@ -16,7 +16,7 @@ OUT/sizes.csv         how large every category is
 OUT/discover.lock     held by whoever works here
 
 `journey.py` is the order; `request.py` what was asked, `stages.py` the commands, `children.py` how one is run and
-stopped, `way.py` how far one is, `choices.py` what is chosen once, `planning.py` and `plan.py` (pure) how long each
-stage trains, `measure.py` what a step costs, `free_memory.py` within what memory, `recipe.py` the two configurations,
-`kept.py` the JSON files, `verdict.py` and `closing.py` what is said at the end.
+stopped, `pipeline.py` how far one is, `choices.py` what is chosen once, `planning.py` and `plan.py` (pure) how long
+each stage trains, `measure.py` what a step costs, `free_memory.py` within what memory, `recipe.py` the two
+configurations, `saved_state.py` the JSON files, `diagnostics.py` and `closing.py` what is said at the end.
 """

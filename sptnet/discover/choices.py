@@ -15,8 +15,8 @@ from sptnet.data.format.files import TAKEN, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST
 from sptnet.data.listing import images_below
 from sptnet.discover.children import Children
-from sptnet.discover.kept import Choices, read_kept
 from sptnet.discover.request import Request
+from sptnet.discover.saved_state import Choices, read_kept
 from sptnet.discover.stages import Machine
 from sptnet.run.parts import writing_parts
 from sptnet.strategy.attention import cpu_has_bf16

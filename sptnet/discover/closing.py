@@ -12,8 +12,7 @@ from sptnet.data.features import FeatureFolder
 from sptnet.data.format.files import write_whole
 from sptnet.data.format.manifest import Manifest
 from sptnet.data.table import count_rows, encode_rows
-from sptnet.discover.request import TITLES, Request, StageName
-from sptnet.discover.verdict import (
+from sptnet.discover.diagnostics import (
     Agreement,
     Group,
     StageFacts,
@@ -24,6 +23,7 @@ from sptnet.discover.verdict import (
     predictions_by_features,
     worse,
 )
+from sptnet.discover.request import TITLES, Request, StageName
 from sptnet.predict import ERRORS, has_changed
 from sptnet.report.categories import read_predictions
 from sptnet.report.text import printable

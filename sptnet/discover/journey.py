@@ -8,12 +8,12 @@ from sptnet.discover import stages
 from sptnet.discover.children import Children
 from sptnet.discover.choices import choices_of, keep, look_at_machine
 from sptnet.discover.closing import say_goodbye, told_apart
-from sptnet.discover.kept import Estimated, read_kept
+from sptnet.discover.diagnostics import few_images
+from sptnet.discover.pipeline import Pipeline
 from sptnet.discover.planning import planned
 from sptnet.discover.recipe import write_stage
 from sptnet.discover.request import TITLES, Request, RequestError, check, check_backbone
-from sptnet.discover.verdict import few_images
-from sptnet.discover.way import Journey
+from sptnet.discover.saved_state import Estimated, read_kept
 from sptnet.estimate_k import RESULT
 from sptnet.run.parts import begin_parts
 
@@ -38,7 +38,7 @@ def discover(request: Request, hours: float, processes: int | None) -> None:
     with Children(request.out) as children:
         choices = choices_of(request, children)
         machine = look_at_machine(request, processes, choices["precision"])
-        journey = Journey(request, hours, machine, children, 9 + (request.new is None))
+        journey = Pipeline(request, hours, machine, children, 9 + (request.new is None))
         for remark in remarks:
             journey.warn(remark)
         if left_out := choices.get("left_out"):
@@ -70,7 +70,7 @@ def _check_backbone(request: Request) -> None:
         raise
 
 
-def _features_size(journey: Journey, choices: dict[str, Any]) -> int:
+def _features_size(journey: Pipeline, choices: dict[str, Any]) -> int:
     """The image size of the recipe, before anything was planned."""
     if "image_size" not in choices:
         choices["image_size"] = write_stage("simgcd", journey.request, 1, journey.machine.workers).model.image_size
@@ -90,7 +90,7 @@ def _about_backbone(out: Path, manifest: Manifest) -> str | None:
     )
 
 
-def _number_of_new(journey: Journey) -> tuple[int, tuple[int, int] | None]:
+def _number_of_new(journey: Pipeline) -> tuple[int, tuple[int, int] | None]:
     """How many new classes there are, and the interval of an estimate of all classes."""
     if journey.request.new is not None:
         return journey.request.new, None

@@ -12,17 +12,17 @@ from sptnet.data.storage.store import LocalStore
 from sptnet.discover import stages
 from sptnet.discover.children import StageError
 from sptnet.discover.choices import keep
-from sptnet.discover.kept import Measured, plan_of, read_kept
+from sptnet.discover.pipeline import Pipeline
 from sptnet.discover.plan import Length, Plan, Work, clock, make_plan
 from sptnet.discover.recipe import Batches, batches_of, write_stage
 from sptnet.discover.request import TITLES, Request
-from sptnet.discover.way import Journey
+from sptnet.discover.saved_state import Measured, plan_of, read_kept
 
 DECODED = 16  # files of the pile, about, whose decoding is timed
 BUSY = 1.5  # processes that want to run, for every core
 
 
-def planned(journey: Journey, choices: dict[str, Any], manifest: Manifest, num_new: int) -> Plan:
+def planned(journey: Pipeline, choices: dict[str, Any], manifest: Manifest, num_new: int) -> Plan:
     """What each stage will do: of an earlier start, or from a few steps that are measured now. Says it."""
     request, hours = journey.request, journey.hours
     measuring = stages.measured(request, journey.machine, "model.image_size" in request.chosen())
@@ -40,7 +40,7 @@ def planned(journey: Journey, choices: dict[str, Any], manifest: Manifest, num_n
     return plan
 
 
-def _made(journey: Journey, measuring: stages.Stage, manifest: Manifest, num_new: int) -> dict[str, Any]:
+def _made(journey: Pipeline, measuring: stages.Stage, manifest: Manifest, num_new: int) -> dict[str, Any]:
     """Measure, plan, and write both configurations; what of it is kept."""
     request, machine = journey.request, journey.machine
     drafts = [write_stage(name, request, num_new, machine.workers) for name in request.stages]
@@ -81,7 +81,7 @@ def decoding_of(request: Request, manifest: Manifest) -> float:
     return manifest.samples("unlabelled") * sum(took) / max(len(took), 1)
 
 
-def _write_again(journey: Journey, choices: dict[str, Any], num_new: int) -> None:
+def _write_again(journey: Pipeline, choices: dict[str, Any], num_new: int) -> None:
     """Both configurations of a kept plan: OUT may lie elsewhere now, and what decides no number may be another.
 
     Raises:
@@ -99,7 +99,7 @@ def _write_again(journey: Journey, choices: dict[str, Any], num_new: int) -> Non
         write_stage(name, journey.request, num_new, journey.machine.workers, dealt, plan_of(choices["plan"]))
 
 
-def _say_plan(journey: Journey, choices: dict[str, Any], plan: Plan) -> None:
+def _say_plan(journey: Pipeline, choices: dict[str, Any], plan: Plan) -> None:
     recipe, size, hours = Length(*choices["recipe"]), choices["image_size"], choices["hours"]
     first, second, behind = plan.seconds
     names = journey.request.stages

@@ -12,8 +12,8 @@ from sptnet.data.features import FeatureFolder, FeaturesError
 from sptnet.data.format.fields import name_fault
 from sptnet.data.format.manifest import MANIFEST, read_manifest
 from sptnet.data.listing import ListedSource, ListingError
-from sptnet.discover.kept import Estimated, is_kept
 from sptnet.discover.request import Request
+from sptnet.discover.saved_state import Estimated, is_kept
 from sptnet.estimate_k import RESULT
 from sptnet.predict import ERRORS, TABLE
 from sptnet.run.folder import FINISHED, METRICS, MODEL, PREDICTIONS

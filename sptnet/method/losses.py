@@ -48,7 +48,7 @@ class Columns(NamedTuple):
         return (2 * (self.targets >= 0).sum()).clamp(min=1)
 
 
-def widened(outputs: Tensor) -> Tensor:
+def to_float32(outputs: Tensor) -> Tensor:
     """In float32; float64 stays."""
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
@@ -186,8 +186,8 @@ class GCDLoss:
             )
         # autocast would run the similarity matrices in half precision even on float32 inputs
         with torch.autocast(logits.device.type, enabled=False):
-            logits = widened(logits)
-            unit = F.normalize(widened(projections), dim=1)
+            logits = to_float32(logits)
+            unit = F.normalize(to_float32(projections), dim=1)
             columns = Columns(unit, torch.where(labelled, targets, UNLABELLED), stride=1)
             known = columns.labelled_rows()
             cls = classification(logits, columns.targets, 0, 1, self.student_temperature) / known

@@ -211,11 +211,11 @@ def plain_backbone(name: str, image_size: int | None, pretrained: bool, options:
     try:
         vit: Any = timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **size, **(options or {})})
     except Exception as error:  # timm and its layers check little: what they raise is what the arguments broke
-        way_out = "without a network set model.weights to a file, or none" if pretrained else f"{WORKS} can be built"
+        remedy = "without a network set model.weights to a file, or none" if pretrained else f"{WORKS} can be built"
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         where = "" if image_size is None else f" at {image_size} px"
         told = BackboneError(
-            f"timm cannot build {name!r}{where}: {reason}; {way_out}; `sptnet backbones` lists what works"
+            f"timm cannot build {name!r}{where}: {reason}; {remedy}; `sptnet backbones` lists what works"
         )
         raise _why_never(name) or told.with_outcome("retry" if _is_of_a_busy_hub(error) else "final") from None
     family_of(vit, name)

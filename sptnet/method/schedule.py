@@ -87,10 +87,8 @@ class Schedule:
             return None
         where = f"an epoch has {self.steps_per_epoch} steps, fewer than the 2k = {2 * self.k} of one alternation"
         if all(self.phase(step) == "prompt" for step in range(min(self.total_steps, 2 * self.k))):
-            way_out = "use a smaller schedule.k, or more epochs"
+            remedy = "use a smaller schedule.k, or more epochs"
             if self.phase_schedule == "reference":
-                way_out = (
-                    "phase_schedule 'reference' begins every epoch anew; use 'alternating' or a smaller schedule.k"
-                )
-            return f"{where}: the model is never trained; {way_out}"
+                remedy = "phase_schedule 'reference' begins every epoch anew; use 'alternating' or a smaller schedule.k"
+            return f"{where}: the model is never trained; {remedy}"
         return f"{where}: each epoch sees one phase more than the other"

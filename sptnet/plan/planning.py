@@ -13,13 +13,13 @@ from sptnet.method.model import PromptedViT
 from sptnet.method.prompts import Prompt
 from sptnet.method.schedule import Schedule
 from sptnet.plan.dataset import Counts
+from sptnet.plan.fake_ranks import Numberless, pretending
 from sptnet.plan.hardware import LOADED, READ, PlanError
 from sptnet.plan.largest import Curve, curves, images_that_fit
+from sptnet.plan.memory_settings import in_words, memory_settings_that_fit
 from sptnet.plan.planned import Cluster, Line, Plan, Stored, Trials, steps_of
-from sptnet.plan.pretend import Numberless, pretending
 from sptnet.plan.seconds import Seconds, seconds_of
 from sptnet.plan.trial import Phase, Trial
-from sptnet.plan.way_out import in_words, way_out
 from sptnet.plan.zero import FLOAT, with_zero
 from sptnet.run.provenance import Size, size_of
 from sptnet.run.throughput import work_of_steps
@@ -165,7 +165,7 @@ class Planner:
             return replace(self, config=config)._counted(name)
 
         needed, room = in_words(least.peak), in_words(cluster.usable)
-        out = way_out(self.config, cluster, least.counted, trial_of)
+        out = memory_settings_that_fit(self.config, cluster, least.counted, trial_of)
         return (
             f"does not fit: {name} takes least, {needed} of the {room} that tensors may have of a "
             f"{cluster.machine.name}; {out}"

@@ -1,7 +1,7 @@
 """One page of runs, which opens from disk, in any browser, without a network.
 
 categories.py   predictions of a run, and what is told of every discovered category
-looking.py      some of its images through the model: confidences, class tokens, what a category is near
+inference.py    some of its images through the model: confidences, class tokens, what a category is near
 sprites.py      a gallery's thumbnails as one picture, as large as the page may be
 curves.py       losses, accuracies and classes in use over the steps
 confusion.py    old and new classes after matching

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sptnet.report.categories import Sorted
-from sptnet.report.looking import Looked
+from sptnet.report.inference import Inferred
 
 MAPPED, FEWEST = 5000, 8  # images at most, and at least
 DIMENSIONS, PERPLEXITY = 50, 30.0  # of a PCA in front; t-SNE's usual one
@@ -30,7 +30,7 @@ class Map(NamedTuple):
     total: int
 
 
-def map_of(looked: Looked, found: Sorted) -> Map | None:
+def map_of(looked: Inferred, found: Sorted) -> Map | None:
     """A map of at most MAPPED of the images that were looked at; None where they are too few."""
     rows, tokens = looked.rows, looked.tokens
     if len(rows) > MAPPED:

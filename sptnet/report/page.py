@@ -16,7 +16,7 @@ from sptnet.method.families import IMAGENET
 from sptnet.report.categories import FINE_CONFIDENCE, FINE_PURITY
 from sptnet.report.curves import HEIGHT, WIDTH, Row, read_steps, rows_of
 from sptnet.report.embedding import SIZE
-from sptnet.report.looking import HALF
+from sptnet.report.inference import HALF
 from sptnet.report.prompts import Pictures, pictures_of
 from sptnet.report.sprites import PLANS, Galleries, Sprite, galleries_of
 from sptnet.report.subject import Run, Subject, run_of, sampled, subject_of

@@ -11,7 +11,7 @@ from PIL import Image
 from sptnet.data.image import DecodeError
 from sptnet.data.sheet import Row, crossed_tile, encoded_as, sheet_of, tile_of
 from sptnet.report.categories import Category
-from sptnet.report.looking import HALF, Images, Place
+from sptnet.report.inference import HALF, Images, Place
 from sptnet.run.progress import Progress
 
 QUALITY = 70  # of WebP: a thumbnail of 96 pixels takes about 2 kB

@@ -18,7 +18,7 @@ from sptnet.report.categories import Category, Ids, Sorted, categories_of, name_
 from sptnet.report.confusion import Confusion, confusion_of
 from sptnet.report.embedding import MAPPED, Map, map_of
 from sptnet.report.history import History, history_of
-from sptnet.report.looking import Images, Looked, look, nearest_by_prototypes
+from sptnet.report.inference import Images, Inferred, look, nearest_by_prototypes
 from sptnet.run.folder import CONFIG, RunError, read_config
 from sptnet.run.model_file import has_model, read_facts
 from sptnet.run.tables import read_metrics
@@ -145,7 +145,7 @@ def _classes(run: Run, found: Sorted, notes: list[str]) -> tuple[TrainedRun | No
     return None, named(true_names, num_old, int(found.category.max()) + 1), true_names
 
 
-def _mapped(looked: Looked | None, found: Sorted) -> Map | None:
+def _mapped(looked: Inferred | None, found: Sorted) -> Map | None:
     if looked is None or not len(looked.rows):
         return None
     print(f"report: t-SNE of {min(len(looked.rows), MAPPED)} images", file=sys.stderr, flush=True)

@@ -175,8 +175,8 @@ def _read_part(path: Path, part: Part) -> bytes:
 def _unreadable(file: Path, error: OSError) -> CheckpointError:
     """Where a disk fails nothing is said of the file, and nothing is to be removed."""
     outcome = outcome_of_reading(error)
-    way_out = WAY_OUT if outcome == "final" else "look after the disk, and start again"
-    return CheckpointError(f"{file} cannot be read ({error.strerror or error}): {way_out}").with_outcome(outcome)
+    remedy = WAY_OUT if outcome == "final" else "look after the disk, and start again"
+    return CheckpointError(f"{file} cannot be read ({error.strerror or error}): {remedy}").with_outcome(outcome)
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -107,10 +107,10 @@ def launch_settings() -> LaunchSettings:
 
 
 def _refuse_unread(keys: Mapping[str, tuple[tuple[str, ...], str, str]]) -> None:
-    for variable, (understood, key, way_out) in keys.items():
+    for variable, (understood, key, remedy) in keys.items():
         said = os.environ.get(variable, "").strip()
         if said and said.lower() not in understood:
-            raise StrategyError(f"{key} of the accelerate configuration is {said}, which nothing here reads: {way_out}")
+            raise StrategyError(f"{key} of the accelerate configuration is {said}, which nothing here reads: {remedy}")
 
 
 def _world_size() -> int:

@@ -8,8 +8,8 @@ import numpy as np
 
 from sptnet.data.listing import write_listing
 from sptnet.discover import closing
+from sptnet.discover.diagnostics import Agreement, Group, Share, StageFacts, agreement, groups_of
 from sptnet.discover.stages import Machine, checked, predict, train
-from sptnet.discover.verdict import Agreement, Group, Share, StageFacts, agreement, groups_of
 
 MACHINE = Machine(1, 1, "no", 0)
 RESULT = {"classes_used": 20, "classes": 20, "effective_classes": 18.0, "all": None, "samples": 2000}

@@ -9,13 +9,13 @@ from test_plan import made_for, request_for
 from sptnet.data.format.manifest import read_manifest
 from sptnet.discover.children import Children, StageError
 from sptnet.discover.journey import BEGUN, _check_backbone
-from sptnet.discover.kept import Choices, read_kept
+from sptnet.discover.pipeline import Pipeline
 from sptnet.discover.plan import Length
 from sptnet.discover.planning import _write_again
 from sptnet.discover.recipe import batches_of, write_stage
 from sptnet.discover.request import Request, RequestError
+from sptnet.discover.saved_state import Choices, read_kept
 from sptnet.discover.stages import Machine, checked, predict, shards
-from sptnet.discover.way import Journey
 from sptnet.run.folder import open_run, read_config
 from sptnet.run.parts import PartsError, begin_parts
 
@@ -67,7 +67,7 @@ def kept(digits, out, *overrides):
 
 
 def journey_of(request, children, processes):
-    return Journey(request, 1.0, Machine(processes, 2, "no", 3), children, 9)
+    return Pipeline(request, 1.0, Machine(processes, 2, "no", 3), children, 9)
 
 
 def test_what_was_moved_trains_where_it_is_and_with_what_is_said_now(digits, tmp_path):

@@ -13,7 +13,6 @@ from sptnet_shards.make_shards import main as make_shards
 from sptnet.config_file import load_config
 from sptnet.data.format.manifest import read_manifest
 from sptnet.data.image import decode
-from sptnet.discover.kept import plan_of
 from sptnet.discover.measure import Bench
 from sptnet.discover.plan import (
     EVALUATIONS,
@@ -32,6 +31,7 @@ from sptnet.discover.plan import (
 from sptnet.discover.planning import decoding_of
 from sptnet.discover.recipe import batches_of, write_stage
 from sptnet.discover.request import Request
+from sptnet.discover.saved_state import plan_of
 from sptnet.discover.stages import Machine, checked
 
 RECIPE = Length(100, 25)

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from sptnet.discover.verdict import (
+from sptnet.discover.diagnostics import (
     Agreement,
     Group,
     Share,

@@ -18,7 +18,7 @@ from sptnet.data.features import Part, encode_part, fingerprint_digest, part_pat
 from sptnet.data.format.manifest import KINDS
 from sptnet.data.storage.store import LocalStore
 from sptnet.data.tokens import PartWriter, TokenPart, TokenShape
-from sptnet.discover.kept import plan_of, read_kept
+from sptnet.discover.saved_state import plan_of, read_kept
 from sptnet.features import _stored
 from sptnet.run.checkpoint import CheckpointError, checkpoints, read_facts
 from sptnet.run.folder import RunError, check_unfinished, writing
@@ -308,7 +308,7 @@ def test_the_file_that_is_in_the_way_is_named(tmp_path, writes, raised):
 
 def test_a_plan_of_no_time_is_none(tmp_path):
     from sptnet.discover.children import StageError
-    from sptnet.discover.kept import Choices
+    from sptnet.discover.saved_state import Choices
 
     plan = {"image_size": 112, "length": [50, 12], "first_memory": ["none", 1], "second_memory": ["none", 1],
             "checkpoint_every": [9, 9], "seconds": [1.0, 1.0, 1.0], "whole": 9.0, "fits": True}  # fmt: skip

@@ -11,8 +11,8 @@ import pytest
 from sptnet.data.listing import ListedSource, ListingError, write_listing
 from sptnet.data.table import encode_csv
 from sptnet.discover.children import StageError
-from sptnet.discover.kept import Choices, Estimated, Measured, is_kept, read_kept
-from sptnet.discover.verdict import groups_of, own_class_share
+from sptnet.discover.diagnostics import groups_of, own_class_share
+from sptnet.discover.saved_state import Choices, Estimated, Measured, is_kept, read_kept
 from sptnet.report.page import _check_place
 from sptnet.run.folder import RunError
 from sptnet.run.parts import PartsError, begin_parts

@@ -22,7 +22,7 @@ from PIL import Image
 from sptnet_shards.make_shards import main as make_shards
 from torch.utils.data import Dataset
 
-from sptnet import counted, evaluate
+from sptnet import evaluate, exact_counts
 from sptnet.build import build_untrained
 from sptnet.cli import main
 from sptnet.config_file import load_config
@@ -156,7 +156,7 @@ def test_an_evaluation_needs_no_temporary_folder_while_all_fits(monkeypatch):
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr("tempfile.gettempdir", none)
-    windows = counted.Windows(2, 10, counted.COLUMNS)
+    windows = exact_counts.Windows(2, 10, exact_counts.COLUMNS)
     windows.add(np.array([[3, 0, 0, 0], [13, 0, 0, 0]]))
     assert windows.rows(1).tolist() == [[13, 0, 0, 0]]
     windows.close()

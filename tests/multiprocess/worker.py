@@ -16,11 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from sptnet.build import assemble, build_data, build_model, build_schedule
 from sptnet.config_file import load_config
-from sptnet.counted import COLUMNS, count_once, rows_of
 from sptnet.data.loader import train_batches
 from sptnet.data.on_device import on_device
 from sptnet.evaluate import evaluate, predict
-from sptnet.objective import Said
+from sptnet.exact_counts import COLUMNS, count_once, rows_of
+from sptnet.objective import RankStatus
 from sptnet.run.resume import prompt_state
 from sptnet.steps import Flags
 from sptnet.strategy.collectives import exit_process, gather_packed, rank, world_size
@@ -157,7 +157,7 @@ def costs_of_a_step(learner, view, targets) -> dict:
         views = of_phase(learner, step, view)
         passes.clear()
         with Counting() as counted, refusing_to_wait(learner.strategy.device):
-            taken = learner.step(step, views, targets, None, Said(rank() == 0, rank()))
+            taken = learner.step(step, views, targets, None, RankStatus(rank() == 0, rank()))
             readback = Readback(taken.flags)
         flags = Flags(*readback.read())
         assert (flags.stop, flags.replaced) == (1, sum(range(world_size())))

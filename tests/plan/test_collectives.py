@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from small import config_of, parts
 
-from sptnet.plan.pretend import pretended
+from sptnet.plan.fake_ranks import on_fake_ranks
 from sptnet.strategy.launcher import LaunchSettings
 
 DEPTH, TRAINED, RANKS = 4, 2, 16  # of small.py: as many blocks, the last two of them trained
@@ -17,7 +17,7 @@ def counted(frozen_blocks, precision):
     config = config_of(["model.train_from_block=-2", f"memory.frozen_blocks={frozen_blocks}"])
     model, prompt, schedule = parts(config)
     launch = LaunchSettings("fsdp2", RANKS, precision, RANKS)
-    found = pretended(config, model.to("meta"), prompt.to("meta"), schedule, launch)
+    found = on_fake_ranks(config, model.to("meta"), prompt.to("meta"), schedule, launch)
     calls, sent = {}, {}
     for phase in ("prompt", "model"):
         calls[phase], sent[phase] = found[phase].work.calls, Counter()

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState
 from forked import ran
 from small import config_of, counted_here, parts, told
 
+from sptnet.plan.fake_ranks import on_fake_ranks
 from sptnet.plan.live import LiveBytes
-from sptnet.plan.pretend import pretended
 from sptnet.plan.zero import with_zero
 from sptnet.strategy.create import WRAPPERS
 from sptnet.strategy.launcher import LaunchSettings
@@ -51,7 +51,7 @@ def planned(strategy, world, shard, precision, overrides, wrapped=True):
     model, prompt, schedule = parts(config)
     prompt = None if prompt is None else prompt.to("meta")
     launch = LaunchSettings(strategy, world, precision, shard)
-    return pretended(config, model.to("meta"), prompt, schedule, launch, wrapped=wrapped)
+    return on_fake_ranks(config, model.to("meta"), prompt, schedule, launch, wrapped=wrapped)
 
 
 def real(out, strategy, world, precision, overrides):

@@ -13,12 +13,12 @@ from sptnet.config import ConfigError
 from sptnet.config_file import load_config
 from sptnet.method.schedule import Schedule
 from sptnet.plan import largest
-from sptnet.plan.beside import compare
+from sptnet.plan.comparison import compare
 from sptnet.plan.dataset import Counts, counts_of
 from sptnet.plan.hardware import GPUS, PlanError
+from sptnet.plan.measured_run import MeasuredRun
 from sptnet.plan.planned import Cluster, Plan, steps_of
 from sptnet.plan.planning import plan_run
-from sptnet.plan.ran import Ran
 from sptnet.plan.seconds import Network, Seconds, seconds_of
 from sptnet.plan.work import Collective, Kernel, Work
 
@@ -99,7 +99,7 @@ def test_the_share_of_the_peak_counts_no_work_twice():
     assert again.lines[0].counted["prompt"].work.flops > 1.2 * plain.lines[0].counted["prompt"].work.flops
     assert again.work == plain.work
     assert plain.lines[0].counted["prompt"].work.flops == pytest.approx(plain.work["prompt"], rel=0.05)
-    ran = Ran(Path("run"), again.config, "ddp", 1, 2, "bf16", "cuda", [], 0.0, False)
+    ran = MeasuredRun(Path("run"), again.config, "ddp", 1, 2, "bf16", "cuda", [], 0.0, False)
     share = {row.what: row for row in compare(again, ran)}["prompt step, share of the matmul peak"].planned
     seconds, peak = again.lines[0].seconds["prompt"].total, H100.matmul[torch.bfloat16]
     assert share == pytest.approx(100 * again.work["prompt"] / seconds / peak)

@@ -21,7 +21,7 @@ from sptnet.data.format.manifest import MANIFEST, read_manifest
 from sptnet.report.categories import read_predictions
 from sptnet.report.confusion import confusion_of
 from sptnet.report.curves import BINS, Steps
-from sptnet.report.looking import HALF
+from sptnet.report.inference import HALF
 from sptnet.trained import TrainedRun
 
 HOSTILE = "</style></script><script>alert(1)</script>\"'><img src=x onerror=alert(1)>&lt;"

@@ -22,7 +22,7 @@ from sptnet.data.format.manifest import KINDS
 from sptnet.data.storage.store import LocalStore
 from sptnet.evaluate import predict as evaluated
 from sptnet.run.checkpoint import checkpoints, digest, read_facts
-from sptnet.run.following import Following
+from sptnet.run.step_readback import StepReadback
 from sptnet.strategy.connect import connect
 from sptnet.strategy.create import create_evaluator
 from sptnet.train import evaluate_now
@@ -146,14 +146,14 @@ def test_a_run_that_is_nearly_done_makes_no_tokens_anew(digits, tmp_path, monkey
     """What they would serve are the steps that are left."""
     monkeypatch.setenv("HOME", str(tmp_path))
     given = arguments(tmp_path / "run", digits, "auto")
-    follow = Following.follow
+    follow = StepReadback.follow
 
     def stopping(self, batch, taken, facts):
         follow(self, batch, taken, facts)
         self.stop = batch.step == STEPS - 5
 
     with monkeypatch.context() as patch:
-        patch.setattr(Following, "follow", stopping)
+        patch.setattr(StepReadback, "follow", stopping)
         assert main(given) == TO_BE_CONTINUED
     assert "trunk cache: none" not in header(tmp_path / "run")
     shutil.rmtree(tmp_path / ".cache")

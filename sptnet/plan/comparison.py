@@ -10,14 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from sptnet.errors import visible
+from sptnet.plan.measured_run import MeasuredRun, Told
 from sptnet.plan.planned import Plan
-from sptnet.plan.ran import Ran, Told
 from sptnet.strategy.base import DTYPES
 
 MEMORY, MEMORY_BY_FORMULA = 0.02, 0.1  # what docs/plan.md promises
 
 
-class Beside(NamedTuple):
+class Comparison(NamedTuple):
     """A figure of a run.
 
     Attributes:
@@ -43,7 +43,7 @@ class Beside(NamedTuple):
         return self.promised is not None and self.off is not None and abs(self.off) > self.promised
 
 
-def compare(plan: Plan, ran: Ran) -> Sequence[Beside]:
+def compare(plan: Plan, ran: MeasuredRun) -> Sequence[Comparison]:
     """The figures of a run beside its plan, which is of the run's strategy alone."""
     rows = [_memory(plan, ran)]
     for phase in plan.steps:
@@ -51,21 +51,21 @@ def compare(plan: Plan, ran: Ran) -> Sequence[Beside]:
     return rows
 
 
-def _memory(plan: Plan, ran: Ran) -> Beside:
+def _memory(plan: Plan, ran: MeasuredRun) -> Comparison:
     (line,) = plan.lines
     planned = line.peak if ran.evaluated else line.peak_of_steps  # nothing has been evaluated yet
     what, promised = "memory at the peak", MEMORY_BY_FORMULA if line.formula else MEMORY
     if ran.device is None or ran.on_cpu:
         where = "on a CPU" if ran.on_cpu else "on an unknown device"
         note = f"{where} a run tells of its process only: {ran.memory / 1e9:.2f} GB, programs and libraries in it"
-        return Beside(what, "GB", planned / 1e9, None, promised, note)
+        return Comparison(what, "GB", planned / 1e9, None, promised, note)
     if plan.stored.cache is not None:
         note = "nothing is promised of a run that keeps tokens: it may have made them in this process"
-        return Beside(what, "GB", planned / 1e9, ran.memory / 1e9, None, note)
-    return Beside(what, "GB", planned / 1e9, ran.memory / 1e9, promised)
+        return Comparison(what, "GB", planned / 1e9, ran.memory / 1e9, None, note)
+    return Comparison(what, "GB", planned / 1e9, ran.memory / 1e9, promised)
 
 
-def _step(plan: Plan, phase: Any, told: Sequence[Told]) -> Iterator[Beside]:
+def _step(plan: Plan, phase: Any, told: Sequence[Told]) -> Iterator[Comparison]:
     (line,) = plan.lines
     seconds, work = line.seconds[phase], line.counted[phase].work
     assert work is not None
@@ -78,17 +78,17 @@ def _step(plan: Plan, phase: Any, told: Sequence[Told]) -> Iterator[Beside]:
     computing = max(seconds.matmul + seconds.memory, seconds.host)
     rates = plan.cluster.machine.matmul
     peak = rates.get(DTYPES.get(plan.cluster.precision, torch.float32), rates[torch.float32])
-    yield Beside(f"{phase} step", "ms", 1e3 * seconds.total, took and 1e3 * took, None, note)
-    yield Beside(f"{phase} step, waiting for data", "ms", 1e3 * max(0.0, seconds.loader - computing),
+    yield Comparison(f"{phase} step", "ms", 1e3 * seconds.total, took and 1e3 * took, None, note)
+    yield Comparison(f"{phase} step, waiting for data", "ms", 1e3 * max(0.0, seconds.loader - computing),
                  None if waited is None else 1e3 * waited)  # fmt: skip
-    yield Beside(f"{phase} step, share of the matmul peak", "%", 100 * plan.work[phase] / seconds.total / peak,
+    yield Comparison(f"{phase} step, share of the matmul peak", "%", 100 * plan.work[phase] / seconds.total / peak,
                  share and 100 * share)  # fmt: skip
     untold = "a run does not count what it sends"
-    yield Beside(f"{phase} step, collectives", "", work.collectives.total(), None, None, untold)
-    yield Beside(f"{phase} step, sent", "MB", work.sent / 1e6, None, None, untold)
+    yield Comparison(f"{phase} step, collectives", "", work.collectives.total(), None, None, untold)
+    yield Comparison(f"{phase} step, sent", "MB", work.sent / 1e6, None, None, untold)
 
 
-def verdict(rows: Sequence[Beside]) -> str:
+def verdict(rows: Sequence[Comparison]) -> str:
     """One line: where the plan is off by more than it promises."""
     broken = [f"{row.what} ({row.off:+.0%}, {row.promised:.0%} promised)" for row in rows if row.broken]
     if broken:
@@ -99,12 +99,12 @@ def verdict(rows: Sequence[Beside]) -> str:
     return f"the plan keeps what it promises of: {', '.join(held)}"
 
 
-def facts(rows: Sequence[Beside]) -> list[dict[str, Any]]:
+def facts(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
     """The rows as JSON has them."""
     return [row._asdict() | {"off": row.off, "broken": row.broken} for row in rows]
 
 
-def tell_beside(plan: Plan, ran: Ran, console: Console) -> None:
+def tell_beside(plan: Plan, ran: MeasuredRun, console: Console) -> None:
     """Print the plan of a run and what it measured, side by side."""
     cluster, rows = plan.cluster, compare(plan, ran)
     told = (

@@ -123,14 +123,14 @@ def chosen_rows(categories: Sequence[Category], total: int) -> Ids:
     return np.sort(np.concatenate(chosen))
 
 
-class Looked(NamedTuple):
+class Inferred(NamedTuple):
     """rows [n] that could be read, and their class tokens [n, D]."""
 
     rows: Ids
     tokens: NDArray[np.float32]
 
 
-def look(run: TrainedRun, images: Images, categories: Sequence[Category]) -> Looked:
+def look(run: TrainedRun, images: Images, categories: Sequence[Category]) -> Inferred:
     """Look at images of every category, and fill in what that tells of it."""
     rows = chosen_rows(categories, len(images.found.uid))
     places = images.places(rows)
@@ -156,7 +156,7 @@ def look(run: TrainedRun, images: Images, categories: Sequence[Category]) -> Loo
             nearest = int(old[number].argmax())
             category.nearest = run.classes.names[nearest]
             category.similarity = float(old[number, nearest] / category.looked)
-    return Looked(looked, np.concatenate(tokens))
+    return Inferred(looked, np.concatenate(tokens))
 
 
 def _outputs(

@@ -76,7 +76,7 @@ def pretending(
         yield Trial(learner, views, images, config.evaluate.batch_size, live, before=(2 if of_ddp else 1, 0))
 
 
-def pretended(*arguments: Any, **options: Any) -> dict[Phase, Counted]:
+def on_fake_ranks(*arguments: Any, **options: Any) -> dict[Phase, Counted]:
     """What a trial counts; arguments as of `pretending`."""
     with pretending(*arguments, **options) as trial:
         return trial.run()

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from sptnet.cli import main
-from sptnet.plan.beside import Beside, compare, verdict
+from sptnet.plan.comparison import Comparison, compare, verdict
 from sptnet.plan.dataset import Counts
 from sptnet.plan.hardware import GPUS, PlanError
+from sptnet.plan.measured_run import read_run
 from sptnet.plan.planned import Cluster
 from sptnet.plan.planning import plan_run
-from sptnet.plan.ran import read_run
 from sptnet.plan.seconds import Network
 
 START = {"step": 0, "strategy": {"strategy": "ddp", "world_size": 2, "precision": "bf16", "shard_size": 2},
@@ -149,9 +149,9 @@ def test_memory_of_a_cpu_is_said_to_be_the_process(planned):
 
 
 def test_a_plan_that_holds_says_so():
-    rows = [Beside("memory", "GB", 1.01, 1.0, 0.02), Beside("step", "ms", 90.0, 100.0, 0.11)]
+    rows = [Comparison("memory", "GB", 1.01, 1.0, 0.02), Comparison("step", "ms", 90.0, 100.0, 0.11)]
     assert verdict(rows) == "the plan keeps what it promises of: memory, step"
-    assert verdict([Beside("memory", "GB", 1.0, None, 0.02)]).startswith("the run tells of nothing")
+    assert verdict([Comparison("memory", "GB", 1.0, None, 0.02)]).startswith("the run tells of nothing")
     assert verdict([rows[0], rows[1]._replace(promised=0.05)]).endswith("promises: step (-10%, 5% promised)")
 
 

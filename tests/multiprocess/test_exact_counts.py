@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sptnet import counted
-from sptnet.counted import count_once, expected_uids, windows_of
+from sptnet import exact_counts
 from sptnet.data.format.manifest import Manifest, Shard, write_manifest
 from sptnet.data.format.shard_index import INDEX_DTYPE
 from sptnet.data.storage.store import LocalStore
+from sptnet.exact_counts import count_once, expected_uids, windows_of
 from sptnet.run import predictions
 from sptnet.run.folder import RunError
 from sptnet.run.parts import PartsError
@@ -38,7 +38,7 @@ def rows_of_uids(uids: np.ndarray) -> np.ndarray:
 
 def run(root: Path, out: Path, window: int, fault: str = "") -> dict:
     """Count and save what this rank would have predicted; what it was told stands in `out` too."""
-    counted.WINDOW, counted.KEPT, predictions.KEPT = window, 4096, 4096  # nearly all goes to temporary files
+    exact_counts.WINDOW, exact_counts.KEPT, predictions.KEPT = window, 4096, 4096  # nearly all goes to temporary files
     store = LocalStore(root, look=False)
     uids = np.concatenate(list(expected_uids(store, "unlabelled")))
     mine = uids[rank() * len(uids) // world_size() : (rank() + 1) * len(uids) // world_size()]
@@ -47,7 +47,7 @@ def run(root: Path, out: Path, window: int, fault: str = "") -> dict:
     parts = PredictionParts()
     pieces = (rows_of_uids(mine[begin : begin + 256]) for begin in range(0, len(mine), 256))
 
-    def kept(part: int, found: counted.Predictions) -> None:
+    def kept(part: int, found: exact_counts.Predictions) -> None:
         parts.add("unlabelled", part, found)
 
     out.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def run(root: Path, out: Path, window: int, fault: str = "") -> dict:
     try:
         counts = count_once(store, "unlabelled", pieces, CLASSES, torch.device("cpu"), kept)
         most = tracemalloc.get_traced_memory()[1]
-    except counted.EvaluationError as error:
+    except exact_counts.EvaluationError as error:
         told = {"fault": str(error)}
     else:
         theirs = {"confusion": counts.confusion.tolist(), "sizes": counts.sizes.tolist()}
@@ -78,7 +78,7 @@ def rank_of_a_world(number: int, size: int, meeting: Path, root: Path, cases: li
 
 @pytest.fixture(autouse=True)
 def _windows(monkeypatch):
-    for module, name in ((counted, "WINDOW"), (counted, "KEPT"), (predictions, "KEPT")):
+    for module, name in ((exact_counts, "WINDOW"), (exact_counts, "KEPT"), (predictions, "KEPT")):
         monkeypatch.setattr(module, name, getattr(module, name))
 
 
@@ -186,7 +186,7 @@ def test_parts_that_are_missing_or_damaged_are_told(split, tmp_path):
 def test_a_full_disk_is_one_sentence(split, tmp_path, monkeypatch):
     """Of the device that is always full, in the place of temporary files."""
     full = partial(open, "/dev/full", "wb", 0)
-    monkeypatch.setattr(counted.tempfile, "SpooledTemporaryFile", lambda max_size: full())
+    monkeypatch.setattr(exact_counts.tempfile, "SpooledTemporaryFile", lambda max_size: full())
     with pytest.raises(PartsError, match="cannot be written: No space left on device"):
         run(split[0], tmp_path / "out", 1000)
 

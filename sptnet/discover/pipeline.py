@@ -10,7 +10,7 @@ from sptnet.discover.stages import Machine, Stage
 from sptnet.report.text import printable
 
 
-class Journey:
+class Pipeline:
     """What is known on the way.
 
     Attributes:

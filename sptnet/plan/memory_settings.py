@@ -8,7 +8,9 @@ from sptnet.plan.planned import Cluster, Trials
 PIECES = 64  # as many micro-batches are tried at most
 
 
-def way_out(config: Config, cluster: Cluster, counted: Trials, trial_of: Callable[[Config], Trials]) -> str:
+def memory_settings_that_fit(
+    config: Config, cluster: Cluster, counted: Trials, trial_of: Callable[[Config], Trials]
+) -> str:
     """Half a sentence: the settings under which it fits, as they were tried, or that none does.
 
     Args:

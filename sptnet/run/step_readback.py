@@ -26,7 +26,7 @@ class _Pending(NamedTuple):
     launched: float
 
 
-class Following:
+class StepReadback:
     """Reads what a step found when the next one has been launched, and tells guard, counts and log of it.
 
     The flags are the same on every rank, so that all ranks raise, or stop, at the same step.

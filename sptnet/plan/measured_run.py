@@ -57,7 +57,7 @@ class Told(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ran:
+class MeasuredRun:
     """A run as it last was.
 
     Attributes:
@@ -84,7 +84,7 @@ class Ran:
         return self.device == "cpu"
 
 
-def read_run(folder: Path, overrides: Sequence[str] = ()) -> Ran:
+def read_run(folder: Path, overrides: Sequence[str] = ()) -> MeasuredRun:
     """What a run was when it was last started, and what it told since then.
 
     Raises:
@@ -114,7 +114,7 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Ran:
     figures = [figure for figure, _ in told]
     memory, evaluated = 1e6 * max(figure.peak_memory_mb for figure in figures), told[-1][1]
     intervals = _intervals(figures, config.data.batch_size)
-    return Ran(folder, config, strategy, nodes, gpus, precision, device, intervals, memory, evaluated)
+    return MeasuredRun(folder, config, strategy, nodes, gpus, precision, device, intervals, memory, evaluated)
 
 
 def _last_start(folder: Path) -> _Start:
