@@ -128,7 +128,7 @@ def _add_tasks(command: argparse.ArgumentParser, share: str, finish: str) -> Non
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The parser of all commands; `description`: of the program."""
-    top = argparse.ArgumentParser(prog="make_shards.py", description=description)
+    top = argparse.ArgumentParser(description=description)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for source in SOURCES:
         command = commands.add_parser(source.name, help=source.help, description=source.description)

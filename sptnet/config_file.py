@@ -149,11 +149,11 @@ def read_override(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise ConfigError(f"override {override[:80]!r}: must read section.key=value")
+        raise ConfigError(f"override {override[:80]!r}: should be section.key=value")
     if key.count(".") > DEEPEST_KEY:
-        raise ConfigError(f"override {override[:80]!r}: no key has so many parts")
+        raise ConfigError(f"override {override[:80]!r}: no key has that many parts")
     if not text.lstrip().startswith(QUOTED) and CUT_OFF.search(text):
-        raise ConfigError(f"override {override[:80]!r}: YAML cuts it off at ' #' or a new line: quote the value in it")
+        raise ConfigError(f"override {override[:80]!r}: YAML would cut the value at ' #' or a line break: quote it")
     return key, parse_yaml(text, f"override {override[:80]!r}") if text.strip() else ""
 
 

@@ -18,7 +18,7 @@ def _path(text: str) -> str:
     try:
         return str(Path(text).expanduser()) if text.startswith("~") else text
     except RuntimeError:
-        raise PydanticCustomError("path", "Input should be a path below a home that there is") from None
+        raise PydanticCustomError("path", "Input should be a path whose home folder exists") from None
 
 
 def _text(text: str) -> str:
@@ -56,7 +56,7 @@ class Section(BaseModel):
         field = cls.model_fields[str(info.field_name)]
         if isinstance(value, bool) and field.annotation not in (bool, bool | None):
             raise PydanticCustomError(
-                "bool", "Input should be something else than true or false, which yes, no, on and off mean too"
+                "bool", "Input should not be true or false (YAML reads yes, no, on and off as these too)"
             )
         return value
 

@@ -70,6 +70,9 @@ def ctrl_c_just_ends_it() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+TO_BE_CONTINUED = 75  # exit code of what was asked to stop: os.EX_TEMPFAIL, where there is one
+
+
 class SptnetError(Exception):
     """What a user, a disk, a peer or a file did. `str` is a clear sentence, or a line each: what, where, what to do.
 

@@ -211,6 +211,6 @@ def evaluate_run(
         progress.say(strategy.world)
         evaluated = evaluate(strategy, prompt, config, store, progress.of(store.manifest.samples))
     if on_any_rank(rank() == 0 and read_facts(folder) != facts, strategy.device):
-        told = RunError(f"{folder} has another model than the one that was evaluated, by now: evaluate it again")
+        told = RunError(f"the model in {folder} was replaced while it was evaluated: evaluate it again")
         raise told.with_outcome("retry")
     return config, store.manifest, *evaluated

@@ -141,8 +141,8 @@ def _begin(run: TrainedRun, images: str, out: Path, what: What, computed: dict[s
     begin_parts(out / ABOUT, about)
     if names is None and not is_shards(images) and has_changed(Path(images), out):
         _warn(
-            f"{images} holds other images than when {out} was begun, or some were written or moved since: the table is "
-            "of those that were there then; for one of all that are there now name another --out"
+            f"{images} has changed since {out} was begun: the table is of the images of then; for those of now use "
+            "another --out"
         )
     with writing_parts(out):
         (out / "predictions").mkdir(exist_ok=True)

@@ -244,10 +244,10 @@ def _listed(images: Iterable[ImageLike]) -> Sequence[ImageLike]:
     if isinstance(images, np.ndarray) and (images.ndim == 0 or (images.dtype == np.uint8 and images.ndim != MANY_NDIM)):
         told = f"{images.dtype} {list(images.shape)}"
         raise ImageError(
-            f"images is one array of {told}: give a list of images, [image] of one, list(images) of grey ones"
+            f"images is a single array, {told}: give a list, [image] for one, list(images) for a stack of grey ones"
         )
     if isinstance(images, str | bytes | PathLike | Image.Image | Tensor) or not isinstance(images, Iterable):
-        raise ImageError(f"images is a {type(images).__name__}: give a list of images, [image] of one")
+        raise ImageError(f"images is a {type(images).__name__}: give a list of images, [image] for one")
     return list(images)
 
 

@@ -25,7 +25,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
-                    None, None, "<< is not read here, `base:` inherits", key.start_mark
+                    None, None, "merge keys (<<) are not supported: `base:` inherits", key.start_mark
                 )  # fmt: skip
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
@@ -45,7 +45,7 @@ class _Loader(yaml.SafeLoader):
             name = str(key.value)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{name} is there twice", key.start_mark
+                    None, None, f"the key {name} appears twice", key.start_mark
                 )  # fmt: skip
             seen.add(name)
         return super().construct_mapping(node, deep)
@@ -71,13 +71,13 @@ def _bounded(value: Any) -> None:
         if isinstance(item, dict | list):
             stack.extend(item.values() if isinstance(item, dict) else item)
             if isinstance(item, dict) and (odd := [key for key in item if not isinstance(key, str)]):
-                raise ValueError(f"the key {odd[0]!r} is no word")
+                raise ValueError(f"the key {odd[0]!r} is not a string")
         elif isinstance(item, int) and abs(item) >= 2**64:
             raise ValueError("a whole number of more than 64 bits")
         elif isinstance(item, str):
             item.encode()  # a half of a pair of surrogates, by its number, raises UnicodeEncodeError
         elif item is not None and not isinstance(item, bool | int | float):
-            raise ValueError(f"{type(item).__name__} is no type of a value here")
+            raise ValueError(f"values of type {type(item).__name__} are not supported")
         left -= 1
         if left < 0:
             raise ValueError(f"more than {MOST_VALUES} values")

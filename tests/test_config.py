@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
         ("data.batch_size=100", "data.batch_size 100 is not a multiple of 2 x data.streams = 8"),
         ("schedule.epochs=0", "schedule.epochs is 0"),
         ("method=sptnot", "method is 'sptnot'"),
-        ("data", "must read section.key=value"),
+        ("data", "should be section.key=value"),
     ],
 )
 def test_config_mistakes_are_one_clear_line(override, words):

@@ -6,7 +6,7 @@ In this process; on several: accelerate launch --config_file launch/ddp.yaml --n
 import argparse
 from pathlib import Path
 
-TO_BE_CONTINUED = 75  # os.EX_TEMPFAIL, where there is one
+from sptnet.errors import TO_BE_CONTINUED
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -19,13 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from sptnet.errors import SptnetError
+from sptnet.errors import TO_BE_CONTINUED, SptnetError
 from sptnet.run.outcome import explain
 from sptnet.run.parts import writing_parts
 from sptnet.run.signals import handle, put_back
 
 LOCK = "discover.lock"
-TO_BE_CONTINUED = 75  # exit code of what was asked to stop
 PATIENCE = 120.0  # seconds that what is left of a killed journey may take to end
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 
@@ -120,7 +119,7 @@ class Children:
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise StageError(
-                        f"{self.out} is being worked in by another sptnet discover, or by what a killed one left: "
+                        f"{self.out} is in use by another sptnet discover, or by a process that a killed one left: "
                         "stop it, or choose another folder"
                     ) from None
             except OSError:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sptnet.data.augment import CROP_RATIO
 from sptnet.data.format.files import TAKEN, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST
 from sptnet.data.listing import images_below
@@ -25,7 +26,6 @@ CHOICES = "plan.json"
 CONVERSION = "conversion.json"  # of a dataset of which images were found
 LARGE_IMAGE = 150_000  # bytes of an image file, from which on decoding them again and again takes too long
 SAMPLED = 1000  # image files that are looked at for it, of those to be sorted, and of the classes
-CROP = 0.875  # of an image's short side that a model sees
 
 
 def look_at_machine(request: Request, processes: int | None, precision: str) -> Machine:
@@ -118,4 +118,4 @@ def _resize(request: Request, mean_bytes: float) -> int | None:
     if mean_bytes < LARGE_IMAGE:
         return None
     size = request.chosen().get("model.image_size", 224)
-    return max(256, round(size / CROP)) if isinstance(size, int) else 256
+    return max(256, round(size / CROP_RATIO)) if isinstance(size, int) else 256

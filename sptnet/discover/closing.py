@@ -64,7 +64,7 @@ def say_goodbye(request: Request, manifest: Manifest, interval: tuple[int, int] 
     _write_sizes(out, groups)
     print_table(_sizes(groups))
     if len(groups) > SHOWN:
-        print(f"and {len(groups) - SHOWN} smaller ones, all of them in {out / SIZES}")
+        print(f"and {len(groups) - SHOWN} smaller ones; {out / SIZES} lists all")
     print()
     print_table(_beside(stages))
     wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, stages)]
@@ -103,8 +103,8 @@ def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> 
     if reasons := worse(first, last):
         told.append(
             f"{last.name}, whose categories these are, is worse than {first.name} before it by what can be seen: "
-            f"{'; '.join(reasons)}. The others are to be had by `{_predict(request, 'simgcd', 'sorted_simgcd')}`; more "
-            "--hours give it more epochs"
+            f"{'; '.join(reasons)}. `{_predict(request, 'simgcd', 'sorted_simgcd')}` writes those of {first.name}; "
+            "a larger --hours allows more epochs"
         )
     if has_changed(request.unlabelled, out / "sorted"):
         told.append(
@@ -135,7 +135,7 @@ def _sizes(groups: Sequence[Group]) -> Table:
     table.add_column("category", overflow="fold")
     table.add_column("images", justify="right")
     table.add_column("mean confidence", justify="right")
-    table.add_column("most are nearest to", overflow="fold")
+    table.add_column("nearest old class, mostly", overflow="fold")
     for group in groups[:SHOWN]:
         nearest = printable(group.nearest) if group.is_new else ""
         table.add_row(printable(group.name), str(group.size), f"{group.confidence:.2f}", nearest)
@@ -152,7 +152,7 @@ def _beside(stages: Sequence[StageFacts]) -> Table:
         ("nearest neighbour in the same category", [f"{100 * s.neighbours.found:.1f}%" for s in stages]),
         ("by chance", [f"{100 * s.neighbours.chance:.1f}%" for s in stages]),
         ("categories in use", [f"{s.result['classes_used']} of {s.result['classes']}" for s in stages]),
-        ("as many as of equal size", [f"{s.result['effective_classes']}" for s in stages]),
+        ("effective number of categories", [f"{s.result['effective_classes']}" for s in stages]),
         ("mean confidence", [f"{s.result.get('confidence', float('nan')):.2f}" for s in stages]),
     ]
     if all(stage.test is not None for stage in stages):

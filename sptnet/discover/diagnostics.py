@@ -205,13 +205,11 @@ def few_images(labelled: int, unlabelled: int, classes: int) -> str | None:
     """A sentence where there is hardly anything to learn from."""
     if labelled + unlabelled < FEW_IMAGES:
         return (
-            f"{labelled + unlabelled} images are few: what is found in them is found by the backbone, not learned, and "
-            f"another seed may find something else; from about {FEW_IMAGES} on it is worth trusting"
+            f"only {labelled + unlabelled} images: the result is the backbone's more than training's, and may change "
+            f"with the seed; use at least {FEW_IMAGES}"
         )
     if labelled < FEW_PER_CLASS * classes:
-        return (
-            f"{labelled} labelled images of {classes} classes are few: {FEW_PER_CLASS} of each at least would be better"
-        )
+        return f"only {labelled} labelled images of {classes} classes: use at least {FEW_PER_CLASS} of each"
     return None
 
 
@@ -227,7 +225,8 @@ def about_sizes(groups: list[Group], num_new: int, interval: tuple[int, int] | N
         told.append("no image is in a named class: perhaps the named ones are of another kind of picture")
     if groups[0].size > max(0.5 * total, 2) and len(groups) > 1:
         told.append(
-            f"{groups[0].name} has {100 * groups[0].size / total:.0f}% of all images: a class of one's own, or a heap"
+            f"{groups[0].name} has {100 * groups[0].size / total:.0f}% of all images: one very common class, or a "
+            "catch-all"
         )
     mean = sum(new) / num_new
     small = num_new - sum(size >= SMALL * mean for size in new)

@@ -116,14 +116,14 @@ def _say_plan(journey: Pipeline, choices: dict[str, Any], plan: Plan) -> None:
     if os.getloadavg()[0] > BUSY * journey.machine.cores:
         print("   other work keeps this machine busy, and times may be far off")
     files = " and ".join(str(journey.out / f"{name}.yaml") for name in names)
-    print(f"   {files} have it\n", flush=True)
+    print(f"   written to {files}\n", flush=True)
     if not plan.fits and plan.length == recipe:
         told = f"{recipe.first} and {recipe.second} epochs at {plan.image_size} pixels take longer"
-        journey.warn(f"--hours {hours:g} are too few: {told}; they are taken all the same")
+        journey.warn(f"--hours {hours:g} is too short: {told}, and are trained nevertheless")
     elif not plan.fits:
-        journey.warn(f"--hours {hours:g} are too few: an epoch of each alone takes longer; they are taken all the same")
+        journey.warn(f"--hours {hours:g} is too short for one epoch of each stage, and they are trained nevertheless")
     if plan.length != recipe or plan.image_size != size:
         journey.warn(
             f"the training is shorter than the recipe's {recipe.first} and {recipe.second} epochs at {size} pixels, "
-            f"which would take about {clock(plan.whole)} here: --hours says how long it may take"
+            f"which would take about {clock(plan.whole)} here: a larger --hours allows more"
         )

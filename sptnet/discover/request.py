@@ -97,10 +97,12 @@ def check(request: Request) -> list[str]:
         raise RequestError(f"the path {str(request.out)!r} is not UTF-8: choose another folder")
     for key in request.chosen():
         if key.startswith(OURS):
-            raise RequestError(f"override of {key}: follows from the arguments of discover")
+            raise RequestError(f"override of {key}: discover sets it from its own arguments")
     load_config(published("configs", f"photographs_{request.then}"), [*request.overrides, "run=x", "data.root=x"])
     if request.weights not in ("timm", "none") and not Path(request.weights).is_file():
-        raise RequestError(f"--weights {request.weights}: there is no such file; timm fetches them, none has none")
+        raise RequestError(
+            f"--weights {request.weights}: no such file; `timm` fetches pretrained weights, `none` means random ones"
+        )
     try:
         classes = [entry.name for entry in os.scandir(request.labelled) if entry.is_dir() and entry.name[0] != "."]
     except OSError as error:
@@ -111,8 +113,8 @@ def check(request: Request) -> list[str]:
         )
     if len(classes) < FEWEST_OLD and request.new is None:
         raise RequestError(
-            f"{request.labelled} has {len(classes)} class{'es' if len(classes) > 1 else ''}: how many new ones there "
-            f"are can be estimated from {FEWEST_OLD} on; say it by --new N, or name more classes"
+            f"{request.labelled} has {len(classes)} class{'es' if len(classes) > 1 else ''}, and estimating the "
+            f"number of new ones takes at least {FEWEST_OLD}: say --new N, or name more classes"
         )
     if len(classes) == 1:
         return [

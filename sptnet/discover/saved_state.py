@@ -79,7 +79,9 @@ def read_kept(path: Path, kind: type[T]) -> T:
         reason = error.strerror or str(error)
     except DamagedError as error:
         reason = str(error)
-    raise StageError(f"{path} cannot be used ({reason}): remove it, and the same command makes it anew") from None
+    raise StageError(
+        f"{path} cannot be used ({reason}): remove it, and run the same command to make it again"
+    ) from None
 
 
 def is_kept(path: Path, kind: type[Any]) -> bool:

@@ -85,7 +85,7 @@ def shards(request: Request, resize: int | None) -> Stage:
     arguments += [] if resize is None else ["--resize", str(resize)]
     arguments += ["--name", "named"] if name_fault(request.labelled.resolve().name) else []
     command, environment = alone(*arguments, module="sptnet_shards.make_shards")
-    advice = "where it names an option, that line by hand takes it, and this command goes on behind it"
+    advice = "where the error names an option, run that line by hand with it, then this command again"
     return Stage("the images as shards", command, environment, lambda: _shards_are_whole(out), advice)
 
 

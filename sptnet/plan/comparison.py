@@ -95,8 +95,8 @@ def verdict(rows: Sequence[Comparison]) -> str:
         return f"the plan is off by more than it promises: {', '.join(broken)}"
     held = [row.what for row in rows if row.promised is not None and row.off is not None]
     if not held:
-        return "the run tells of nothing that the plan makes a promise of"
-    return f"the plan keeps what it promises of: {', '.join(held)}"
+        return "the run recorded nothing that the plan promises anything about"
+    return f"the plan kept its promise on: {', '.join(held)}"
 
 
 def facts(rows: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ class Facts:
         numbers: everything that decides the numbers of the run; see sptnet/run/resume.py.
         backbone: source and sha256 of what is not trained.
         written_by: strategy, world size and precision; another one may continue.
-        counters: skipped steps, replaced samples, and the loss scale of fp16.
+        counters: skipped steps, in all and in a row, replaced samples, the loss scale of fp16 and its steps.
     """
 
     step: int
@@ -91,9 +91,7 @@ def check_folder(run: Path) -> None:
     """Raise CheckpointError where a run's checkpoints cannot be seen: it would begin anew over what they continue."""
     folder = run / FOLDER
     if os.path.lexists(folder) and not folder.is_dir():
-        raise CheckpointError(
-            f"{folder} is no folder, or a link to one that is not there: is its disk there? Without it nothing is begun"
-        )
+        raise CheckpointError(f"{folder} is not a folder, or a broken link: is its disk mounted? Nothing was started")
 
 
 def is_of_run(checkpoint: Path, run: Path) -> bool:
@@ -131,7 +129,9 @@ def read_facts(path: Path) -> Facts:
         if not all(math.isfinite(count) and count >= 0 for count in facts.counters.values()):
             raise DamagedError("counters are not what a run writes")
         if (named := NAME.fullmatch(path.name)) and int(named[1]) != facts.step:
-            raise CheckpointError(f"{path} is of step {facts.step}, and named otherwise: call it step-{facts.step:09d}")
+            raise CheckpointError(
+                f"{path} holds step {facts.step}, and its name says otherwise: rename it to step-{facts.step:09d}"
+            )
         return facts
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path} is not a checkpoint ({FACTS} is missing)") from None

@@ -120,7 +120,7 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> Config:
     """
     for override in overrides:
         if not override.startswith(FREE):
-            raise ConfigError(f"override {override[:80]!r}: is of the run itself; what may differ: {', '.join(FREE)}")
+            raise ConfigError(f"override {override[:80]!r}: cannot differ from the run; these can: {', '.join(FREE)}")
     try:
         if (folder / CONFIG).exists() and not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder / CONFIG} is no regular file")

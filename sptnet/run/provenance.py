@@ -156,12 +156,12 @@ def warnings(config: Config, schedule: Schedule, train_from_block: int) -> Itera
     if schedule.teacher_warmup_epochs > schedule.epochs:
         yield (
             f"loss.teacher_warmup_epochs is {schedule.teacher_warmup_epochs}, and the run has {schedule.epochs} "
-            "epochs: the teacher never comes to its temperature"
+            "epochs: the teacher never reaches its temperature"
         )
     if config.method == "sptnet" and schedule.prompt_warmup_steps >= steps:
         yield (
             f"prompts.warmup_steps is {schedule.prompt_warmup_steps}, and the run has {steps} steps: the prompts never "
-            "come to their learning rate"
+            "reach their learning rate"
         )
     size = config.model.image_size
     covered = 1 - (max(0, size - 2 * config.prompts.frame) / size) ** 2

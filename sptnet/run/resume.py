@@ -149,8 +149,8 @@ def facts_to_continue(
         told.append(f"world_size was {wrote}, is {ranks}, by which loss.scope=local compares other images")
     if told:
         raise CheckpointError(
-            f"{path} is of a run with other numbers: {'; '.join(told)}. Name in resume.allow what may differ, or start "
-            "anew with resume=none"
+            f"{path} is of a run with different settings: {'; '.join(told)}. Name in resume.allow what may differ, or "
+            "start anew with resume=none"
         )
     if facts.step > total_steps:
         raise CheckpointError(

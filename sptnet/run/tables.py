@@ -56,8 +56,8 @@ def collapse(result: dict[str, Any]) -> str | None:
         return None
     says = "the accuracy says little" if least == 2 else "the categories say little, unless there are no more"
     return (
-        f"COLLAPSED: {result['classes_used']} of {result['classes']} classes are in use, as many as "
-        f"{result['effective_classes']} of equal size: {says}; raise loss.memax_weight, train longer, or warm the "
+        f"COLLAPSED: {result['classes_used']} of {result['classes']} classes are in use (effective number "
+        f"{result['effective_classes']}): {says}; raise loss.memax_weight, train longer, or warm the "
         "teacher up for longer"
     )
 

@@ -92,7 +92,7 @@ def test_a_killed_journey_takes_its_command_along_and_the_next_waits_for_it(tmp_
 def test_two_at_once_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(children, "PATIENCE", 0.3)
     process = started(tmp_path)
-    with pytest.raises(StageError, match="is being worked in by another"), Children(tmp_path):
+    with pytest.raises(StageError, match="is in use by another"), Children(tmp_path):
         pass
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     process.terminate()

@@ -91,11 +91,11 @@ def finished(root, out, *more):
         (["empty", "pile", "out", "--new", "2"], "has no class folders"),
         (
             ["one", "pile", "out"],
-            "has 1 class: how many new ones there are can be estimated from 3 on; say it by --new",
+            "has 1 class, and estimating the number of new ones takes at least 3: say --new",
         ),
         (["named", "pile", "pile/out"], "lies among the images of"),
-        (["named", "pile", "out", "epochs"], "must read section.key=value"),
-        (["named", "pile", "out", "run=x"], "follows from the arguments"),
+        (["named", "pile", "out", "epochs"], "should be section.key=value"),
+        (["named", "pile", "out", "run=x"], "discover sets it from its own arguments"),
         (["named", "pile", "out", "--weights", "gone.pth"], "there is no such file"),
         (["named", "pile", "out", "--hours", "0"], "is not a number of hours"),
         (["named", "pile", "out", "--new", "0"], "is not a whole number from 1"),
@@ -231,5 +231,5 @@ def test_one_class_and_thirty_images_are_said(tmp_path):
     told, warned = finished(tmp_path, tmp_path / "out", "--new", "4")
     for text in (warned, told[told.index("What looks wrong") :]):
         assert "has one class, 3" in text
-        assert "30 images are few" in text
+        assert "only 30 images" in text
     assert os.path.exists(tmp_path / "out" / "page.html")

@@ -94,7 +94,7 @@ def test_a_checkpoint_is_of_the_step_that_it_is_named_by(tmp_path):
     assert [path.name for path in found] == ["step-000000005", "step-000000099"]  # a copy is nobody's
     assert read_facts(found[0]).step == 5
     with pytest.raises(
-        CheckpointError, match=r"step-000000099 is of step 5, and named otherwise: call it step-000000005"
+        CheckpointError, match=r"step-000000099 holds step 5, and its name says otherwise: rename it to step-000000005"
     ):
         read_facts(found[1])
 
@@ -110,7 +110,7 @@ def test_a_run_whose_checkpoints_cannot_be_seen_is_not_begun_anew(digits, tmp_pa
         (run / "checkpoints").write_text("")
     for resume in ("auto", "none"):
         assert main(["train", "quickstart_simgcd", f"run={run}", f"data.root={digits}", f"resume={resume}"]) == 1
-        assert "checkpoints is no folder, or a link to one that is not there: is its disk there?" in told(capsys)
+        assert "checkpoints is not a folder, or a broken link: is its disk mounted?" in told(capsys)
     assert (run / "metrics.jsonl").exists()
 
 
@@ -201,7 +201,7 @@ def test_a_page_of_predictions_that_its_metrics_do_not_tell_of_is_refused(run, t
 
 @pytest.mark.parametrize("text", ["runs/a #1", "a\nb", "1 # one"])
 def test_an_override_that_yaml_cuts_off_is_refused(text):
-    with pytest.raises(ConfigError, match="YAML cuts it off at ' #' or a new line: quote the value in it"):
+    with pytest.raises(ConfigError, match="YAML would cut the value at ' #' or a line break: quote it"):
         read_override(f"run={text}")
 
 

@@ -224,7 +224,7 @@ def test_an_evaluation_of_a_model_that_was_trained_on_meanwhile_is_not_saved(unt
     monkeypatch.setattr(evaluate, "score", training_ends_meanwhile)
     assert main(["eval", str(run)]) == 1
     told = capsys.readouterr()
-    assert "has another model than the one that was evaluated, by now: evaluate it again" in told.err
+    assert "was replaced while it was evaluated: evaluate it again" in told.err
     assert "All / Old / New" not in told.out  # it is of no model that there is
     assert not (run / "metrics.json").exists()
 

@@ -150,8 +150,8 @@ def test_memory_of_a_cpu_is_said_to_be_the_process(planned):
 
 def test_a_plan_that_holds_says_so():
     rows = [Comparison("memory", "GB", 1.01, 1.0, 0.02), Comparison("step", "ms", 90.0, 100.0, 0.11)]
-    assert verdict(rows) == "the plan keeps what it promises of: memory, step"
-    assert verdict([Comparison("memory", "GB", 1.0, None, 0.02)]).startswith("the run tells of nothing")
+    assert verdict(rows) == "the plan kept its promise on: memory, step"
+    assert verdict([Comparison("memory", "GB", 1.0, None, 0.02)]).startswith("the run recorded nothing")
     assert verdict([rows[0], rows[1]._replace(promised=0.05)]).endswith("promises: step (-10%, 5% promised)")
 
 
@@ -162,7 +162,9 @@ def test_of_a_run_that_trained_the_command_shows_all(untrained, tmp_path, capsys
     assert main(["plan", str(run), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [row["what"] for row in told["rows"]][:2] == ["memory at the peak", "prompt step"]
-    assert told["verdict"] == "the run tells of nothing that the plan makes a promise of"  # not calibrated, on a CPU
+    assert (
+        told["verdict"] == "the run recorded nothing that the plan promises anything about"
+    )  # not calibrated, on a CPU
 
 
 def test_no_folder_of_a_run(tmp_path):

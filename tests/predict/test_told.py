@@ -74,7 +74,7 @@ def test_images_that_came_since_are_told_of(untrained, pile, tmp_path, monkeypat
     shutil.copy(some / sorted(os.listdir(some))[0], some / "new.png")
     assert main(again) == 0
     told = capsys.readouterr().err
-    assert re.search(r"warning: \S+some holds other images than when ../sorted was begun, .* name another --out", told)
+    assert re.search(r"warning: \S+some has changed since ../sorted was begun: .* another --out", told)
     assert len(rows(tmp_path / "sorted")) == 9
     shutil.rmtree(some)  # and where they are gone nothing is compared
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ def test_images_that_became_others_are_told_of(untrained, pile, tmp_path, capsys
     shutil.copy2(second, some / "new.png")  # with its own, older time
     os.replace(some / "new.png", some / "cam.png")
     assert main(arguments) == 0
-    assert "holds other images than when" in capsys.readouterr().err
+    assert "has changed since" in capsys.readouterr().err
 
 
 def test_a_table_without_a_row_is_a_failure(untrained, tmp_path, capsys):

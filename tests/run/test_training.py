@@ -190,7 +190,7 @@ def test_evaluated_from_any_folder_with_its_data_elsewhere(before, tmp_path_fact
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     assert main(["eval", str(before / "simgcd"), f"data.root={before / 'moved'}"]) == 0
     assert main(["eval", str(before / "simgcd"), "seed=3"]) == 2
-    assert "is of the run itself" in capsys.readouterr().err
+    assert "cannot differ from the run" in capsys.readouterr().err
 
 
 def test_a_collapsed_model_is_no_result_like_others():
@@ -247,8 +247,8 @@ def test_settings_that_are_rarely_meant_are_said(again):
     config = load_config(again, ["prompts.frame=10", "data.workers=999"])
     said = "\n".join(warnings(config, FakeSchedule(), 0))
     assert "data.workers is 999 for every rank, more than the " in said
-    assert "the teacher never comes to its temperature" in said
-    assert "the prompts never come to their learning rate" in said
+    assert "the teacher never reaches its temperature" in said
+    assert "the prompts never reach their learning rate" in said
     assert "which cover 97% of an image of 24" in said
 
 

@@ -69,7 +69,7 @@ class NodeCache:
         try:
             self.folder, self.limit = in_user_cache(folder), limit
         except RuntimeError:
-            raise DatasetError(f"the cache {folder} is below a home that there is not: set data.remote.cache") from None
+            raise DatasetError(f"the home folder of the cache {folder} does not exist: set data.remote.cache") from None
         self._ahead = FetchAhead(FETCHES)
         self._check_owner()
         if shared := network_file_system(self.folder):

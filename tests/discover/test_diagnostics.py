@@ -116,8 +116,8 @@ def test_sizes_say_too_many_too_few_and_a_heap():
 
 
 def test_few_images_are_said():
-    assert few_images(15, 15, 3).startswith("30 images are few")
-    assert few_images(300, 3000, 100).startswith("300 labelled images of 100 classes")
+    assert few_images(15, 15, 3).startswith("only 30 images")
+    assert few_images(300, 3000, 100).startswith("only 300 labelled images of 100 classes")
     assert few_images(3000, 3000, 100) is None
 
 
