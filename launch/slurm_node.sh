@@ -124,7 +124,9 @@ count_restarts() {  # ROOT: stop where restarts of this job bring nothing new
   else
     count=0
   fi
-  echo "$reached $count $tokens" > "$SPTNET_OUTCOME.restarts"
+  # what cannot be written would be counted anew at every restart; NFS says so when it is synced
+  { echo "$reached $count $tokens" > "$SPTNET_OUTCOME.restarts" && sync "$SPTNET_OUTCOME.restarts"; } 2> /dev/null \
+    || stop "$SPTNET_OUTCOME.restarts cannot be written: make room, and submit the job again"
   [ "$count" -le "$RESTARTS" ] || stop "$count restarts without a new checkpoint below $1"
 }
 

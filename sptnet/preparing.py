@@ -174,7 +174,7 @@ def _kept_tokens(
     cache = None if isinstance(chosen, str) else chosen
     if cache is not None:
         try:
-            make(cache, config, store, model, device, stop.here)
+            full = make(cache, config, store, model, device, stop.here)
         except PartsError as error:
             if config.trunk_cache != "auto":
                 raise
@@ -182,6 +182,9 @@ def _kept_tokens(
             raise advised.with_outcome(error.outcome) from None
         if on_any_rank(stop.here(), device):
             raise StopRequestedError(cache.progress())
+        if on_any_rank(bool(full), device):  # the numbers are the same without
+            cache.give_up()
+            cache, chosen = None, f"none: {full or 'the disk of another rank is full'}"
     model.round_tokens = stored_type(config, model)
     if config.data.views is None:
         return cache, {}

@@ -86,7 +86,7 @@ def run_steps(run: Run, log: MetricsLog, stop: StopRequest) -> bool:
             if stopped or due or done % config.checkpoint.every == 0:
                 following.catch_up()
                 log.flush(durable=True)  # what is told of the steps before a checkpoint is on disk when it is
-                run.saver.save(done, run.counters())
+                run.saver.save(done, run.counters(), hurried=stopped)
             if due and not stopped:
                 run.saver.wait()  # an evaluation that fails ends the run: it is to begin again from here
                 stopped = not evaluate_now(run, log, done, stop)

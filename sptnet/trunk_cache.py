@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sptnet.config import Config, ConfigError
 from sptnet.data.augment import CROP_RATIO, normalise
-from sptnet.data.cache_room import InUse, lock_of, make_room
+from sptnet.data.cache_room import InUse, lock_of, make_room, remove
 from sptnet.data.format.manifest import KINDS
 from sptnet.data.locks import locked
 from sptnet.data.storage.cache import in_user_cache
@@ -25,9 +25,9 @@ from sptnet.data.tokens import FINGERPRINT, SCHEMA, Tokens, TokenShape, folder_o
 from sptnet.method.model import PromptedViT
 from sptnet.run.parts import PartsError, begin_parts, writing_parts
 from sptnet.strategy.base import DTYPES
-from sptnet.strategy.collectives import world_size
+from sptnet.strategy.collectives import barrier, world_size
 from sptnet.strategy.kernels import kernels_told
-from sptnet.strategy.launcher import is_on_one_node
+from sptnet.strategy.launcher import is_first_on_disk, is_on_one_node
 
 DEFAULT = Path("~/.cache/sptnet/tokens")
 CODE = 1  # raise it where the tokens of the same views become others
@@ -70,6 +70,12 @@ class TrunkCache:
         ]
         return f"{sum(path.exists() for path in parts)} of {len(parts)} files of tokens are in {self.tokens.folder}"
 
+    def give_up(self) -> None:
+        """Remove the folder, unless another run uses it; all ranks call it."""
+        self.held.release()
+        barrier()
+        remove(self.tokens.folder)
+
     def cost(self) -> str:
         """What making the missing ones takes."""
         minutes = self.views_missing * self.seconds_per_view / 60
@@ -109,21 +115,29 @@ def choose(
     try:
         found = _look(config, store, model, weights, device, precision)
         why = "" if asked else does_not_pay(found.views_missing, 2 * images)
-        why = why or make_room(found.tokens.folder, found.missing, limit_of(config))
     except PartsError as error:
         if asked:
             raise
         why = str(error)
+    if not (why := _first_of_all(why)):
+        assert found is not None
+        folder = found.tokens.folder
+        # one process of a disk looks at all that is kept there: hundreds of them would keep it busy for minutes
+        looks = is_first_on_disk(folder / FINGERPRINT, config.collective_timeout_s)
+        if not (why := _first_of_all(make_room(folder, found.missing, limit_of(config)) if looks else "")):
+            return found
+    if asked:
+        raise impossible(config, why)
+    return f"none: {why}"
+
+
+def _first_of_all(why: str) -> str:
+    """The first rank's reason that has one, on all ranks, which all call it."""
     answers: list[Any] = [why]
     if dist.is_initialized():
         answers = [None] * world_size()
         dist.all_gather_object(answers, why)
-    if not (why := next((answer for answer in answers if answer), "")):
-        assert found is not None
-        return found
-    if asked:
-        raise impossible(config, why)
-    return f"none: {why}"
+    return next((answer for answer in answers if answer), "")
 
 
 def _look(

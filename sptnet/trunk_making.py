@@ -4,8 +4,10 @@ A part is the tokens of one shard, made whole by one process in blocks of fixed 
 and without collectives. Whoever finds a part that nobody makes, makes it; the others' are waited for.
 """
 
+import errno
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,15 +31,18 @@ from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.launcher import launcher_store
 from sptnet.trunk_cache import BLOCK, TYPES, TrunkCache, trunk_on
 
-POLL = 0.2  # seconds between looks at what others make
+POLL, LONGEST_POLL = 0.2, 5.0  # seconds between looks at what others make; longer the longer nothing happens
 MOST_WAITING = 86_400.0  # seconds that nothing may happen before a process gives up on the others
 TRAINING: tuple[Kind, ...] = ("labelled", "unlabelled")
 
 
 def make(
     cache: TrunkCache, config: Config, store: Store, model: PromptedViT, device: torch.device, asked: Callable[[], bool]
-) -> None:
+) -> str:
     """Make what is missing, and wait until all of it is there for all ranks; all call it. Asked to stop, it returns.
+
+    Returns:
+        "", or why this rank gave up: its disk is full, and nobody asked for tokens to be kept there. Then all return.
 
     Raises:
         PartsError: the cache cannot be written.
@@ -58,13 +63,25 @@ def make(
             for kinds in (TRAINING, ("test",)):
                 kind_source = ShardSource(store, [kind for kind in kinds if store.manifest.samples(kind)])
                 making = _Making(cache, kind_source, tokens_of, config, progress, stopped)
-                if not making.all_parts():
-                    return
+                try:
+                    if not making.all_parts():
+                        return ""
+                except PartsError as error:
+                    if config.trunk_cache != "auto" or not _is_of_full_disk(error):
+                        raise
+                    if others is not None:
+                        others.set("stop", "full")
+                    return str(error)
     if others is not None:
         others.add("there", 1)
         patience = _Patience()
         while (there := others.add("there", 0)) < world_size() and not stopped():
             patience.wait(there, "the other ranks' trunk caches")
+    return ""
+
+
+def _is_of_full_disk(error: PartsError) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Patience:
@@ -79,7 +96,7 @@ class _Patience:
             self._reached, self._since = reached, time.monotonic()
         if time.monotonic() - self._since > MOST_WAITING:
             raise PartsError(f"{what} did not come within {timedelta(seconds=MOST_WAITING)}")
-        time.sleep(POLL)
+        time.sleep(min(LONGEST_POLL, max(POLL, (time.monotonic() - self._since) / 10)))
 
 
 class _Making:
@@ -103,14 +120,20 @@ class _Making:
             if not self._make(range(rank(), count, world_size())):
                 return False
             patience = _Patience()
-            while missing := [part for part in range(count) if not self.path(part).exists()]:
-                if not (self._make(range(first, count)) and self._make(range(first))):
+            while missing := self._missing():
+                if not self._make([part for part in missing if part >= first] + [p for p in missing if p < first]):
                     return False
                 patience.wait(len(missing), str(self.path(missing[0])))
             return True
         finally:
             for part in list(self._locks):
                 self._release(part)
+
+    def _missing(self) -> list[int]:
+        """Numbers of the parts that are not there, by one look at the folder: hundreds of ranks wait and look."""
+        with writing_parts(self.tokens.folder):
+            there = set(os.listdir(self.tokens.folder))
+        return [part for part in range(len(self.source)) if self.path(part).name not in there]
 
     def _wanted(self, part: int) -> bool:
         """Whether this process is to make a part: it is missing, and nobody else makes it."""
@@ -132,16 +155,14 @@ class _Making:
             if self.path(part).exists():
                 self._release(part)
                 return False
-            for leftover in self.tokens.folder.glob(f"{self.path(part).stem}.*.tmp"):
-                leftover.unlink(missing_ok=True)  # of a process that was killed: this one holds the lock
         return True
 
     def _release(self, part: int) -> None:
         if (lock := self._locks.pop(part, None)) is not None:
             lock.release()
 
-    def _make(self, parts: range) -> bool:
-        """The parts of a range that are to be made here; False if asked to stop."""
+    def _make(self, parts: Sequence[int]) -> bool:
+        """Those of the parts that are to be made here; False if asked to stop."""
         # before loader processes are forked: who only waits for others would take their cores
         first = next((number for number, part in enumerate(parts) if self._wanted(part)), None)
         if first is None:

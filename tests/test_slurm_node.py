@@ -93,6 +93,16 @@ def test_what_is_kept_of_restarts_is_no_program(cluster, tmp_path, content):
     assert not (tmp_path / "done").exists()
 
 
+def test_a_count_that_cannot_be_kept_ends_the_job(cluster, tmp_path):
+    """A disk without room for a byte emptied it at every start: the job was requeued without end."""
+    outcome = tmp_path / "runs/quickstart/seed-0/outcome"
+    outcome.mkdir(parents=True)
+    (outcome / "70.restarts").mkdir()  # root may write whatever its mode
+    code, lines = cluster(["quickstart"], srun="exit 1")
+    assert (code, "started" in lines) == (1, False)
+    assert lines[-1].endswith("70.restarts cannot be written: make room, and submit the job again")
+
+
 def test_a_job_is_not_told_what_became_of_another(cluster, tmp_path):
     """Two jobs of one name by mistake: what one left is no reason for the other to end."""
     final = 'echo "final: optimizer.lr is -1" > "$SPTNET_OUTCOME/rank-0"; exit 1'

@@ -167,7 +167,7 @@ def prepared(
 class _Places:
     """(part, begin) of every block of the parts that are wanted; a part that lacks images has one empty block."""
 
-    def __init__(self, source: Source, parts: range, wanted: Callable[[int], bool], block_size: int):
+    def __init__(self, source: Source, parts: Sequence[int], wanted: Callable[[int], bool], block_size: int):
         self.source, self.parts, self.wanted, self.block_size = source, parts, wanted, block_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -179,7 +179,7 @@ class _Places:
 
 def blocks(
     source: Source,
-    parts: range,
+    parts: Sequence[int],
     wanted: Callable[[int], bool],
     *,
     block_size: int,
@@ -201,7 +201,8 @@ def blocks(
         SharedMemoryError: /dev/shm is full.
     """
     places = _Places(source, parts, wanted, block_size)
+    step = parts[1] - parts[0] if len(parts) > 1 else 1
     for block in load(_Blocks(source, block_size, augment, image_size, known_views), places, workers):
         if block.begin == 0:
-            source.fetch_ahead(block.part + (parts.step if len(parts) > 1 else 1))
+            source.fetch_ahead(block.part + step)
         yield block

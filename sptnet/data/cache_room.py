@@ -27,6 +27,10 @@ class InUse:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         os.utime(folder / self.FILE)
 
+    def release(self) -> None:
+        """Let others remove the folder."""
+        os.close(self._descriptor)
+
 
 def lock_of(folder: Path) -> Path:
     """What is locked while somebody begins to use a folder of tokens, or removes it."""
@@ -52,7 +56,7 @@ def _make_room(folder: Path, needed: int, limit: int) -> str:
     for _, size, other in there:
         if used + needed <= limit:
             break
-        _remove(other)
+        remove(other)
         used -= size - size_of_folder(other)
     if used + needed > limit:
         return f"{folder.parent} holds {used / 1e9:,.1f} GB that other runs use, trunk_cache_gb is {limit / 1e9:g}"
@@ -87,7 +91,7 @@ def _others(folder: Path) -> Iterator[tuple[float, int, Path]]:
                 yield used.stat().st_mtime, size_of_folder(path), path
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove a folder, unless somebody uses it or begins to."""
     with suppress(OSError, Timeout), lock_at(lock_of(folder)).acquire(timeout=0):
         descriptor = os.open(folder / InUse.FILE, os.O_RDWR | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Locks between processes, and what a disk says that has none."""
+"""Locks between processes, what a disk says that has none, and which disks other nodes see."""
 
 import errno
 from collections.abc import Iterator
@@ -7,7 +7,20 @@ from pathlib import Path
 
 from filelock import FileLock
 
+SHARED = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "afs", "9p", "panfs", "wekafs", "virtiofs"}
 NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+def network_file_system(folder: Path) -> str | None:
+    """The file system of a folder, if other nodes may share it; locks are slow there, or hold on one node only."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return None  # no Linux
+    real = str(folder.resolve())
+    above = [(len(m[1]), m[2]) for m in mounts if real == m[1] or real.startswith(m[1].rstrip("/") + "/")]
+    kind = max(above, default=(0, ""))[1]
+    return kind if kind in SHARED or kind.startswith("fuse.") else None
 
 
 def lock_at(path: Path) -> FileLock:

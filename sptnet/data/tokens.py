@@ -12,7 +12,6 @@ images the evaluated one only. Knows no model: the maker is `sptnet/trunk_making
 import hashlib
 import json
 import os
-import secrets
 import zlib
 from collections import OrderedDict
 from contextlib import suppress
@@ -29,6 +28,7 @@ from safetensors.numpy import save
 from sptnet.data.format.faults import DamagedSampleError, DatasetError, unreadable
 from sptnet.data.format.files import check_regular, create, open_regular, sync_folder, to_disk, write_whole
 from sptnet.data.format.manifest import Kind
+from sptnet.data.format.temporary import temporary_of
 from sptnet.errors import outcome_of_reading
 
 TokenType = Literal["float16", "float32"]
@@ -96,7 +96,7 @@ class PartWriter:
 
     def __init__(self, path: Path, shape: TokenShape, rows: int):
         self.path, self.shape, self.rows = path, shape, rows
-        self._temporary = path.with_name(f"{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self._temporary = temporary_of(path.with_suffix(".tokens"))
         self._file = create(self._temporary)
         self._uids: list[int] = []
         self._targets: list[int] = []

@@ -83,8 +83,29 @@ def remove(checkpoint: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run / FOLDER).glob(f"step-*/{FACTS}") if NAME.fullmatch(path.parent.name))
+    """The whole checkpoints of a run, oldest first.
+
+    Raises:
+        CheckpointError: they cannot be listed. `glob` would say that there are none, and the run begin anew over them.
+    """
+    folder = run / FOLDER
+    try:
+        named = [folder / name for name in sorted(os.listdir(folder)) if NAME.fullmatch(name)]
+        return [path for path in named if _is_there(path / FACTS)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        told = CheckpointError(f"{folder} cannot be listed ({error.strerror or error}): nothing was started or removed")
+        raise told.with_outcome(outcome_of_reading(error)) from None
+
+
+def _is_there(path: Path) -> bool:
+    """Where `Path.exists` takes some errors of a disk for a no, this raises OSError."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def check_folder(run: Path) -> None:

@@ -1,9 +1,10 @@
-"""One process at a time trains in a run's folder: a lock of the filesystem, or, where it has none, a lease.
+"""One process at a time trains in a run's folder: a lock of the filesystem, and, where that may not do, a lease.
 
-`flock` is gone when its process is; tried on ext4 and tmpfs, on one machine. A filesystem without it gets a lease
-instead, which was tried with a `flock` that refuses: `run.lease` names job, host and process and is written again every
-ten seconds. A lease that stands still for half a minute, or is of an earlier start of the same Slurm job, belongs
-to nobody any more and is taken over.
+`flock` is gone when its process is; tried on ext4 and tmpfs, on one machine. Some filesystems have none, and on those
+that nodes share it may hold on one node only (BeeGFS unless told otherwise, Lustre's `localflock`, NFS's `nolock`).
+There a lease is taken too, which was tried with a `flock` that refuses, and with one that always succeeds: `run.lease`
+names job, host and process and is written again every ten seconds. One that stands still for a minute and a half, or is
+of an earlier start of the same Slurm job, or of a process of this machine that has ended, is taken over.
 """
 
 import errno
@@ -19,13 +20,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from sptnet.data.format.files import read_regular, write_whole
-from sptnet.data.locks import NO_FLOCK
+from sptnet.data.format.temporary import Writer, machine
+from sptnet.data.locks import NO_FLOCK, network_file_system
 from sptnet.run.folder import OccupiedError, writing
 from sptnet.run.records import LARGEST
 
 LOCK, LEASE = "run.lock", "run.lease"
 WAY_OUT = "stop it, or choose another folder"
-BEAT, PATIENCE = 10.0, 30.0  # seconds
+BEAT, PATIENCE = 10.0, 90.0  # seconds; a client of NFS may show for 60 what was there before
 
 
 class RunLock:
@@ -55,22 +57,29 @@ class RunLock:
                 self._take_lease()
             else:
                 self._descriptor = descriptor
-                _let_go_in_children(self)
+                if network_file_system(folder):
+                    try:
+                        self._take_lease()
+                    except BaseException:
+                        self.forget()
+                        raise
+            _let_go_in_children(self)
 
     def release(self) -> None:
         """Let others train there."""
-        if self._descriptor is not None:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-            self.forget()
-        elif self._beating is not None:
+        if self._beating is not None:
             self._stop.set()
             self._beating.join()
             self._beating = None
             with suppress(OSError):
                 self._lease.unlink()
+        if self._descriptor is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            self.forget()
 
     def forget(self) -> None:
-        """Close the file without letting others train there, where another process still holds it."""
+        """Close the file without letting others train there, where another process still holds it, or its lease."""
+        self._beating = None
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -81,11 +90,14 @@ class RunLock:
     def _take_lease(self) -> None:
         self._mine = {
             "job": os.environ.get("SLURM_JOB_ID"), "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
-            "host": os.uname().nodename, "process": os.getpid(), "token": secrets.token_hex(8),
+            "host": os.uname().nodename, "machine": machine(), "process": os.getpid(), "token": secrets.token_hex(8),
         }  # fmt: skip
         end = time.monotonic() + PATIENCE
         seen = self._read()
-        while seen is not None and not self._is_of_earlier_start(seen):
+        if seen is not None and not self._is_over(seen):
+            told = f"{self.folder}: looking for up to {PATIENCE:g} s whether another process trains there ({LEASE})"
+            print(told, file=sys.stderr, flush=True)
+        while seen is not None and not self._is_over(seen):
             time.sleep(min(1.0, PATIENCE / 10))
             now = self._read()
             if now is not None and now != seen:
@@ -116,9 +128,12 @@ class RunLock:
                 raise OccupiedError(f"{self.folder} is being trained by another process: {WAY_OUT}")
             stale.unlink()
 
-    def _is_of_earlier_start(self, lease: dict[str, object]) -> bool:
+    def _is_over(self, lease: dict[str, object]) -> bool:
+        """Whether its holder has ended for certain."""
         same_job = self._mine["job"] is not None and lease.get("job") == self._mine["job"]
-        return same_job and lease.get("restart") != self._mine["restart"]
+        host, process = lease.get("machine"), lease.get("process")
+        dead = isinstance(host, str) and isinstance(process, int) and Writer(LEASE, "", host, process).is_dead()
+        return dead or (same_job and lease.get("restart") != self._mine["restart"])
 
     def _read(self, path: Path | None = None) -> dict[str, object] | None:
         try:

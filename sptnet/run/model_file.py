@@ -23,7 +23,8 @@ from torch import Tensor
 
 from sptnet.config_sections import PromptConfig
 from sptnet.data.format.fields import Count, Digest
-from sptnet.data.format.files import write_whole
+from sptnet.data.format.files import check_regular, write_whole
+from sptnet.errors import outcome_of_reading
 from sptnet.method.families import IMAGENET, Triple
 from sptnet.method.metrics import MAX_CLUSTERS
 from sptnet.method.model import PromptedViT
@@ -160,11 +161,16 @@ def load_prompt(folder: Path, spec: PromptConfig, image_size: int) -> Prompt | N
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn what reading a model file raises into a RunError that names it."""
-    if not path.is_file():
-        raise RunError(f"{path} is not there: has the run been trained?")
     try:
+        check_regular(path)
         yield
-    except (OSError, SafetensorError, UnicodeDecodeError, MemoryError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{path} is not there: has the run been trained?") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}").with_outcome(
+            outcome_of_reading(error)
+        ) from None
+    except (SafetensorError, UnicodeDecodeError, MemoryError) as error:
         raise RunError(f"{path} cannot be read ({' '.join(str(error).split())}): is it damaged?") from None
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sptnet.data.format.files import write_whole
-from sptnet.data.format.temporary import remove_leftovers
+from sptnet.data.format.temporary import remove_leftovers, writer_of
 from sptnet.errors import SptnetError, in_the_way, outcome_of_writing
 from sptnet.run.records import DamagedError, read_json
 
@@ -73,7 +73,8 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent)
         if not path.exists():
-            if any(path.parent.iterdir()) and not path.exists():  # a twin, where the disk has no locks
+            others = [entry for entry in path.parent.iterdir() if writer_of(entry.name) is None]
+            if others and not path.exists():  # a twin, where the disk has no locks, has begun it or is about to
                 raise PartsError(f"{path.parent} is not empty and lacks {path.name}: choose another folder")
             write_whole(path, (json.dumps(says, indent=1) + "\n").encode())
             return

@@ -29,7 +29,7 @@ from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.launcher import launcher_store
 
 MOST_WRITERS = 8
-OTHERS_WAIT = 60  # seconds that rank 0 waits for the parts of the others; a preempted job has 110 in all
+HURRIED = 60  # seconds that rank 0 waits for the others' parts where the run was asked to stop: it has 110 in all
 TOLD_AFTER = 10  # seconds; then it says for whom it waits
 ENDING_WAIT = 20  # seconds that a run which fails waits for its own last one; a launcher kills the others after 30
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Saver:
 
     def __init__(self, config: Config, learner: Learner, numbers: dict[str, Any], backbone: dict[str, str]):
         self.learner, self.numbers, self.backbone, self.full = learner, numbers, backbone, config.checkpoint.full
+        self._patience = config.collective_timeout_s
         self._stall = 0.0
         token = [secrets.token_hex(4)]
         if dist.is_initialized():
@@ -56,8 +57,8 @@ class Saver:
         if self._number is not None:
             self._writer = Writer(Path(config.run), self._number, writers, config.checkpoint.keep, token[0], store)
 
-    def save(self, step: int, counters: dict[str, float]) -> None:
-        """Begin a checkpoint of the state before `step`; all ranks call it.
+    def save(self, step: int, counters: dict[str, float], hurried: bool = False) -> None:
+        """Begin a checkpoint of the state before `step`; all ranks call it. `hurried`: a kill is to be expected.
 
         Raises:
             CheckpointError: the one before could not be written.
@@ -90,7 +91,7 @@ class Saver:
             counters = counters | {"loss_scale": scaling["scale"], "steps_at_scale": steps}
         if self._writer is not None:
             facts = Facts(step, self.numbers, self.backbone, written_by, counters)
-            self._writer.begin(facts, tensors)
+            self._writer.begin(facts, tensors, HURRIED if hurried else self._patience)
         self._stall += time.perf_counter() - start
 
     def pop_stall_seconds(self) -> float:
@@ -145,14 +146,19 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
-    def begin(self, facts: Facts, tensors: dict[str, Tensor]) -> None:
+    def begin(self, facts: Facts, tensors: dict[str, Tensor], patience: float = HURRIED) -> None:
         """Start to write this rank's tensors, which are on the CPU and nobody else's.
+
+        Args:
+            patience: seconds that the others' parts may take longer than this rank's.
 
         Raises:
             CheckpointError: the one before could not be written.
         """
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(facts, tensors), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._write, args=(facts, tensors, patience), name="checkpoint", daemon=True
+        )
         self._thread.start()
 
     def poll(self) -> None:
@@ -172,7 +178,7 @@ class Writer:
         if self._thread is not None:
             self._thread.join(ENDING_WAIT)
 
-    def _write(self, facts: Facts, tensors: dict[str, Tensor]) -> None:
+    def _write(self, facts: Facts, tensors: dict[str, Tensor], patience: float) -> None:
         final = self.folder / f"step-{facts.step:09d}"
         partial = final.with_name(f"{final.name}.{self.attempt}.tmp")
         try:
@@ -181,7 +187,7 @@ class Writer:
             partial.mkdir(parents=True, exist_ok=True)
             self._write_part(partial, facts.step, tensors)
             if self.number == 0:
-                parts = self._parts_of_all(facts.step)
+                parts = self._parts_of_all(facts.step, patience)
                 whole = replace(facts, parts=parts)
                 write_through(partial / FACTS, json.dumps(asdict(whole), indent=1).encode())
                 remove(final)
@@ -189,8 +195,7 @@ class Writer:
                 sync_folder(self.folder)
                 self._remove_old()
         except Exception as error:  # whatever ends this thread must end the run
-            previous = checkpoints(self.folder.parent)
-            stays = f"{previous[-1]} is intact" if previous else "there is none before it"
+            stays = self._before()
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             with suppress(Exception):  # the store is gone where rank 0 is
                 self._announce(facts.step, {"failed": str(why)})
@@ -211,15 +216,15 @@ class Writer:
         told = {"file": part.name, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
         self._announce(step, told)  # now that it is on disk
 
-    def _parts_of_all(self, step: int) -> list[Part]:
+    def _parts_of_all(self, step: int, patience: float) -> list[Part]:
         parts: list[Part] = []
         begin, told = time.monotonic(), False
         for number, other in enumerate(self.ranks):
             key = f"{self.attempt}/{step}/{number}"
             while not self._store.check([key]):  # not `wait`: it would hold this process's connection to the store
                 waited = time.monotonic() - begin
-                if waited > OTHERS_WAIT:
-                    raise OSError(f"rank {other} did not write its part within {OTHERS_WAIT} s")
+                if waited > patience:
+                    raise OSError(f"rank {other} did not write its part within {patience:g} s")
                 if waited > TOLD_AFTER and not told:
                     told = True
                     log.warning("checkpoint of step %d: waiting for the part of rank %d", step, other)
@@ -230,10 +235,18 @@ class Writer:
                 raise OSError(f"rank {other} could not write its part")
         return parts
 
+    def _before(self) -> str:
+        try:
+            previous = checkpoints(self.folder.parent)
+        except CheckpointError:
+            return "those before it stay"
+        return f"{previous[-1]} is intact" if previous else "there is none before it"
+
     def _remove_old(self) -> None:
-        for old in checkpoints(self.folder.parent)[: -self.keep]:
-            if not (old / MARK).exists():
-                remove(old)
+        with suppress(CheckpointError):  # a disk that fails for a moment; they are removed when the next is written
+            for old in checkpoints(self.folder.parent)[: -self.keep]:
+                if not (old / MARK).exists():
+                    remove(old)
 
     def _remove_leftovers(self) -> None:
         """What earlier starts of the run did not finish."""

@@ -16,7 +16,9 @@ from sptnet.data.format.presence import check_files
 from sptnet.data.listing import STARTS, ListedSource, write_listing
 from sptnet.data.loader import train_batches
 from sptnet.data.tokens import PartWriter, TokenPart, TokenShape
-from sptnet.run.checkpoint import CheckpointError, read_facts
+from sptnet.run.checkpoint import CheckpointError, checkpoints, read_facts
+from sptnet.run.folder import RunError
+from sptnet.run.model_file import read_facts as read_facts_of_model
 
 
 def failing(number):
@@ -63,6 +65,29 @@ def test_a_checkpoint_is_not_to_be_removed(again, monkeypatch, number, outcome):
         read_facts(again.parent / "interrupted" / "checkpoints" / "step-000000005")
     assert raised.value.outcome == outcome
     assert ("remove the checkpoint" in str(raised.value)) == (outcome == "final")
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"), [(errno.EIO, "retry"), (errno.ESTALE, "retry"), (errno.EACCES, "final")]
+)
+@pytest.mark.parametrize("call", ["listdir", "stat"])
+def test_checkpoints_that_cannot_be_listed_are_not_none(again, monkeypatch, number, outcome, call):
+    """A run that took them for none began anew, and removed them when the disk was there again."""
+    run = again.parent / "interrupted"
+    assert checkpoints(run)
+    monkeypatch.setattr(f"sptnet.run.checkpoint.os.{call}", failing(number))
+    with pytest.raises(CheckpointError, match=r"cannot be listed .*: nothing was started or removed") as raised:
+        checkpoints(run)
+    assert raised.value.outcome == outcome
+
+
+@pytest.mark.parametrize(("number", "outcome"), [(errno.ESTALE, "retry"), (errno.EACCES, "final")])
+def test_a_model_is_not_damaged_where_its_disk_fails(tmp_path, monkeypatch, number, outcome):
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr("sptnet.run.model_file.safe_open", failing(number))
+    with pytest.raises(RunError, match=rf"model\.safetensors cannot be read: {os.strerror(number)}$") as raised:
+        read_facts_of_model(tmp_path)
+    assert raised.value.outcome == outcome
 
 
 def test_tokens_stay(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from sptnet.data.format import temporary
 from sptnet.run import lock
 from sptnet.run.folder import OccupiedError
 from sptnet.run.lock import LEASE, RunLock
@@ -85,6 +86,44 @@ def test_twice_in_one_start_of_a_job_is_twice(tmp_path, no_flock, monkeypatch):
     with pytest.raises(OccupiedError):
         RunLock(tmp_path)
     first.release()
+
+
+def test_a_lock_that_holds_on_one_node_only_is_not_trusted(tmp_path, no_flock, monkeypatch):
+    """As on BeeGFS: every node's `flock` succeeds, and two trained in one folder."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    first = RunLock(tmp_path / "local")
+    RunLock(tmp_path / "local").release()
+    first.release()
+    monkeypatch.setattr(lock, "network_file_system", lambda folder: "beegfs")
+    monkeypatch.setattr(lock, "PATIENCE", 60)
+    first = RunLock(tmp_path / "shared")
+    with pytest.raises(OccupiedError, match=r"trained by process \d+ on "):
+        RunLock(tmp_path / "shared")
+    first.release()
+    assert not (tmp_path / "shared" / LEASE).exists()
+    RunLock(tmp_path / "shared").release()
+
+
+def test_what_was_forked_leaves_the_lease(tmp_path, no_flock):
+    first = RunLock(tmp_path)
+    child = multiprocessing.get_context("fork").Process(target=first.release)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert (tmp_path / LEASE).exists()
+    first.release()
+
+
+def test_the_lease_of_a_process_of_this_machine_that_ended_is_taken_over_at_once(tmp_path, no_flock, monkeypatch):
+    monkeypatch.setattr(lock, "PATIENCE", 60)
+    ended = multiprocessing.get_context("fork").Process(target=lambda: None)
+    ended.start()
+    ended.join()
+    left = {"host": "here", "machine": temporary.machine(), "process": ended.pid, "token": "x", "beat": 3}
+    (tmp_path / LEASE).write_text(json.dumps(left))
+    begin = time.monotonic()
+    RunLock(tmp_path).release()
+    assert time.monotonic() - begin < 10
 
 
 def test_of_two_that_take_over_a_stale_lease_one_has_it(tmp_path, no_flock, monkeypatch):

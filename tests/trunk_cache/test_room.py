@@ -1,5 +1,6 @@
 """Where tokens lie, how much of them, and what leaves for others."""
 
+import errno
 import multiprocessing
 import os
 import re
@@ -12,8 +13,9 @@ from launching import ENVIRONMENT, ROOT
 
 from sptnet.cli import main
 from sptnet.data.cache_room import InUse, make_room
-from sptnet.data.tokens import FINGERPRINT
-from sptnet.run.parts import PartsError
+from sptnet.data.format.temporary import temporary_of
+from sptnet.data.tokens import FINGERPRINT, PartWriter
+from sptnet.run.parts import PartsError, begin_parts
 
 
 def test_a_cache_that_nobody_chose_and_cannot_be_written_says_how_to_choose(digits, tmp_path, capsys, monkeypatch):
@@ -29,6 +31,41 @@ def test_a_cache_that_nobody_chose_and_cannot_be_written_says_how_to_choose(digi
         assert main(arguments(tmp_path / "run", digits, cache)) == 1
         assert (advice in capsys.readouterr().err) == (cache == "auto")
         assert (outcomes / "rank-0").read_text().startswith("final")
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC])
+def test_a_full_disk_that_nobody_chose_is_left_and_the_run_goes_on(digits, tmp_path, monkeypatch, number):
+    """By name `auto` it filled a home that has a quota, which no look at the disk's free room tells of."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shorter = ("schedule.epochs=3", "evaluate.every=3")
+    assert main(arguments(tmp_path / "without", digits, "off", *shorter)) == 0
+    written, add = [], PartWriter.add
+
+    def full(writer, *rows):
+        if len(written) > 200:
+            raise OSError(number, os.strerror(number), str(writer.path))
+        written.append(writer.path)
+        add(writer, *rows)
+
+    monkeypatch.setattr(PartWriter, "add", full)
+    assert main(arguments(tmp_path / "run", digits, "auto", *shorter)) == 0
+    told = " ".join((tmp_path / "run" / "log.txt").read_text().replace("│", " ").split())
+    assert f"cannot be written: {os.strerror(number)}" in told
+    assert not [path for path in (tmp_path / "cache/sptnet/tokens").iterdir() if path.is_dir()]
+    first, second = ((tmp_path / run / "metrics.json").read_text() for run in ("without", "run"))
+    assert first == second
+
+
+def test_a_folder_that_another_process_is_beginning_is_no_other_one_s(tmp_path):
+    """Where a disk has no locks, ranks that began together ended each other."""
+    (tmp_path / "tokens").mkdir()
+    temporary_of(tmp_path / "tokens" / FINGERPRINT).write_text("{")
+    begin_parts(tmp_path / "tokens" / FINGERPRINT, {"of": "these"})
+    begin_parts(tmp_path / "tokens" / FINGERPRINT, {"of": "these"})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(PartsError, match="is not empty and lacks"):
+        begin_parts(tmp_path / "other" / FINGERPRINT, {"of": "these"})
 
 
 def test_a_disk_or_limit_that_is_too_small_is_said(digits, tmp_path, capsys):

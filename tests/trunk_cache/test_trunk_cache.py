@@ -149,8 +149,8 @@ def test_a_damaged_part_is_one_line_and_is_made_again(digits, made, tmp_path, ca
 def test_a_run_continues_without_the_cache_that_it_began_with(digits, made, tmp_path, monkeypatch):
     save, asked, run = Saver.save, [], tmp_path / "run"
 
-    def and_ask(saver, *facts):
-        save(saver, *facts)
+    def and_ask(saver, *facts, **how):
+        save(saver, *facts, **how)
         if not asked:  # twice would end it at once
             asked.append(True)
             os.kill(os.getpid(), signal.SIGTERM)

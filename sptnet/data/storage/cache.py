@@ -18,26 +18,12 @@ from filelock import FileLock, Timeout
 
 from sptnet.data.format.faults import DatasetError
 from sptnet.data.format.files import file_sha256
-from sptnet.data.locks import NO_FLOCK, lock_at
+from sptnet.data.locks import NO_FLOCK, lock_at, network_file_system
 from sptnet.data.storage.fetch_ahead import FetchAhead
 
 FETCHES = 4  # at a time and process, ahead of need
 PART = ".part"
 WAIT_FOR_ROOM = 0.1  # seconds
-SHARED = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "afs",
-    "9p",
-    "fuse.sshfs",
-    "fuse.glusterfs",
-}
 log = logging.getLogger(__name__)
 Fetch = Callable[[Callable[[Path], None], Path], None]
 
@@ -206,18 +192,6 @@ def _used(path: Path) -> int | None:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-
-
-def network_file_system(folder: Path) -> str | None:
-    """The file system of a folder, if other nodes share it; locks are slow there, or not held at all."""
-    try:
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except OSError:
-        return None  # no Linux
-    real = str(folder.resolve())
-    above = [(len(m[1]), m[2]) for m in mounts if real == m[1] or real.startswith(m[1].rstrip("/") + "/")]
-    kind = max(above, default=(0, ""))[1]
-    return kind if kind in SHARED else None
 
 
 def check_content(path: Path, sha256: str) -> None:

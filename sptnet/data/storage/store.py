@@ -15,7 +15,8 @@ from sptnet.data.format.files import is_url, open_regular, read_regular
 from sptnet.data.format.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, Shard, load_manifest, read_manifest
 from sptnet.data.format.paths import largest_paths, parse_paths
 from sptnet.data.format.shard_index import index_size, parse_index, read_index
-from sptnet.data.storage.cache import Fetch, NodeCache, check_content, network_file_system
+from sptnet.data.locks import network_file_system
+from sptnet.data.storage.cache import Fetch, NodeCache, check_content
 from sptnet.data.storage.fetch_ahead import FetchAhead
 from sptnet.data.storage.pieces import Wanted, read_pieces
 from sptnet.data.storage.remote import Remote
