@@ -20,7 +20,8 @@ from sptnet.data.format.faults import DatasetError, undecodable
 from sptnet.data.format.manifest import KINDS, MANIFEST
 from sptnet.data.storage.store import Store, open_store
 from sptnet.method.model import Outputs
-from sptnet.run.parts import ImageProgress, PartsError, begin_parts, write_part
+from sptnet.run.parts import PartsError, begin_parts, write_part
+from sptnet.run.progress import Speed
 from sptnet.strategy.base import Strategy
 from sptnet.strategy.collectives import barrier, rank, world_size
 from sptnet.strategy.connect import connect
@@ -98,7 +99,7 @@ def make_features(data: str, out: Path, encoder: Encoder, dtype: FeatureType, wo
     paths = [part_path(out, *source.place(part)) for part in range(len(source))]
     mine = range(rank(), len(source), world_size())
     here: list[Sample] = []
-    with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
+    with Speed(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
         progress.console.print(strategy.world, highlight=False)
         tokens: list[np.ndarray] = []
         for block in blocks(

@@ -41,7 +41,8 @@ from sptnet.errors import visible
 from sptnet.features import Forward, forward_on_ranks, looks_at, open_dataset
 from sptnet.run.checkpoint import digest
 from sptnet.run.model_file import unfinished
-from sptnet.run.parts import HEAD, ImageProgress, begin_parts, write_part, writing_parts
+from sptnet.run.parts import HEAD, begin_parts, write_part, writing_parts
+from sptnet.run.progress import Speed
 from sptnet.run.records import DamagedError, read_json
 from sptnet.strategy.collectives import barrier, rank, world_size
 from sptnet.strategy.kernels import kernels_told
@@ -102,7 +103,7 @@ def predict_images(run_folder: Path, images: str, out: Path, what: What, workers
     source = open_images(images, out, what.kinds)
     mine = range(rank(), len(source), world_size())
     parts = _Parts(out, run, what, source.size)
-    with ImageProgress(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
+    with Speed(sum(source.size(part) for part in mine), active=rank() == 0) as progress:
         progress.console.print(f"{strategy.world}; {CALIBRATION}", highlight=False)
         for part, samples, tokens, logits in _computed(run, source, mine, parts, forward, progress, workers):
             parts.write(part, samples, tokens, logits)
@@ -257,7 +258,7 @@ Computed = tuple[int, list[Sample], NDArray[np.float32], NDArray[np.float32]]
 
 
 def _computed(
-    run: TrainedRun, source: Source, mine: range, parts: _Parts, forward: Forward, progress: ImageProgress, workers: int
+    run: TrainedRun, source: Source, mine: range, parts: _Parts, forward: Forward, progress: Speed, workers: int
 ) -> Iterator[Computed]:
     """Part, samples [n], class tokens [n, D] and logits [n, K] of every part that is missing."""
     encoder, width, classes = run.encoder, run.encoder.module.backbone.num_features, len(run.classes.names)

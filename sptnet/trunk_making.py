@@ -26,7 +26,8 @@ from sptnet.data.storage.store import Store
 from sptnet.data.tokens import PartWriter, part_path
 from sptnet.errors import visible
 from sptnet.method.model import PromptedViT
-from sptnet.run.parts import ImageProgress, PartsError, writing_parts
+from sptnet.run.parts import PartsError, writing_parts
+from sptnet.run.progress import Speed
 from sptnet.strategy.collectives import rank, world_size
 from sptnet.strategy.launcher import launcher_store
 from sptnet.trunk_cache import BLOCK, TYPES, TrunkCache, trunk_on
@@ -56,7 +57,7 @@ def make(
         return asked() or (others is not None and others.check(["stop"]))
 
     views = cache.views_missing
-    with ImageProgress(views, active=rank() == 0 and views > 0, unit="views") as progress:
+    with Speed(views, active=rank() == 0 and views > 0, unit="views") as progress:
         if rank() == 0 and views:
             progress.console.print(Text(visible(f"trunk cache: {cache.where()}; {cache.cost()}")))
         with trunk_on(model, device, cache.fingerprint["precision"]) as tokens_of:
@@ -104,7 +105,7 @@ class _Making:
 
     def __init__(
         self, cache: TrunkCache, source: ShardSource, tokens_of: Callable[[Tensor], Tensor], config: Config,
-        progress: ImageProgress, stopped: Callable[[], bool],
+        progress: Speed, stopped: Callable[[], bool],
     ):  # fmt: skip
         self.tokens, self.source, self.tokens_of, self.config = cache.tokens, source, tokens_of, config
         self.progress, self.stopped = progress, stopped

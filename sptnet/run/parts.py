@@ -5,17 +5,11 @@ goes on where it stands; with another content the folder is refused, so that old
 """
 
 import json
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sptnet.data.format.files import write_whole
 from sptnet.data.format.temporary import remove_leftovers, writer_of
@@ -25,7 +19,6 @@ from sptnet.run.records import DamagedError, read_json
 # in such a file: by what path a model was named; which one it is the digests of its parts say, and the one of its head
 # is not in files of earlier versions
 SOURCE, HEAD = "source", "head"
-LINE_EVERY = 10.0  # seconds, where there is no terminal
 
 
 class PartsError(SptnetError, OSError):
@@ -90,36 +83,3 @@ def begin_parts(path: Path, says: dict[str, Any]) -> None:
     if odd:
         shown = ", ".join(f"{key}: {found.get(key)!s:.40} there, {says.get(key)!s:.40} here" for key in odd[:3])
         raise PartsError(f"{path.parent} holds results of something else ({shown}): remove it or choose another folder")
-
-
-class ImageProgress:
-    """How many images are done: a bar on a terminal, a plain line every few seconds elsewhere. Silent if not active."""
-
-    def __init__(self, total: int, active: bool, unit: str = "images"):
-        self.total, self.active, self.unit, self.done = total, active, unit, 0
-        self.console = Console(stderr=True, quiet=not active, soft_wrap=not sys.stderr.isatty())
-        self._bar = Progress(
-            TextColumn("{task.completed}/{task.total} " + unit), BarColumn(), TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(), console=self.console, disable=not (active and sys.stderr.isatty()),
-        )  # fmt: skip
-
-    def __enter__(self) -> "ImageProgress":
-        self._bar.start()
-        self._task = self._bar.add_task(self.unit, total=self.total, speed="")
-        self._start = self._told = time.monotonic()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def add(self, images: int) -> None:
-        """So many more are done."""
-        self.done += images
-        now = time.monotonic()
-        speed = f"{self.done / max(now - self._start, 1e-9):,.1f} {self.unit}/s"
-        self._bar.update(self._task, completed=self.done, speed=speed)
-        if self._bar.disable and now - self._told > LINE_EVERY:
-            self._told = now
-            self.console.print(f"{self.done}/{self.total} {self.unit}  {speed}", highlight=False)

@@ -71,6 +71,39 @@ class Progress:
         return lambda what, done: self.advance(what, done, total(what))
 
 
+class Speed:
+    """How many of many things are done, and how fast: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, total: int, active: bool, unit: str = "images"):
+        self.total, self.unit, self.done = total, unit, 0
+        self.console = Console(stderr=True, quiet=not active, soft_wrap=not sys.stderr.isatty())
+        self.bar = bar_on(self.console) if active and sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Speed":
+        if self.bar:
+            self.bar.start()
+            self._task = self.bar.add_task(self.unit, total=self.total, note="")
+        self._start = self._told = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self.done += count
+        now = time.monotonic()
+        speed = f"{self.done / max(now - self._start, 1e-9):,.1f} {self.unit}/s"
+        if self.bar:
+            self.bar.update(self._task, completed=self.done, note=speed)
+        elif now - self._told > PLAIN_EVERY:
+            self._told = now
+            self.console.print(f"{self.done}/{self.total} {self.unit}  {speed}", highlight=False)
+
+
 def bar_on(console: Console) -> Bar:
     """A bar that leaves room for its numbers, also at 80 columns."""
     return Bar(
