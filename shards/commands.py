@@ -28,7 +28,7 @@ from sptnet_shards.tars.indexing import Indexing
 from sptnet_shards.tars.places import place_of
 from sptnet_shards.verify import verify, verify_across
 
-from sptnet.data.format.files import write_whole
+from sptnet.data.format.files import open_regular, write_whole
 from sptnet.data.format.manifest import KINDS, MANIFEST, Manifest, read_manifest
 from sptnet.errors import visible
 
@@ -158,6 +158,13 @@ def _need_sheet(path: Path, root: Path, manifest: Manifest) -> None:
         raise SourceError(f"{path} is no file: give --sheet the name of a picture")
     if path.name in own and path.parent.resolve() == root.resolve():
         raise SourceError(f"{path} is a file of the dataset: give --sheet another name")
+    if os.path.exists(path) and not _is_png(path):
+        raise SourceError(f"{path} is there, and no PNG: give --sheet another name, or remove it")
+
+
+def _is_png(path: Path) -> bool:
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def _index(arguments: argparse.Namespace, console: Console) -> None:

@@ -18,7 +18,9 @@ from sptnet.data.format.files import (
     LARGEST_IMAGE,
     NO_IMAGES,
     TAKEN,
+    folders_in,
     is_folder,
+    is_folder_there,
     read_regular,
     told_by_suffix,
 )
@@ -131,7 +133,7 @@ class Folder:
         """Names of the folders in a folder, sorted as strings, as torchvision's ImageFolder numbers classes."""
         path = need_folder(self.root / folder)
         try:
-            return sorted(f.name for f in path.iterdir() if f.is_dir() and not f.name.startswith("."))
+            return folders_in(path)
         except OSError as error:
             _cannot_be_listed(error)
 
@@ -157,6 +159,14 @@ class Folder:
 
 def _cannot_be_listed(error: OSError) -> NoReturn:
     raise SourceError(f"{error.filename} cannot be listed: {error.strerror}") from None
+
+
+def has_folder(path: Path) -> bool:
+    """Whether there is a folder; SourceError for a link that leads nowhere."""
+    try:
+        return is_folder_there(path)
+    except OSError as error:
+        _cannot_be_listed(error)
 
 
 def need_folder(path: Path) -> Path:

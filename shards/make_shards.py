@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from sptnet_shards.arguments import parser
 
-from sptnet.errors import SptnetError, ctrl_c_just_ends_it, on_linux_only, print_any_text, visible
+from sptnet.errors import SptnetError, ctrl_c_just_ends_it, in_a_folder_only, on_linux_only, print_any_text, visible
 
 INTERRUPTED = 130  # the exit code that a shell gives to what a Ctrl-C ended
 
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; what a user, disk, network or file did is one line on stderr, and a bug of ours a traceback."""
     print_any_text()
     on_linux_only()
+    in_a_folder_only()
     arguments = parser(__doc__).parse_args(argv)
     try:
         with ctrl_c_just_ends_it():

@@ -102,7 +102,7 @@ def takes_root(text: str) -> Callable[[argparse.ArgumentParser], None]:
 def text_lines(path: Path) -> list[str]:
     """The lines of a text file that the dataset must have, without empty ones."""
     try:
-        return [line for line in read_regular(path, LARGEST_LIST).decode().splitlines() if line.strip()]
+        return [line for line in read_regular(path, LARGEST_LIST).decode("utf-8-sig").splitlines() if line.strip()]
     except FileNotFoundError:
         raise SourceError(f"{path} is missing: give the dataset's folder as it was unpacked") from None
     except OSError as error:

@@ -22,6 +22,18 @@ class ArgumentsError(SptnetError, ValueError):
     exit_code = 2
 
 
+def named(text: str) -> str:
+    """An argument that is a path or URL. An empty one, as of an unset variable, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def path(text: str) -> Path:
+    """An argument that is a path, see `named`."""
+    return Path(named(text))
+
+
 def positive(text: str, most: int = 10**7 - 1) -> int:
     """An argument that is a whole number above 0, and at most so large."""
     return _within(text, 1, most)
@@ -51,7 +63,7 @@ def _within(text: str, least: int, most: int) -> int:
 def add_encoder(command: argparse.ArgumentParser) -> None:
     """The arguments that say whose class tokens."""
     command.add_argument(
-        "--run", dest="run_folder", metavar="RUN", type=Path, help="a trained run: its backbone, with its prompt"
+        "--run", dest="run_folder", metavar="RUN", type=path, help="a trained run: its backbone, with its prompt"
     )
     command.add_argument(
         "--backbone", default=BACKBONE, help="name of a timm ViT: `sptnet backbones` lists them (default: %(default)s)"

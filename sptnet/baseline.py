@@ -125,6 +125,8 @@ def _fit_and_score(
         if kind in splits:
             points, targets, uids = splits[kind]
             order = np.argsort(uids)
+            if (repeated := uids[order][1:][np.diff(uids[order]) == 0]).size:
+                raise ClusteringError(f"{manifest.name} has a {kind} sample twice (uid {repeated[0]}): verify it")
             clusters = assign(points, centres, sums=False).clusters
             found = Predictions(uids[order], targets[order], clusters[order])
             for window in range(windows_of(len(found.uid))):

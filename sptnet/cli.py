@@ -23,7 +23,7 @@ from sptnet.commands import (
     report,
     train,
 )
-from sptnet.errors import SptnetError, on_linux_only, print_any_text, visible
+from sptnet.errors import SptnetError, in_a_folder_only, on_linux_only, print_any_text, visible
 from sptnet.run.outcome import explain, outcome_of, record_outcome
 
 INTERRUPTED = 130  # as a shell says of SIGINT
@@ -127,6 +127,7 @@ def entry() -> NoReturn:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     print_any_text()
     on_linux_only()
+    in_a_folder_only()
     code = main()
     if code == INTERRUPTED:  # Python ends by SIGINT where KeyboardInterrupt came through an exec, though it was caught
         sys.stderr.flush()

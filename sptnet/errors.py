@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import signal
 import sys
 import threading
@@ -54,6 +55,14 @@ def on_linux_only() -> None:
     """End the process elsewhere: processes, locks and disks are asked what other systems do not know."""
     if sys.platform != "linux":
         sys.exit(f"error: sptnet runs on Linux, not on {sys.platform}; on Windows use WSL, on a Mac a virtual machine")
+
+
+def in_a_folder_only() -> None:
+    """End the process where its working folder was removed: torch could not be loaded, and blame its installation."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(f"error: the working folder cannot be found ({error.strerror}): change to one that is there")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from sptnet.data.format.manifest import Kind, Manifest
 from sptnet.data.loader import eval_batches
 from sptnet.data.storage.store import Store
 from sptnet.data.tokens import Tokens
-from sptnet.exact_counts import MILLION, Counts, count_once, rows_of, windows_of
+from sptnet.exact_counts import MILLION, NOT_FINITE, Counts, count_once, rows_of, windows_of
 from sptnet.method.metrics import Accuracy, accuracy_of_counts
 from sptnet.method.prompts import Prompt
 from sptnet.run.folder import METRICS, RunError, read_config, writing
@@ -76,6 +76,7 @@ def predict(
             told = torch.stack([batch.uids, batch.targets], dim=1).to(device, non_blocking=True)
             best = outputs.logits.argmax(1, keepdim=True)
             shares = torch.softmax(outputs.logits.float() / config.loss.student_temperature, 1).gather(1, best)
+            shares = torch.where(outputs.logits.isfinite().all(1, keepdim=True), shares, NOT_FINITE)
             yield torch.cat([told, best, (shares * MILLION).round().long()], dim=1)
         each_round(min((number + 1) * size * world_size(), samples))
 

@@ -29,7 +29,8 @@ WINDOW = 2**22  # samples: 128 MiB of rows
 KEPT_INDEXES = 4096  # of a split in the node's cache, which is listed for each file that comes into it
 KEPT = 2**28  # bytes of rows that are put aside in memory
 COLUMNS = 4  # uid, target, prediction, confidence in millionths
-FAULTS = ("missing", "there more than once", "of no sample")
+NOT_FINITE = -1.0  # a confidence that says so of a sample's outputs
+FAULTS = ("missing", "there more than once", "of no sample", "with outputs that are not finite")
 NAMED = 5  # uids of each kind of fault that are told
 
 
@@ -140,7 +141,8 @@ def count_once(
         The counts of the whole split, on every rank.
 
     Raises:
-        EvaluationError: on all ranks, naming the first uids that are missing, there twice, or of no sample.
+        EvaluationError: on all ranks, naming the first uids that are missing, there twice, of no sample, or whose
+            outputs are not finite.
     """
     manifest, samples = store.manifest, store.manifest.samples(kind)
     number = windows_of(samples)
@@ -159,9 +161,10 @@ def count_once(
             rows = _exchanged(given, first, device)
             uids = np.sort(_exchanged(wanted, first, device)[:, 0])
             rows = rows[np.argsort(rows[:, 0], kind="stable")]
+            odd = rows[rows[:, 3] < 0, 0]
             # sets of millions of uids take minutes: they are made only where there is something to be found
-            if not np.array_equal(rows[:, 0], uids):
-                faults = _added(faults, _faults(rows[:, 0], uids))
+            if len(odd) or not np.array_equal(rows[:, 0], uids) or (uids[1:] == uids[:-1]).any():
+                faults = _added(faults, _faults(rows[:, 0], uids, odd))
             elif first + rank() < number:
                 confidence = (rows[:, 3] / MILLION).astype(np.float32)
                 predictions = Predictions(rows[:, 0], rows[:, 1], rows[:, 2], confidence)
@@ -184,11 +187,11 @@ def _exchanged(windows: Windows, first: int, device: torch.device) -> NDArray[np
     return exchange_rows(rows).cpu().numpy()
 
 
-def _faults(uids: NDArray[np.int64], expected: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What is wrong with sorted uids that are not those expected: of each of FAULTS how many, and the first of them."""
+def _faults(uids: NDArray[np.int64], expected: NDArray[np.int64], odd: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What is wrong with sorted uids, those expected, and of which outputs: of each of FAULTS how many, the first."""
     found, counts = np.unique(uids, return_counts=True)
     faults = np.zeros((len(FAULTS), 1 + NAMED), np.int64)
-    wrong = (np.setdiff1d(expected, found), found[counts > 1], np.setdiff1d(found, expected))
+    wrong = (np.setdiff1d(expected, found), found[counts > 1], np.setdiff1d(found, expected), np.unique(odd))
     for row, theirs in zip(faults, wrong, strict=True):
         row[0], row[1 : 1 + len(theirs[:NAMED])] = len(theirs), theirs[:NAMED]
     return faults

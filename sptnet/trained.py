@@ -32,7 +32,7 @@ from sptnet.errors import SptnetError
 from sptnet.method.model import Outputs, PromptedViT, create_model
 from sptnet.method.prompts import Prompt
 from sptnet.names import AugmentName
-from sptnet.run.folder import read_config
+from sptnet.run.folder import RunError, read_config
 from sptnet.run.model_file import load_model, number_of_classes, read_facts, unfinished
 from sptnet.strategy.kernels import MatmulPrecision
 
@@ -284,7 +284,15 @@ def prediction_columns(logits: NDArray[np.float32], classes: Classes, temperatur
 
     Args:
         logits: [n, K] cosines between class token and class.
+
+    Raises:
+        RunError: they are not finite.
     """
+    if bad := int((~np.isfinite(logits).all(1)).sum()):
+        raise RunError(
+            f"the model's outputs of {bad} of {len(logits)} images are not finite: its training diverged, or its "
+            "weights are damaged"
+        )
     rows = np.arange(len(logits))
     scaled = logits.astype(np.float64) / temperature
     shares = np.exp(scaled - scaled.max(1, keepdims=True, initial=-np.inf))

@@ -1,5 +1,6 @@
 """YAML as configurations have it: JSON's types, no key twice, bounded in depth and number."""
 
+import re
 from typing import Any, ClassVar
 
 import yaml
@@ -7,6 +8,8 @@ import yaml
 from sptnet.config import ConfigError
 
 MOST_VALUES = 10_000  # of a file, aliases counted as often as they are used
+DEEPEST = 20  # mappings and lists in one another
+OCTAL = re.compile(r"[-+]?0[0-9_]+")  # seed=010 is 8 to YAML 1.1
 
 
 class _Loader(yaml.SafeLoader):
@@ -31,6 +34,10 @@ class _Loader(yaml.SafeLoader):
     def construct_number(self, node: yaml.ScalarNode) -> Any:
         if ":" in node.value:
             return str(node.value)
+        if OCTAL.fullmatch(node.value):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value} begins with 0, which YAML takes for octal: leave it out", node.start_mark
+            )
         return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
 
     yaml_constructors: ClassVar[dict[str | None, Any]] = {
@@ -65,11 +72,13 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _bounded(value: Any) -> None:
-    left, stack = MOST_VALUES, [value]
+    left, stack = MOST_VALUES, [(value, 0)]
     while stack:
-        item = stack.pop()
+        item, depth = stack.pop()
         if isinstance(item, dict | list):
-            stack.extend(item.values() if isinstance(item, dict) else item)
+            if depth > DEEPEST:
+                raise ValueError(f"nested more than {DEEPEST} deep")
+            stack.extend((inner, depth + 1) for inner in (item.values() if isinstance(item, dict) else item))
             if isinstance(item, dict) and (odd := [key for key in item if not isinstance(key, str)]):
                 raise ValueError(f"the key {odd[0]!r} is not a string")
         elif isinstance(item, int) and abs(item) >= 2**64:

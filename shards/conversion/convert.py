@@ -25,7 +25,7 @@ from sptnet_shards.workers import run_all
 
 from sptnet.data.format.faults import DatasetError
 from sptnet.data.format.files import file_sha256
-from sptnet.data.format.manifest import MANIFEST, Shard, read_manifest
+from sptnet.data.format.manifest import MANIFEST, UNKNOWN, Shard, read_manifest
 from sptnet.data.format.paths import paths_name
 from sptnet.data.format.shard_index import read_entries
 from sptnet.data.format.temporary import writer_of
@@ -279,7 +279,9 @@ def _whole(out: Path, planned: Planned, source: Source, settings: Settings) -> W
     found = record.read_record(out, planned.file)
     if found is None or (found.skipped and settings.on_error == "fail"):
         return None  # the other one was told to leave images out, this one was not
-    shard, targets = found.shard, source.num_old if planned.kind == "labelled" else len(source.classes)
+    shard, targets = found.shard, range(source.num_old)
+    if planned.kind != "labelled":
+        targets = range(UNKNOWN if planned.kind == "unlabelled" else 0, len(source.classes))
     names = index_name(planned.file), planned.kind, paths_name(planned.file)
     if (shard.index, shard.kind, shard.paths) != names:
         return None

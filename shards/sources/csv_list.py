@@ -29,6 +29,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 raise SourceError(
                     f"{path}, line {line} has more columns than the first line: quote what has a comma in it"
                 )
+            if None in row.values():
+                raise SourceError(
+                    f"{path}, line {line} has fewer columns than the first line: an empty one needs its comma"
+                )
             yield line, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} cannot be read: {error}") from None

@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from sptnet_shards.folder import Folder, need_folder
+from sptnet_shards.folder import Folder, has_folder, need_folder
 from sptnet_shards.items import Items
 from sptnet_shards.source import Source, SourceCommand, SourceError, add_old, need_classes, old_first
 
@@ -62,11 +62,11 @@ def source(
         SourceError: no folders, no images, a test class that training lacks, or an impossible `num_old`.
     """
     files = Folder(need_folder(root), lenient=lenient)
-    part = "train" if (root / "train").is_dir() else ""
+    part = "train" if has_folder(root / "train") else ""
     classes = files.class_folders(part)
     if test is not None:
         _need_test(root, test)
-    tests = [test or "test"] if part and (root / (test or "test")).is_dir() else []
+    tests = [test or "test"] if part and has_folder(root / (test or "test")) else []
     tested = [name for folder in tests for name in files.class_folders(folder)]
     _need_no_parts(root / part, classes)
     if old_names is not None:

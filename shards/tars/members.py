@@ -110,7 +110,7 @@ def label_of(text: bytes, suffix: str, json_key: str) -> str | None:
         ValueError: it says something that is no class.
     """
     if suffix == "cls":
-        return text.decode().strip() or None
+        return _no_minus_one(text.decode().strip()) or None
     found = from_json(text)  # of bounded depth, unlike json's own; NaN stands beside the labels of some
     if not isinstance(found, dict):
         raise ValueError("it is no JSON object")
@@ -119,7 +119,14 @@ def label_of(text: bytes, suffix: str, json_key: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"its {json_key!r} is neither a text nor a whole number")
-    return str(value)
+    return _no_minus_one(str(value))
+
+
+def _no_minus_one(label: str) -> str:
+    """Raises ValueError for what others write, and we in an index, where nobody knows the class."""
+    if label == "-1":
+        raise ValueError("-1 is no class: leave it empty, or null, where nobody knows it")
+    return label
 
 
 def members_of(place: Place, tar: str, json_key: str, scan: Scan) -> Members:

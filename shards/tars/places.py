@@ -73,7 +73,7 @@ class LocalPlace:
     def _stats(self) -> dict[str, os.stat_result]:
         try:
             with os.scandir(self.root) as entries:
-                return {entry.name: entry.stat() for entry in entries if _is_there(entry)}
+                return {entry.name: found for entry in entries if (found := _stat(entry)) is not None}
         except OSError as error:
             raise SourceError(f"{self.root} cannot be listed: {error.strerror}") from None
 
@@ -117,13 +117,14 @@ class LocalPlace:
             (self.root / FOLDER).rmdir()
 
 
-def _is_there(entry: os.DirEntry[str]) -> bool:
-    """False for links to nothing."""
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """None for a link that leads nowhere; SourceError where it is named as a tar, which would be left out."""
     try:
-        entry.stat()
-    except OSError:
-        return False
-    return True
+        return entry.stat()
+    except OSError as error:
+        if entry.name.endswith(".tar"):
+            raise SourceError(f"{entry.path} cannot be opened ({error.strerror}): is its disk there?") from None
+        return None
 
 
 class RemotePlace:

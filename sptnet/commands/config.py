@@ -6,11 +6,12 @@ accelerate launch --config_file "$(sptnet config --path launch/ddp)" -m sptnet t
 """
 
 import argparse
-from pathlib import Path
+
+from sptnet.arguments import path
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, nargs="?", help="a YAML file, or a name")
+    command.add_argument("config", type=path, nargs="?", help="a YAML file, or a name")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
     command.add_argument("--path", metavar="NAME", help="the path of what comes with sptnet: launch/ddp, cub")
     command.add_argument("--schema", action="store_true", help="a JSON schema, which editors check and complete by")

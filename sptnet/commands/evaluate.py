@@ -6,11 +6,12 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet eval
 
 import argparse
 import sys
-from pathlib import Path
+
+from sptnet.arguments import path
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run_folder", metavar="RUN", type=Path, help="the run's folder")
+    command.add_argument("run_folder", metavar="RUN", type=path, help="the run's folder")
     command.add_argument(
         "overrides",
         nargs="*",

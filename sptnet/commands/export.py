@@ -6,13 +6,13 @@ the model as an exported program of torch and as ONNX.
 """
 
 import argparse
-from pathlib import Path
 
+from sptnet.arguments import path
 from sptnet.data.format.files import local
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run_folder", metavar="RUN", type=Path, help="the run's folder")
+    command.add_argument("run_folder", metavar="RUN", type=path, help="the run's folder")
     command.add_argument("out", metavar="FOLDER", type=local, help="made here")
     command.add_argument("--onnx", action="store_true", help="model.onnx too (needs the extra onnx)")
     command.add_argument("--pt2", action="store_true", help="model.pt2 too, for torch.export.load")

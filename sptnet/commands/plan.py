@@ -9,10 +9,9 @@ With a run's folder in the place of the configuration: what the run measured bes
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sptnet.arguments import ArgumentsError, positive
+from sptnet.arguments import ArgumentsError, path, positive
 
 if TYPE_CHECKING:
     from sptnet.config import Config
@@ -26,7 +25,7 @@ OF_A_CLUSTER = {"nodes": 1, "gpus": 8, "strategy": "all", "precision": "bf16", "
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "config", type=Path, help="a YAML file, the name of one that comes with sptnet, or a run's folder"
+        "config", type=path, help="a YAML file, the name of one that comes with sptnet, or a run's folder"
     )
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. data.batch_size=1024")
     command.add_argument("--nodes", type=_few, metavar="N", help="(default: %(default)s)")
@@ -103,13 +102,17 @@ def _beside(arguments: argparse.Namespace, network: "Network") -> int:
     from rich.console import Console
 
     from sptnet.plan.comparison import compare, facts, tell_beside, verdict
-    from sptnet.plan.hardware import gpu, this_machine
+    from sptnet.plan.hardware import PlanError, gpu, this_machine
     from sptnet.plan.measured_run import read_run
     from sptnet.plan.planned import Cluster
     from sptnet.plan.planning import plan_run
 
     ran = read_run(arguments.config, arguments.overrides)
     counts = _counts(ran.config, arguments)
+    if ran.precision == "no" and not ran.on_cpu:
+        raise PlanError(
+            f"{ran.folder} ran in float32 on GPUs, of which nobody has measured the rate: no plan is beside it"
+        )
     machine = this_machine(torch.device("cpu"), ran.precision) if ran.on_cpu else gpu(arguments.gpu)
     cluster = Cluster(ran.nodes, ran.gpus, machine, ran.precision, network._replace(gpus=ran.gpus))
     plan = plan_run(ran.config, counts, cluster, [ran.strategy], largest=False)

@@ -7,9 +7,8 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet pred
 """
 
 import argparse
-from pathlib import Path
 
-from sptnet.arguments import ArgumentsError, positive, workers
+from sptnet.arguments import ArgumentsError, named, path, positive, workers
 from sptnet.data.format.files import local
 from sptnet.errors import SptnetError
 
@@ -22,8 +21,8 @@ SPLITS = ("labelled", "unlabelled", "test")
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("run_folder", metavar="RUN", type=Path, help="the run's folder")
-    command.add_argument("images", metavar="IMAGES", help="a folder, a .csv file, or shards")
+    command.add_argument("run_folder", metavar="RUN", type=path, help="the run's folder")
+    command.add_argument("images", metavar="IMAGES", type=named, help="a folder, a .csv file, or shards")
     command.add_argument("--out", type=local, required=True, metavar="FOLDER", help="folder for the table")
     command.add_argument("--format", choices=["csv", "parquet"], default="csv", help="(default: %(default)s)")
     command.add_argument(

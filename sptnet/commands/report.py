@@ -6,16 +6,15 @@ all of them, and what they were. Pictures come from the shards, as far as they a
 """
 
 import argparse
-from pathlib import Path
 
-from sptnet.arguments import ArgumentsError
+from sptnet.arguments import ArgumentsError, path
 from sptnet.data.format.files import local
 
 MAX_MB, MOST_MB = 25.0, 1e5  # browsers begin to fail at twice the first
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of runs")
+    command.add_argument("runs", metavar="RUN", type=path, nargs="+", help="folders of runs")
     command.add_argument("--over-seeds", action="store_true", help="mean and standard deviation of each method's runs")
     command.add_argument("--html", type=local, metavar="FILE", help="write a page, which replaces an older one")
     command.add_argument(

@@ -4,13 +4,13 @@ In this process; on several: accelerate launch --config_file launch/ddp.yaml --n
 """
 
 import argparse
-from pathlib import Path
 
+from sptnet.arguments import path
 from sptnet.errors import TO_BE_CONTINUED
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("config", type=Path, help="a YAML file, or the name of one that comes with sptnet")
+    command.add_argument("config", type=path, help="a YAML file, or the name of one that comes with sptnet")
     command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. seed=1 data.workers=8")
 
 

@@ -150,7 +150,9 @@ class FeatureFolder:
                 f"{folder} holds features of another dataset ({name}, {self.fingerprint.get('dataset')!s:.12}) than "
                 f"{manifest.name} ({manifest.digest():.12})"
             )
-        paths = [part_path(folder, kind, n) for kind in KINDS for n in range(len(manifest.of_kind(kind)))]
+        # as they are made: none of a kind whose shards are all empty
+        kinds = [kind for kind in KINDS if manifest.samples(kind)]
+        paths = [part_path(folder, kind, n) for kind in kinds for n in range(len(manifest.of_kind(kind)))]
         if missing := [path for path in paths if not path.exists()]:
             raise FeaturesError(
                 f"{folder} lacks {len(missing)} of {len(paths)} parts ({missing[0].name}): run the command that began "

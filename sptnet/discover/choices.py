@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sptnet.data.augment import CROP_RATIO
-from sptnet.data.format.files import TAKEN, told_by_suffix, write_whole
+from sptnet.data.format.files import TAKEN, folders_in, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST
 from sptnet.data.listing import images_below
 from sptnet.discover.children import Children
@@ -88,7 +88,7 @@ def _some_of(paths: Iterator[str], children: Children) -> list[str]:
 
 
 def _class_folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [root / name for name in folders_in(root)]
 
 
 def keep(out: Path, choices: dict[str, Any]) -> None:

@@ -1,16 +1,19 @@
 """What is said when the journey is over: sizes, both stages beside each other, what looks wrong, where the page is."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.table import Table
 
 from sptnet.data.features import FeatureFolder
-from sptnet.data.format.files import write_whole
-from sptnet.data.format.manifest import Manifest
+from sptnet.data.format.files import folders_in, write_whole
+from sptnet.data.format.manifest import Kind, Manifest
+from sptnet.data.listing import images_below
+from sptnet.data.storage.store import LocalStore
 from sptnet.data.table import count_rows, encode_rows
 from sptnet.discover.diagnostics import (
     Agreement,
@@ -67,7 +70,7 @@ def say_goodbye(request: Request, manifest: Manifest, interval: tuple[int, int] 
         print(f"and {len(groups) - SHOWN} smaller ones; {out / SIZES} lists all")
     print()
     print_table(_beside(stages))
-    wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, stages)]
+    wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, manifest, stages)]
     wrong += about_sizes(groups, num_new, interval, manifest.num_old)
     print("\nWhat looks wrong:" if wrong else "\nNothing looks wrong, by what can be seen without labels.")
     for sentence in wrong:
@@ -88,7 +91,7 @@ def _about_images(out: Path, manifest: Manifest) -> list[str]:
     return told
 
 
-def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> list[str]:
+def _about_stages(out: Path, request: Request, manifest: Manifest, stages: Sequence[StageFacts]) -> list[str]:
     told = []
     first, last = stages
     for stage in stages:
@@ -106,12 +109,37 @@ def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> 
             f"{'; '.join(reasons)}. `{_predict(request, 'simgcd', 'sorted_simgcd')}` writes those of {first.name}; "
             "a larger --hours allows more epochs"
         )
+    for folder in changed_classes(request, manifest):
+        told.append(
+            f"{folder} holds other images, or other classes, than those that were trained on, and these have no part "
+            "in it: a new OUT takes what is there now"
+        )
     if has_changed(request.unlabelled, out / "sorted"):
         told.append(
             f"{request.unlabelled} holds other images now than those that were sorted: "
             f"`{_predict(request, request.then, 'sorted_again')}` sorts all that are there"
         )
     return told
+
+
+def changed_classes(request: Request, manifest: Manifest) -> list[Path]:
+    """Those of the folders with named classes whose images are others, by their names, than the shards'."""
+    store = LocalStore(request.out / "shards", look=False)
+    failed = {str(skipped["file"]) for skipped in manifest.skipped}
+    changed = []
+    for kind, folder in (("labelled", request.labelled), ("test", request.test)):
+        if folder is None or not folder.is_dir():
+            continue
+        shards = manifest.of_kind(cast(Kind, kind))
+        known = {path for shard in shards for path in store.paths(shard) or ()}
+        there = {
+            f"{kind}/{name}/{os.fsdecode(image)}"
+            for name in folders_in(folder)
+            for image in images_below(folder / name)
+        }
+        if known and (there - failed != known):
+            changed.append(folder)
+    return changed
 
 
 def _predict(request: Request, stage: StageName, into: str) -> str:

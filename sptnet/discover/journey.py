@@ -45,6 +45,7 @@ def discover(request: Request, hours: float, processes: int | None) -> None:
             journey.remarks.append(left_out)  # the shards' command says it at once
         journey.take(stages.shards(request, choices["resize"]))
         manifest = read_manifest(request.out / "shards")
+        stages.check_shards(request, manifest)
         journey.warn(few_images(manifest.samples("labelled"), manifest.samples("unlabelled"), manifest.num_old))
         journey.take(stages.features(request, _features_size(journey, choices), machine))
         journey.warn(_about_backbone(request.out, manifest))

@@ -1,13 +1,12 @@
 """What was asked for, checked before anything is computed."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from sptnet.config_file import keys_of, load_config, published, read_override
 from sptnet.data.format.faults import DatasetError
-from sptnet.data.format.files import is_utf8
+from sptnet.data.format.files import folders_in, is_utf8
 from sptnet.errors import SptnetError
 from sptnet.method.families import BackboneError
 from sptnet.run.resume import decides
@@ -104,9 +103,9 @@ def check(request: Request) -> list[str]:
             f"--weights {request.weights}: no such file; `timm` fetches pretrained weights, `none` means random ones"
         )
     try:
-        classes = [entry.name for entry in os.scandir(request.labelled) if entry.is_dir() and entry.name[0] != "."]
+        classes = folders_in(request.labelled)
     except OSError as error:
-        raise DatasetError(f"{request.labelled} cannot be listed: {error.strerror}") from None
+        raise DatasetError(f"{error.filename or request.labelled} cannot be listed: {error.strerror}") from None
     if not classes:
         raise RequestError(
             f"{request.labelled} has no class folders: every folder in it is a class, named by the folder"

@@ -3,21 +3,23 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sptnet.config_file import published
-from sptnet.data.features import FeatureFolder, FeaturesError
+from sptnet.data.features import FINGERPRINT, FeatureFolder, FeaturesError
 from sptnet.data.format.fields import name_fault
-from sptnet.data.format.manifest import MANIFEST, read_manifest
+from sptnet.data.format.manifest import MANIFEST, Manifest, read_manifest
 from sptnet.data.listing import ListedSource, ListingError
+from sptnet.discover.children import StageError
 from sptnet.discover.request import Request
 from sptnet.discover.saved_state import Estimated, is_kept
 from sptnet.estimate_k import RESULT
-from sptnet.predict import ERRORS, TABLE
+from sptnet.predict import ABOUT, ERRORS, TABLE
 from sptnet.run.folder import FINISHED, METRICS, MODEL, PREDICTIONS
-from sptnet.run.records import Metrics
+from sptnet.run.records import DamagedError, Metrics, read_json
 
 LABELLED = ("--splits", "labelled")
 
@@ -94,6 +96,24 @@ def _shards_are_whole(out: Path) -> bool:
         return False
     read_manifest(out)  # which looks whether they are there, with their sizes
     return True
+
+
+def check_shards(request: Request, manifest: Manifest) -> None:
+    """Raise StageError where results are of other shards than those that are there: their images are numbered anew."""
+    out, digest = request.out, manifest.digest()
+    told = [out / "features" / FINGERPRINT, out / "estimate_k" / RESULT]
+    for name in request.stages:
+        told += [out / name / METRICS, out / "checks" / name / ABOUT]
+    odd = []
+    for path in told:
+        with suppress(OSError, DamagedError):  # what is not there, or damaged, its own stage sees to
+            if read_json(path, dict[str, Any]).get("dataset", digest) != digest:
+                odd.append(str(path.parent))
+    if odd:
+        raise StageError(
+            f"{', '.join(odd)}: made of other shards than {out / 'shards'} has now: remove them, and run the same "
+            "command to make them again"
+        )
 
 
 def features(request: Request, image_size: int, machine: Machine) -> Stage:

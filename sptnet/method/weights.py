@@ -29,6 +29,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise BackboneError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # the readers raise whatever damage makes of a file
         why = (str(error).splitlines() or ["it is empty, or cut off"])[0]
+        if "weights_only" in str(error):  # torch advises to execute what it holds
+            why = "reading it would execute code, or it is damaged"
         raise BackboneError(f"{path} is not a plain file of weights: {why}") from None
     for wrapper in WRAPPERS:
         if isinstance(raw, dict) and isinstance(raw.get(wrapper), dict):

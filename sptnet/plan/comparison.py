@@ -1,5 +1,6 @@
 """What a run measured beside what is planned for it: where the plan is off by more than it promises."""
 
+import math
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -101,7 +102,15 @@ def verdict(rows: Sequence[Comparison]) -> str:
 
 def facts(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
     """The rows as JSON has them."""
-    return [row._asdict() | {"off": row.off, "broken": row.broken} for row in rows]
+    return [
+        {**row._asdict(), "off": _finite(row.off), "measured": _finite(row.measured), "broken": row.broken}
+        for row in rows
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what JSON has no number for."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def tell_beside(plan: Plan, ran: MeasuredRun, console: Console) -> None:

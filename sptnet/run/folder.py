@@ -23,6 +23,7 @@ import yaml
 from sptnet.config import Config, ConfigError
 from sptnet.config_file import load_config
 from sptnet.data.format.files import is_url, is_utf8, write_whole
+from sptnet.data.format.manifest import is_dataset
 from sptnet.data.format.temporary import remove_leftovers
 from sptnet.errors import Outcome, SptnetError, in_the_way, outcome_of_writing
 from sptnet.run.records import forget_from
@@ -73,6 +74,8 @@ def check_unfinished(config: Config) -> None:
     for path in (config.run, config.init, config.data.root):
         if not is_utf8(whole := os.path.abspath(path or "")):
             raise RunError(f"the path {whole!r} is not UTF-8, in which {CONFIG} names it: rename the folder")
+    if is_dataset(folder):
+        raise RunError(f"{folder} holds a dataset: choose a folder of its own for the run, run=FOLDER")
     if (folder / FINISHED).exists():
         raise RunError(f"{folder} holds a finished run: remove it, or choose another folder with run=FOLDER")
 

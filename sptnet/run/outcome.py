@@ -61,6 +61,8 @@ def explain(error: Exception) -> tuple[str, Outcome] | None:
         return f"{where}{error.strerror}", outcome_of_writing(error)
     if not isinstance(error, RuntimeError | MemoryError | OSError):
         return None
+    if reason.startswith("Symlink loop from "):  # of Path.resolve, before Python 3.13
+        return f"{reason.partition(' from ')[2]}: a link that leads back to itself", "final"
     said = f"{type(error).__name__}: {error}"
     for words, told, outcome in KNOWN:
         if any(word in said for word in words):

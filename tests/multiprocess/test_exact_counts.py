@@ -27,6 +27,7 @@ FAULTS = {
     "lost": "3 missing (uid ",
     "doubled": "1 there more than once (uid ",
     "strange": f"1 of no sample (uid {10**12})",
+    "infinite": "2 with outputs that are not finite (uid ",
 }
 
 
@@ -43,9 +44,13 @@ def run(root: Path, out: Path, window: int, fault: str = "") -> dict:
     uids = np.concatenate(list(expected_uids(store, "unlabelled")))
     mine = uids[rank() * len(uids) // world_size() : (rank() + 1) * len(uids) // world_size()]
     if fault and rank() == world_size() - 1:
-        mine = {"lost": mine[3:], "doubled": np.append(mine, mine[:1]), "strange": np.append(mine, 10**12)}[fault]
+        others = {"lost": mine[3:], "doubled": np.append(mine, mine[:1]), "strange": np.append(mine, 10**12)}
+        mine = others.get(fault, mine)
     parts = PredictionParts()
-    pieces = (rows_of_uids(mine[begin : begin + 256]) for begin in range(0, len(mine), 256))
+    told = rows_of_uids(mine)
+    if fault == "infinite" and rank() == world_size() - 1:
+        told[[5, 900], 3] = int(exact_counts.NOT_FINITE * exact_counts.MILLION)
+    pieces = (told[begin : begin + 256] for begin in range(0, len(told), 256))
 
     def kept(part: int, found: exact_counts.Predictions) -> None:
         parts.add("unlabelled", part, found)

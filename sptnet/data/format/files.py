@@ -67,8 +67,10 @@ def local(text: str) -> Path:
     """An argument of a command that is a path; a URL would be a folder of such a name.
 
     Raises:
-        argparse.ArgumentTypeError: it is a URL.
+        argparse.ArgumentTypeError: it is a URL, or empty, as of a variable that is not set.
     """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     if is_url(text):
         raise argparse.ArgumentTypeError(f"{text} is a URL: name a folder on a disk")
     return Path(text)
@@ -77,6 +79,27 @@ def local(text: str) -> Path:
 def told_by_suffix(passed_over: Mapping[str, int]) -> str:
     """How many files of which suffix, for a sentence; empty where there are none."""
     return ", ".join(f"{count:,} {suffix or 'without one'}" for suffix, count in sorted(passed_over.items()))
+
+
+def folders_in(path: Path) -> list[str]:
+    """Names of the folders in a folder, hidden ones left out, sorted as strings.
+
+    Raises:
+        OSError: it cannot be listed, or a link in it leads nowhere, as to a disk that is not there: what lies behind it
+            would be left out without a word. Links that are named as images are not looked at.
+    """
+    found = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            hidden = entry.name.startswith(".") or os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+            if not hidden and stat.S_ISDIR(entry.stat().st_mode):
+                found.append(entry.name)
+    return sorted(found)
+
+
+def is_folder_there(path: Path) -> bool:
+    """Whether there is a folder. Raises OSError for a link that leads nowhere, as `folders_in` does."""
+    return os.path.lexists(path) and stat.S_ISDIR(os.stat(path).st_mode)
 
 
 def is_folder(entry: os.DirEntry[Any]) -> bool:

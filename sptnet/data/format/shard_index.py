@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sptnet.data.format.faults import DatasetError, unreadable
 from sptnet.data.format.files import LARGEST_IMAGE, read_regular
-from sptnet.data.format.manifest import UNKNOWN, Manifest, Shard
+from sptnet.data.format.manifest import UNKNOWN, Kind, Manifest, Shard
 
 INDEX_DTYPE = np.dtype([("uid", "<i8"), ("target", "<i8"), ("offset", "<i8"), ("size", "<i8")])
 INDEX_HEADER = 4096  # bytes; more than the header of such an array can have
@@ -27,10 +27,10 @@ def index_size(shard: Shard) -> int:
 
 def read_index(root: Path, manifest: Manifest, shard: Shard) -> NDArray[np.void]:
     """The index of a shard in a folder; raises DatasetError, see `parse_index`."""
-    return read_entries(root / shard.index, shard, manifest.targets(shard.kind))
+    return read_entries(root / shard.index, shard, target_range(manifest, shard.kind))
 
 
-def read_entries(path: Path, shard: Shard, targets: int) -> NDArray[np.void]:
+def read_entries(path: Path, shard: Shard, targets: range) -> NDArray[np.void]:
     """The index of a shard in a file; raises DatasetError, see `parse_index`."""
     try:
         encoded = read_regular(path, index_size(shard))
@@ -39,11 +39,18 @@ def read_entries(path: Path, shard: Shard, targets: int) -> NDArray[np.void]:
     return parse_index(encoded, shard, targets, str(path))
 
 
-def parse_index(encoded: bytes, shard: Shard, targets: int, where: str) -> NDArray[np.void]:
+def target_range(manifest: Manifest, kind: Kind) -> range:
+    """The targets that a kind's samples may have."""
+    if kind == "unlabelled" and manifest.unknown:
+        return range(UNKNOWN, UNKNOWN + 1)
+    return range(manifest.targets(kind))
+
+
+def parse_index(encoded: bytes, shard: Shard, targets: range, where: str) -> NDArray[np.void]:
     """The index of a shard: [samples] records of INDEX_DTYPE.
 
     Args:
-        targets: every target is below this number.
+        targets: those that its samples may have, see `target_range`.
         where: its path or URL, for messages.
 
     Raises:
@@ -74,14 +81,13 @@ def _header_fault(encoded: bytes, samples: int) -> str | None:
     return None if found == size else f"it has {found} bytes of entries instead of {size}"
 
 
-def _entries_fault(index: NDArray[np.void], shard: Shard, targets: int) -> str | None:
+def _entries_fault(index: NDArray[np.void], shard: Shard, targets: range) -> str | None:
     if not len(index):
         return None
     if index["uid"].min() < 0:
         return "has a negative uid"
-    lowest = UNKNOWN if shard.kind == "unlabelled" else 0
-    if index["target"].min() < lowest or index["target"].max() >= targets:
-        return f"has a target that is not one of the {targets} that {shard.kind} shards may have"
+    if index["target"].min() < targets.start or index["target"].max() >= targets.stop:
+        return f"has a target that is none of {targets.start} to {targets.stop - 1}, as {shard.kind} shards have here"
     if index["size"].min() <= 0 or index["size"].max() > LARGEST_IMAGE:
         return f"has an image of no byte, or of more than {LARGEST_IMAGE:,}"
     # compared without a sum, which could overflow

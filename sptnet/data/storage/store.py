@@ -14,7 +14,7 @@ from sptnet.data.format.faults import DatasetError, unreadable
 from sptnet.data.format.files import is_url, open_regular, read_regular
 from sptnet.data.format.manifest import LARGEST_MANIFEST, MANIFEST, Manifest, Shard, load_manifest, read_manifest
 from sptnet.data.format.paths import largest_paths, parse_paths
-from sptnet.data.format.shard_index import index_size, parse_index, read_index
+from sptnet.data.format.shard_index import index_size, parse_index, read_index, target_range
 from sptnet.data.locks import network_file_system
 from sptnet.data.storage.cache import Fetch, NodeCache, check_content
 from sptnet.data.storage.fetch_ahead import FetchAhead
@@ -162,7 +162,7 @@ class RemoteStore:
                 encoded = file.read(size + 1)
         else:
             encoded = self._remote.read(shard.index, size, partial(check_content, sha256=shard.index_sha256))
-        return parse_index(encoded, shard, self.manifest.targets(shard.kind), self.where(shard.index))
+        return parse_index(encoded, shard, target_range(self.manifest, shard.kind), self.where(shard.index))
 
     def paths(self, shard: Shard) -> list[str] | None:
         if shard.paths is None:
