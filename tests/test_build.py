@@ -10,6 +10,7 @@ from sptnet.build import assemble, build_data, build_loss, build_schedule, build
 from sptnet.cli import main
 from sptnet.config_file import load_config
 from sptnet.data.loader import train_batches
+from sptnet.method.prompts import create_prompt
 from sptnet.strategy.base import parameter_groups
 from sptnet.strategy.connect import connect
 
@@ -87,6 +88,39 @@ def test_the_learner_has_what_the_configuration_says(learner):
     other = learner("loss.scope=global", "prompts.momentum=0.9", "optimizer.momentum=0.7")
     assert other.global_loss
     assert other.prompt_optimizer.param_groups[0]["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_the_optimizer_has_decay_and_momentum(learner, name):
+    made = learner(f"optimizer.name={name}", "optimizer.momentum=0.7", "optimizer.weight_decay=0.3")
+    groups = made.strategy._optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+    assert name != "sgd" or all(group["momentum"] == 0.7 for group in groups)
+
+
+def test_the_schedule_is_that_of_the_configuration():
+    told = {
+        "epochs": 7, "phase_schedule": "reference", "k": 3, "prompt_lr": 1.5, "prompt_warmup_steps": 11,
+        "model_lr": 0.25, "model_lr_shape": "one_cycle", "final_factor": 0.2, "warmup_fraction": 0.4,
+        "teacher_temperature": 0.05, "teacher_warmup_temperature": 0.06, "teacher_warmup_epochs": 4,
+    }  # fmt: skip
+    sections = {"epochs": "schedule", "phase_schedule": "schedule", "k": "schedule", "prompt_lr": "prompts",
+                "prompt_warmup_steps": "prompts", "model_lr": "optimizer", "model_lr_shape": "optimizer",
+                "final_factor": "optimizer", "warmup_fraction": "optimizer"}  # fmt: skip
+    keys = {"prompt_lr": "lr", "prompt_warmup_steps": "warmup_steps", "model_lr": "lr", "model_lr_shape": "shape"}
+    settings = [f"{sections.get(name, 'loss')}.{keys.get(name, name)}={value}" for name, value in told.items()]
+    made = build_schedule(config_of("init=null", *settings), 10)
+    assert {name: getattr(made, name) for name in told} == told
+
+
+def test_order_and_prompt_are_those_of_the_configuration(digits):
+    config = config_of("init=null", TINY, f"data.root={digits}", "data.streams=2", "data.window=3", "seed=9",
+                       "prompts.kind=all", "prompts.border=2", "prompts.frame=4")  # fmt: skip
+    for split in build_data(config)[1].splits:
+        assert (split.streams, split.window, split.seed) == (2, 3, 9)
+    prompt = build_untrained(config, 5, 5)[1]
+    wanted = create_prompt("all", 24, 6, 2, 4)
+    assert {n: p.shape for n, p in prompt.named_parameters()} == {n: p.shape for n, p in wanted.named_parameters()}
 
 
 def test_what_is_one_dimensional_is_not_decayed():

@@ -72,7 +72,7 @@ def _sending(call: Collective, machine: Machine, network: Network) -> float:
     if call.ranks == 1:
         return 0.0
     reduces = call.name == "allreduce"
-    within = call.ranks <= network.gpus
+    within = (call.ranks - 1) * call.apart < network.gpus
     bus = machine.reduce if reduces else machine.gather
     if not within:
         bus = network.between if bus is None else min(bus, network.between)

@@ -27,11 +27,18 @@ class Kernel(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """One collective. `bytes`: the whole of what is reduced or gathered. `ranks`: how many take part."""
+    """One collective.
+
+    Attributes:
+        bytes: the whole of what is reduced or gathered.
+        ranks: how many take part.
+        apart: how far each is from the next, 1 where they follow on one another: a copy of HSDP's has a node to itself.
+    """
 
     name: str
     bytes: int
     ranks: int
+    apart: int = 1
 
 
 class Work:
@@ -109,18 +116,23 @@ def _collective(name: str, args: Sequence[Any], out: Any) -> Collective:
     largest = sum(t.numel() * t.element_size() for t in _tensors(args[0]))
     for part in args[1:]:
         largest = max(largest, sum(t.numel() * t.element_size() for t in _tensors(part)))
-    return Collective(word, largest, _ranks(args))
+    return Collective(word, largest, *_group(args))
 
 
-def _ranks(args: Sequence[Any]) -> int:
-    """How many take part, as the process group among the arguments says."""
+def _group(args: Sequence[Any]) -> tuple[int, int]:
+    """How many take part, and how far apart, as the process group among the arguments says."""
     for argument in args:
         if isinstance(argument, torch.ScriptObject):
             try:
-                return int(dist.ProcessGroup.unbox(argument).size())
+                return _shape(dist.ProcessGroup.unbox(argument))
             except (RuntimeError, TypeError):
                 continue  # the operation of the reduction, which is such an object too
         if isinstance(argument, str) and argument.isdigit():  # functional collectives name their group
             group: Any = getattr(dist.distributed_c10d, "_resolve_process_group")(argument)  # noqa: B009
-            return int(group.size())
-    return dist.get_world_size()
+            return _shape(group)
+    return dist.get_world_size(), 1
+
+
+def _shape(group: Any) -> tuple[int, int]:
+    ranks = dist.get_process_group_ranks(group)
+    return len(ranks), ranks[1] - ranks[0] if len(ranks) > 1 else 1

@@ -15,6 +15,8 @@ from sptnet_shards.sources import imagefolder
 
 from sptnet.build import build_data
 from sptnet.config_file import load_config
+from sptnet.data.augment import choose_views
+from sptnet.data.batches import ImageSteps, Views
 from sptnet.data.format.faults import DatasetError
 from sptnet.data.format.manifest import KINDS, read_manifest
 from sptnet.data.image import DecodeError, decode
@@ -49,6 +51,32 @@ def test_counts_and_protocol(digits):
     for row in train:
         assert manifest.classes[row["target"]] == source.train[row["uid"]].class_name
     assert (indexes["labelled"]["target"] < 5).all()
+
+
+def test_which_views_a_slot_has_is_decided_by_seed_step_and_slot(digits):
+    """Of known ones, where tokens are kept: two that were the same in every step would train on two views for ever."""
+    config = load_config("quickstart", [f"data.root={digits}", "data.batch_size=48"])
+    store, order = build_data(config)
+    steps = ImageSteps(store, order, Views("affine", 24, 3, lambda step: 2, 8, 0), (0, 48))
+    for step in (0, 5):
+        for slot in order.batch(step)[:6]:
+            assert steps._chosen(step, slot, 2) == choose_views(8, 3, step, slot.number, 2)
+    chosen = {tuple(steps._chosen(step, order.batch(step)[0], 2)) for step in range(20)}
+    assert len(chosen) > 5
+
+
+@pytest.mark.parametrize("views", [None, 8])
+def test_another_seed_draws_other_views_of_the_same_images(digits, views):
+    config = load_config("quickstart", [f"data.root={digits}", "data.batch_size=48"])
+    store, order = build_data(config)
+    told = []
+    for seed in (0, 1):
+        (batch,) = train_batches(
+            store, order, augment="crop_flip", image_size=24, seed=seed, steps=range(1), workers=0, known_views=views
+        )
+        told.append(batch)
+    assert np.array_equal(told[0].uids, told[1].uids)
+    assert not np.array_equal(told[0].views, told[1].views)
 
 
 def test_webdataset_reads_the_same_images_and_classes(digits):

@@ -54,6 +54,21 @@ def scars(root, first=1, annotations=None):
     return root
 
 
+@pytest.mark.parametrize(
+    ("counts", "told"), [((3, 2), "5 training images"), ((4, 0), "4 training images of class '0'")]
+)
+def test_one_image_too_many_or_a_class_that_is_too_large(counts, told, monkeypatch):
+    monkeypatch.setitem(published.PARTS, "cub", (published.Part(4, 0, 3), published.Part(0, 0, 0)))
+
+    def check(counts):
+        whole = dict(zip("01", counts, strict=True)), {}
+        published.check_published(Source("cub", ["a", "b"], 1, [], [], lambda where: b"", whole=whole))
+
+    check((2, 2))
+    with pytest.raises(SourceError, match=told):
+        check(counts)
+
+
 def test_labels_of_cars_that_count_from_0(tmp_path, capsys):
     told = refused(capsys, "scars", scars(tmp_path / "cars", first=0), tmp_path / "out", "--unofficial")
     assert "says '0' where a number from 1 to 196 belongs" in told

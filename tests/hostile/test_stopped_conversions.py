@@ -41,10 +41,23 @@ def test_a_shard_that_was_damaged_meanwhile_is_written_again(tmp_path, capsys):
     accepted(capsys, "imagefolder", root, whole, "--old", "2")
     begun(root, out).kill()
     time.sleep(0.2)
-    for path in [*sorted(out.glob("*.tar"))[:3], *sorted(out.glob("*.npy"))[3:5]]:
+    damaged = [*sorted(out.glob("*.tar"))[:3], *sorted(out.glob("*.npy"))[3:5], *sorted(out.glob("*.jsonl"))[5:7]]
+    assert len(damaged) == 7
+    for path in damaged:
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     accepted(capsys, "imagefolder", root, out, "--old", "2")
     assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+
+
+def test_a_task_that_is_to_fail_keeps_no_shard_from_which_another_left_images_out(tmp_path, capsys):
+    root, codes = photos(tmp_path / "photos", each=12), []
+    put(root / "cat" / "5.jpg", b"\xff\xd8\xff no image")
+    for task in ("0/2", "1/2"):
+        out = tmp_path / task.replace("/", "-")
+        accepted(capsys, "imagefolder", root, out, "--old", "2", "--on-error", "skip", "--task", task)
+        codes.append(main(["imagefolder", str(root), str(out), "--old", "2", "--task", task]))
+    assert sorted(codes) == [0, 1]
+    assert "cat/5.jpg" in capsys.readouterr().err
 
 
 def test_the_advice_to_skip_goes_on_where_it_stopped(tmp_path, capsys):

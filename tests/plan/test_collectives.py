@@ -40,6 +40,16 @@ def test_a_step_gathers_what_it_needs_once(frozen_blocks):
     assert calls["model"]["reducescatter"] == TRAINED + 1 + OWN["reducescatter"]
 
 
+def test_copies_of_hsdp_are_a_shard_apart():
+    """4 copies of shards over 2: gathers within a copy, sums of gradients between copies."""
+    config = config_of(["model.train_from_block=-2"])
+    model, prompt, schedule = parts(config)
+    launch = LaunchSettings("hsdp", 8, "no", 2)
+    found = on_fake_ranks(config, model.to("meta"), prompt.to("meta"), schedule, launch)["model"].work.collectives
+    groups = {(call.name, call.ranks, call.apart) for call in found if call.ranks < 8}
+    assert groups == {("allgather", 2, 1), ("reducescatter", 2, 1), ("allreduce", 4, 2)}
+
+
 def test_frozen_weights_travel_in_the_dtype_of_the_computation_and_the_rest_in_float32():
     sent = {precision: counted("sharded", precision)[1] for precision in ("no", "bf16")}
     whole = counted("whole", "bf16")[1]

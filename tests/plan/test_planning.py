@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from sptnet.method.schedule import Schedule
 from sptnet.plan import largest
 from sptnet.plan.comparison import compare
 from sptnet.plan.dataset import Counts, counts_of
-from sptnet.plan.hardware import GPUS, PlanError
+from sptnet.plan.hardware import BETWEEN_NODES, GPUS, LATENCY, LATENCY_BETWEEN, PlanError
 from sptnet.plan.measured_run import MeasuredRun
 from sptnet.plan.planned import Cluster, Plan, steps_of
 from sptnet.plan.planning import plan_run
@@ -185,8 +186,26 @@ def test_a_step_waits_for_the_slowest():
     within, between = Work(), Work()
     within.collectives[Collective("allreduce", 10**9, 8)] = between.collectives[Collective("allreduce", 10**9, 16)] = 1
     assert seconds_of(within, H100, Network(8), 0, 1).network < seconds_of(between, H100, Network(8), 0, 1).network
+    apart = Work()
+    apart.collectives[Collective("allreduce", 10**9, 2, 8)] = 1  # of HSDP's copies, each on a node of its own
+    assert seconds_of(apart, H100, Network(8), 0, 1).network == pytest.approx(LATENCY_BETWEEN + 1e9 / BETWEEN_NODES)
     # of a card whose collectives nobody has measured, those between nodes are planned all the same
     assert seconds_of(between, GPUS["a100-pcie"], Network(8, 10e9), 0, 1).network > 0.18
+
+
+def test_seconds_by_hand():
+    """2 x 8 H100: matmul and memory rates, launches, and a ring, from the sources that hardware.py names."""
+    work = Work()
+    work.kernels[Kernel(torch.bfloat16, 794_500_000_000, 0)] = 2
+    work.kernels[Kernel(torch.float32, 0, 3_350_000_000)] = 3
+    work.collectives[Collective("allreduce", 10**9, 8)] = 1
+    found = seconds_of(work, H100, Network(8), 0.5, 2)
+    assert found[:4] == pytest.approx((0.002, 0.003, 5 * H100.launch, 0.25))
+    assert found.network == pytest.approx(LATENCY + 2 * 1e9 * 7 / 8 / 480e9)
+    assert found.total == pytest.approx(0.25 + found.network)  # the loader is slower than the kernels
+    assert seconds_of(work, H100, Network(8), 0, 1).total == pytest.approx(0.005 + found.network)
+    work.collectives = Counter({Collective("allreduce", 10**9, 16): 1})
+    assert seconds_of(work, H100, Network(8), 0, 1).network == pytest.approx(LATENCY_BETWEEN + 2e9 * 15 / 16 / 25e9)
 
 
 def test_images_are_those_of_the_manifest(digits):
@@ -225,7 +244,9 @@ def test_json_has_what_the_table_has(digits, capsys, monkeypatch):
     facts = json.loads(capsys.readouterr().out)
     line = facts["strategies"]["ddp"]
     assert facts["recommended"] == "ddp"
+    assert line["gpu_hours"] == pytest.approx(2 * line["hours"])
     assert line["cost"] == pytest.approx(2 * line["gpu_hours"])
+    assert line["kwh_at_most"] == pytest.approx(line["gpu_hours"] * H100.watts / 1000)
     assert line["phases"]["model"]["collectives"] >= 3  # the objective's two, and DDP's
     assert main([*command, "--price", "2"]) == 0
     table = capsys.readouterr().out
@@ -233,6 +254,39 @@ def test_json_has_what_the_table_has(digits, capsys, monkeypatch):
     assert re.search(rf"ddp +│.*│ +{line['cost']:.2f} │", table), table
     assert main([*command, "--line"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_what_is_simple_is_taken_unless_another_is_faster(plan):
+    ddp = next(line for line in plan.lines if line.strategy == "ddp")
+    told = {}
+    for name, others in {"slower": (9.6,), "faster": (9.0,), "fastest": (9.0, 8.7), "both": (9.4, 8.0)}.items():
+        lines = [replace(ddp, hours=10.0)]
+        lines += [replace(ddp, strategy=s, hours=h) for s, h in zip(("zero2", "zero3"), others, strict=False)]
+        told[name] = replace(plan, lines=lines).recommended[0].strategy
+    assert told == {"slower": "ddp", "faster": "zero2", "fastest": "zero2", "both": "zero3"}
+
+
+def test_where_nothing_fits_the_exit_code_says_so(digits, capsys, monkeypatch):
+    command = ["plan", "quickstart", *SMALL, f"data.root={digits}", "--gpus", "2", "--strategy", "ddp", "--line"]
+    assert main(command) == 0
+    monkeypatch.setitem(GPUS, "h100", replace(H100, memory=10**6))
+    assert main(command) == 1
+
+
+def test_evaluations_take_their_time(digits, capsys, monkeypatch):
+    """Fourteen more of them, by their seconds; on twice the ranks each has half of the passes."""
+    hours = {}
+    for every in (1, 15):
+        for gpus in (1, 2):
+            asked = ["plan", "quickstart", *SMALL, f"data.root={digits}", f"evaluate.every={every}", "--json"]
+            monkeypatch.setattr(largest, "TRIED", 512)
+            assert main([*asked, "--gpus", str(gpus), "--strategy", "single" if gpus == 1 else "ddp"]) == 0
+            facts = json.loads(capsys.readouterr().out)
+            hours[every, gpus] = next(iter(facts["strategies"].values()))["hours"], facts["evaluations"]
+    assert hours[1, 1][1] - hours[15, 1][1] == 14
+    one, two = (3600 * (hours[1, gpus][0] - hours[15, gpus][0]) / 14 for gpus in (1, 2))
+    assert one > 0
+    assert 0.4 * one < two < 0.9 * one
 
 
 def test_phases_of_one_step_are_planned(capsys):

@@ -15,6 +15,7 @@ from PIL import Image
 from sptnet_shards.make_shards import main
 from sptnet_shards.source import SourceError
 from sptnet_shards.sources import imagenet
+from sptnet_shards.tars.places import _state_of
 
 from sptnet.data.format.manifest import KINDS, read_manifest
 from sptnet.data.reader import ShardReader
@@ -154,6 +155,24 @@ def test_index_makes_others_tars_readable_without_touching_them(others, capsys):
     (others / "conversion.json").unlink()  # as versions before left it
     assert main(["index", str(others), "--old", "2"]) == 1
     assert "has a manifest.json already" in capsys.readouterr().err
+
+
+def test_index_draws_as_many_labels_as_it_is_told_and_by_the_seed(others, tmp_path_factory):
+    drawn = {}
+    for name, options in {"plain": (), "more": ("--labelled-fraction", "0.8"), "other": ("--seed", "1")}.items():
+        root = shutil.copytree(others, tmp_path_factory.mktemp("index") / name)
+        assert main(["index", str(root), "--old", "2", *options]) == 0
+        store = LocalStore(root)
+        drawn[name] = {int(uid) for s in store.manifest.of_kind("labelled") for uid in store.entries(s)["uid"]}
+    assert len(drawn["plain"]) == len(drawn["other"]) == 13
+    assert drawn["plain"] != drawn["other"]
+    assert len(drawn["more"]) > 18
+
+
+def test_a_remote_tar_that_was_written_again_at_the_same_size_is_another():
+    one, other = ({"size": 1, "ETag": tag} for tag in ("a", "b"))
+    assert _state_of(one) == _state_of(dict(one)) != _state_of(other)
+    assert _state_of({"size": 1}) == ""
 
 
 def test_index_says_what_is_wrong(others, capsys):
