@@ -43,6 +43,7 @@ ARMS: dict[str, list[str]] = CONTROLS | {
     "k 5": ["schedule.k=5"],
     "two views": ["prompts.pair=views"],  # a view and another one that is prompted: the recipe
     "two views k 5": ["prompts.pair=views", "schedule.k=5"],
+    "two views 0.01": ["prompts.pair=views", "optimizer.lr=0.01"],
 }
 
 
