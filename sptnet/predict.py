@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sptnet.columns import prediction_columns
 from sptnet.data.blocks import Sample, ShardSource, Source, blocks
 from sptnet.data.format.files import TAKEN, check_regular, is_url, told_by_suffix, write_whole
 from sptnet.data.format.manifest import MANIFEST, Kind, is_dataset
@@ -46,7 +47,7 @@ from sptnet.run.progress import Speed
 from sptnet.run.records import DamagedError, read_json
 from sptnet.strategy.collectives import barrier, rank, world_size
 from sptnet.strategy.kernels import kernels_told
-from sptnet.trained import TrainedRun, prediction_columns
+from sptnet.trained import TrainedRun
 
 ABOUT, ERRORS = "predict.json", "errors.csv"
 # below OUT, by part

@@ -6,7 +6,6 @@ tokens = run.features(["a.jpg", "b.jpg"])   # float32 [2, D]
 """
 
 import hashlib
-import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from sptnet.build import build_store, build_untrained, num_new_classes
+from sptnet.columns import Classes, named, prediction_columns
 from sptnet.config import Config
 from sptnet.data.augment import eval_view, normalise
 from sptnet.data.format.faults import DatasetError
@@ -32,7 +32,7 @@ from sptnet.errors import SptnetError
 from sptnet.method.model import Outputs, PromptedViT, create_model
 from sptnet.method.prompts import Prompt
 from sptnet.names import AugmentName
-from sptnet.run.folder import RunError, read_config
+from sptnet.run.folder import read_config
 from sptnet.run.model_file import load_model, number_of_classes, read_facts, unfinished
 from sptnet.strategy.kernels import MatmulPrecision
 
@@ -95,22 +95,6 @@ def encoder_of_backbone(backbone: str, weights: str, image_size: int) -> Encoder
     # the head is not read: as small as it can be
     module = create_model(backbone, 1, 1, image_size=image_size, weights=weights, head_hidden=8, head_bottleneck=8)
     return Encoder(module.eval(), None, "crop_flip", image_size, BACKBONE_BATCH, f"{backbone} ({weights})")
-
-
-@dataclass(frozen=True)
-class Classes:
-    """What a run's outputs mean: the first `num_old` of `names` are old classes, the others `new-000`, ..."""
-
-    names: list[str]
-    num_old: int
-
-
-def named(names: Sequence[str], num_old: int, number: int) -> Classes:
-    """`number` classes, the first of them by their names; a new one never has the name of an old one."""
-    old = list(names[:num_old])
-    taken = set(old)
-    new = (name for count in itertools.count() if (name := f"new-{count:03d}") not in taken)
-    return Classes([*old, *itertools.islice(new, max(0, number - num_old))], num_old)
 
 
 def classes_of(folder: Path, config: Config) -> Classes:
@@ -270,48 +254,3 @@ def _pixels(image: ImageLike, number: int) -> Tensor:
     if not isinstance(image, str | PathLike):
         raise ImageError(f"image {number} is a {type(image).__name__}: give a path, a PIL image or a uint8 array")
     return decode(read_regular(Path(image), LARGEST_IMAGE))
-
-
-def prediction_columns(logits: NDArray[np.float32], classes: Classes, temperature: float, top: int) -> Table:
-    """What is told of predictions, by columns of [n].
-
-    class_id, class_name    the class of the largest logit, the first of equal ones, as an evaluation takes it
-    is_new                  whether it is a new one
-    confidence, margin      softmax of logits / temperature: the largest, and its distance to the second; not calibrated
-                            on new classes
-    nearest_old_class, nearest_old_similarity   the old class with the largest logit, and that logit, which is a cosine
-    top1_class, top1_confidence, ...            the `top` most confident classes, by name
-
-    Args:
-        logits: [n, K] cosines between class token and class.
-
-    Raises:
-        RunError: they are not finite.
-    """
-    if bad := int((~np.isfinite(logits).all(1)).sum()):
-        raise RunError(
-            f"the model's outputs of {bad} of {len(logits)} images are not finite: its training diverged, or its "
-            "weights are damaged"
-        )
-    rows = np.arange(len(logits))
-    scaled = logits.astype(np.float64) / temperature
-    shares = np.exp(scaled - scaled.max(1, keepdims=True, initial=-np.inf))
-    shares /= shares.sum(1, keepdims=True)
-    count = min(max(top, 2), logits.shape[1])
-    # [n, count]: the largest first, of equal ones the first, as argmax has it
-    best = np.argsort(-logits, axis=1, kind="stable")[:, :count]
-    old = logits[:, : classes.num_old]
-    nearest = old.argmax(1) if len(old) else np.zeros(0, np.int64)
-    columns: Table = {
-        "class_id": best[:, 0].astype(np.int64),
-        "class_name": [classes.names[c] for c in best[:, 0]],
-        "is_new": best[:, 0] >= classes.num_old,
-        "confidence": shares[rows, best[:, 0]].astype(np.float32),
-        "margin": (shares[rows, best[:, 0]] - shares[rows, best[:, 1]]).astype(np.float32),
-        "nearest_old_class": [classes.names[c] for c in nearest],
-        "nearest_old_similarity": old[rows, nearest].astype(np.float32),
-    }
-    for place in range(min(top, count)):
-        columns[f"top{place + 1}_class"] = [classes.names[c] for c in best[:, place]]
-        columns[f"top{place + 1}_confidence"] = shares[rows, best[:, place]].astype(np.float32)
-    return columns

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sptnet.build import build_store
+from sptnet.columns import Classes, named
 from sptnet.config import Config
 from sptnet.data.augment import eval_view
 from sptnet.data.format.faults import DatasetError
@@ -22,7 +23,7 @@ from sptnet.report.inference import Images, Inferred, look, nearest_by_prototype
 from sptnet.run.folder import CONFIG, RunError, read_config
 from sptnet.run.model_file import has_model, read_facts
 from sptnet.run.tables import read_metrics
-from sptnet.trained import Classes, TrainedRun, manifest_of, named
+from sptnet.trained import TrainedRun, manifest_of
 
 MOST_CATEGORIES = 2000  # that are shown
 PROMPTED = 3  # images that the prompt is shown on

@@ -9,8 +9,9 @@ from sptnet_shards.make_shards import main as make_shards
 
 import sptnet
 from sptnet.cli import main
+from sptnet.columns import Classes, prediction_columns
 from sptnet.run import parts
-from sptnet.trained import Classes, prediction_columns, weights_digest
+from sptnet.trained import weights_digest
 
 
 def test_of_one_image_by_hand():

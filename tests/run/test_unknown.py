@@ -10,9 +10,9 @@ import yaml
 
 import sptnet
 from sptnet.cli import main
+from sptnet.columns import named
 from sptnet.data.format.manifest import UNKNOWN, read_manifest
 from sptnet.data.format.shard_index import INDEX_DTYPE
-from sptnet.trained import named
 
 
 def with_targets(root, draw):
