@@ -126,7 +126,7 @@ count_restarts() {  # ROOT: stop where restarts of this job bring nothing new
   fi
   # what cannot be written would be counted anew at every restart; NFS says so when it is synced
   { echo "$reached $count $tokens" > "$SPTNET_OUTCOME.restarts" && sync "$SPTNET_OUTCOME.restarts"; } 2> /dev/null \
-    || stop "$SPTNET_OUTCOME.restarts cannot be written: make room, and submit the job again"
+    || stop "$SPTNET_OUTCOME.restarts cannot be written, or not synced: is the disk full? Submit the job again"
   [ "$count" -le "$RESTARTS" ] || stop "$count restarts without a new checkpoint below $1"
 }
 

@@ -158,7 +158,7 @@ def _need_sheet(path: Path, root: Path, manifest: Manifest) -> None:
         raise SourceError(f"{path} is no file: give --sheet the name of a picture")
     if path.name in own and path.parent.resolve() == root.resolve():
         raise SourceError(f"{path} is a file of the dataset: give --sheet another name")
-    if os.path.exists(path) and not _is_png(path):
+    if os.path.exists(path) and not path.is_symlink() and not _is_png(path):
         raise SourceError(f"{path} is there, and no PNG: give --sheet another name, or remove it")
 
 

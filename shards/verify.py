@@ -55,8 +55,6 @@ def check_shard(root: Path, manifest: Manifest, decode_images: bool, number: int
     except DatasetError as error:
         return Checked(shard, none, [*problems, str(error)])
     problems += _against_tar(path, index, shard, manifest)
-    if not manifest.unknown and len(index) and index["target"].min() < 0:
-        problems.append(f"{root / shard.index} has unknown targets, and the manifest says that they are known")
     if shard.paths is not None:
         try:
             parse_paths(read_regular(root / shard.paths, largest_paths(shard)), shard, str(root / shard.paths))

@@ -190,8 +190,10 @@ def _exchanged(windows: Windows, first: int, device: torch.device) -> NDArray[np
 def _faults(uids: NDArray[np.int64], expected: NDArray[np.int64], odd: NDArray[np.int64]) -> NDArray[np.int64]:
     """What is wrong with sorted uids, those expected, and of which outputs: of each of FAULTS how many, the first."""
     found, counts = np.unique(uids, return_counts=True)
+    wanted, times = np.unique(expected, return_counts=True)
     faults = np.zeros((len(FAULTS), 1 + NAMED), np.int64)
-    wrong = (np.setdiff1d(expected, found), found[counts > 1], np.setdiff1d(found, expected), np.unique(odd))
+    twice = np.union1d(found[counts > 1], wanted[times > 1])
+    wrong = (np.setdiff1d(wanted, found), twice, np.setdiff1d(found, wanted), np.unique(odd))
     for row, theirs in zip(faults, wrong, strict=True):
         row[0], row[1 : 1 + len(theirs[:NAMED])] = len(theirs), theirs[:NAMED]
     return faults

@@ -68,11 +68,11 @@ def make(
                     if not making.all_parts():
                         return ""
                 except PartsError as error:
-                    if config.trunk_cache != "auto" or not _is_of_full_disk(error):
+                    if config.trunk_cache != "auto" or (reason := _full_disk(error)) is None:
                         raise
                     if others is not None:
                         others.set("stop", "full")
-                    return str(error)
+                    return f"{cache.tokens.folder} cannot be written: {reason}; what was made is removed"
     if others is not None:
         others.add("there", 1)
         patience = _Patience()
@@ -81,8 +81,10 @@ def make(
     return ""
 
 
-def _is_of_full_disk(error: PartsError) -> bool:
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT)
+def _full_disk(error: PartsError) -> str | None:
+    """What the system says of a disk that is full; None of other errors."""
+    cause = error.__cause__
+    return cause.strerror if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) else None
 
 
 class _Patience:

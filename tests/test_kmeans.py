@@ -101,7 +101,7 @@ def test_features_are_clustered_scored_and_reported(digits, features, tmp_path, 
     assert main([*arguments, "--num-classes", "14"]) == 0
     assert json.loads((tmp_path / "k" / "metrics.json").read_text())["unlabelled"]["classes_used"] == 14
     whole = load_predictions(tmp_path / "k")["unlabelled"]
-    for module in ("baseline", "counted"):  # as of millions: predictions are in parts
+    for module in ("baseline", "exact_counts"):  # as of millions: predictions are in parts
         monkeypatch.setattr(f"sptnet.{module}.WINDOW", 400)
     assert main([*arguments, "--num-classes", "14"]) == 0
     assert len(list((tmp_path / "k" / "predictions").iterdir())) == 3 + 1

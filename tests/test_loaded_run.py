@@ -25,8 +25,8 @@ def test_images_come_in_anything_that_has_many(untrained):
     ("given", "told"),
     [("a.png", "images is a str: give a list"), (Path("a.png"), "give a list"), (None, "images is a NoneType"),
      (Image.new("RGB", (9, 9)), "images is a Image: give a list"), (torch.zeros(1, 3, 9, 9), "images is a Tensor"),
-     (np.zeros((9, 9, 3), np.uint8), r"one array of uint8 \[9, 9, 3\]: give a list"),
-     (np.zeros((9, 9), np.uint8), "one array"), ([None], "image 0 is a NoneType: give a path, a PIL image or"),
+     (np.zeros((9, 9, 3), np.uint8), r"a single array, uint8 \[9, 9, 3\]: give a list"),
+     (np.zeros((9, 9), np.uint8), "a single array"), ([None], "image 0 is a NoneType: give a path, a PIL image or"),
      (["b", b"a.png"], "image 0, b, cannot be read"), ([b"a.png"], "image 0 is a bytes"),
      ([np.zeros((0, 0, 3), np.uint8)], "is 0 x 0 pixels: it has none")],
 )  # fmt: skip

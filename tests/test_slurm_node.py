@@ -97,10 +97,10 @@ def test_a_count_that_cannot_be_kept_ends_the_job(cluster, tmp_path):
     """A disk without room for a byte emptied it at every start: the job was requeued without end."""
     outcome = tmp_path / "runs/quickstart/seed-0/outcome"
     outcome.mkdir(parents=True)
-    (outcome / "70.restarts").mkdir()  # root may write whatever its mode
+    (outcome / "70.restarts").symlink_to("/mnt/nowhere/x")  # root may write whatever its mode
     code, lines = cluster(["quickstart"], srun="exit 1")
     assert (code, "started" in lines) == (1, False)
-    assert lines[-1].endswith("70.restarts cannot be written: make room, and submit the job again")
+    assert lines[-1].endswith("70.restarts cannot be written, or not synced: is the disk full? Submit the job again")
 
 
 def test_a_job_is_not_told_what_became_of_another(cluster, tmp_path):

@@ -7,12 +7,12 @@ OUT/features. Prints a median and an interval, and the line for the configuratio
 import argparse
 from pathlib import Path
 
-from sptnet.arguments import add_encoder, encoder_of, path, positive, seed
+from sptnet.arguments import add_encoder, encoder_of, named, path, positive, seed
 from sptnet.data.format.files import local
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("data", metavar="DATA", help="a folder of shards, or its URL")
+    command.add_argument("data", metavar="DATA", type=named, help="a folder of shards, or its URL")
     command.add_argument("--features", type=path, metavar="FOLDER", help="made by sptnet features")
     add_encoder(command)
     command.add_argument("--method", choices=["tree", "brent"], default="tree", help="(default: %(default)s)")

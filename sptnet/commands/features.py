@@ -7,12 +7,12 @@ accelerate launch --config_file launch/ddp.yaml --num_processes N -m sptnet feat
 
 import argparse
 
-from sptnet.arguments import add_encoder, encoder_of
+from sptnet.arguments import add_encoder, encoder_of, named
 from sptnet.data.format.files import local
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("data", metavar="DATA", help="a folder of shards, or its URL")
+    command.add_argument("data", metavar="DATA", type=named, help="a folder of shards, or its URL")
     command.add_argument("--out", type=local, required=True, metavar="FOLDER", help="folder for the features")
     add_encoder(command)
 

@@ -8,14 +8,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from sptnet.arguments import ArgumentsError, path, pixels, positive
+from sptnet.arguments import ArgumentsError, named, path, pixels, positive
 from sptnet.data.format.files import local
 
 PIXELS = 24  # an edge that keeps k-means on pixels quick
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("data", metavar="DATA", help="a folder of shards")
+    command.add_argument("data", metavar="DATA", type=named, help="a folder of shards")
     command.add_argument("run_folder", metavar="RUN", type=local, help="folder of the results")
     command.add_argument("--image-size", type=pixels, help=f"pixels: their edge (default: {PIXELS})")
     command.add_argument("--features", type=path, metavar="FOLDER", help="made by sptnet features")

@@ -1,6 +1,7 @@
 """Locks between processes, what a disk says that has none, and which disks other nodes see."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ NO_FLOCK = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 def network_file_system(folder: Path) -> str | None:
     """The file system of a folder, if other nodes may share it; locks are slow there, or hold on one node only."""
     try:
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        mounts = [line.split() for line in os.fsdecode(Path("/proc/self/mounts").read_bytes()).split("\n") if line]
     except OSError:
         return None  # no Linux
     real = str(folder.resolve())

@@ -12,7 +12,7 @@ from rich.table import Table
 from sptnet.data.features import FeatureFolder
 from sptnet.data.format.files import folders_in, write_whole
 from sptnet.data.format.manifest import Kind, Manifest
-from sptnet.data.listing import images_below
+from sptnet.data.listing import ListingError, images_below
 from sptnet.data.storage.store import LocalStore
 from sptnet.data.table import count_rows, encode_rows
 from sptnet.discover.diagnostics import (
@@ -132,11 +132,14 @@ def changed_classes(request: Request, manifest: Manifest) -> list[Path]:
             continue
         shards = manifest.of_kind(cast(Kind, kind))
         known = {path for shard in shards for path in store.paths(shard) or ()}
-        there = {
-            f"{kind}/{name}/{os.fsdecode(image)}"
-            for name in folders_in(folder)
-            for image in images_below(folder / name)
-        }
+        try:
+            there = {
+                f"{kind}/{name}/{os.fsdecode(image)}"
+                for name in folders_in(folder)
+                for image in images_below(folder / name)
+            }
+        except (OSError, ListingError):
+            there = set()  # it cannot be listed any more
         if known and (there - failed != known):
             changed.append(folder)
     return changed

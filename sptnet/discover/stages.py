@@ -108,7 +108,8 @@ def check_shards(request: Request, manifest: Manifest) -> None:
     for path in told:
         with suppress(OSError, DamagedError):  # what is not there, or damaged, its own stage sees to
             if read_json(path, dict[str, Any]).get("dataset", digest) != digest:
-                odd.append(str(path.parent))
+                # of a run only what an evaluation wrote: a model that was trained is not to be removed for it
+                odd.append(str(path if path.name == METRICS else path.parent))
     if odd:
         raise StageError(
             f"{', '.join(odd)}: made of other shards than {out / 'shards'} has now: remove them, and run the same "

@@ -11,7 +11,7 @@
     trackers      the same to TensorBoard and others            throughput  images/s, memory, share of the matmul peak
     provenance    header, starts.jsonl                          tables      results of several runs
     parts         files of what is computed part by part: whole or absent, continued
-    predictions   what an evaluation predicted              following   what the host learns of a step, one later
+    predictions   what an evaluation predicted              step_readback  what the host learns of a step, one later
 
 May import `steps` and what is below it. Begin with `folder.py`, whose docstring lists a run's files.
 """

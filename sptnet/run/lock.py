@@ -72,7 +72,8 @@ class RunLock:
             self._beating.join()
             self._beating = None
             with suppress(OSError):
-                self._lease.unlink()
+                if (self._read() or {}).get("token") == self._mine["token"]:
+                    self._lease.unlink()
         if self._descriptor is not None:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self.forget()

@@ -64,6 +64,8 @@ class Saver:
             CheckpointError: the one before could not be written.
         """
         start = time.perf_counter()
+        if hurried and self._writer is not None:
+            self._writer.hurry()
         self.wait()
         strategy = self.learner.strategy
 
@@ -143,6 +145,7 @@ class Writer:
     ):
         self.folder, self.number, self.ranks, self.keep = run / FOLDER, number, ranks, keep
         self.attempt, self._store = attempt, store or HashStore()
+        self._patience: float = HURRIED
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
@@ -156,10 +159,13 @@ class Writer:
             CheckpointError: the one before could not be written.
         """
         self.wait()
-        self._thread = threading.Thread(
-            target=self._write, args=(facts, tensors, patience), name="checkpoint", daemon=True
-        )
+        self._patience = patience
+        self._thread = threading.Thread(target=self._write, args=(facts, tensors), name="checkpoint", daemon=True)
         self._thread.start()
+
+    def hurry(self) -> None:
+        """Let what is being written wait for the others' parts no longer than a run may that was asked to stop."""
+        self._patience = HURRIED
 
     def poll(self) -> None:
         """Raise the error of a write that failed, if one did."""
@@ -178,7 +184,7 @@ class Writer:
         if self._thread is not None:
             self._thread.join(ENDING_WAIT)
 
-    def _write(self, facts: Facts, tensors: dict[str, Tensor], patience: float) -> None:
+    def _write(self, facts: Facts, tensors: dict[str, Tensor]) -> None:
         final = self.folder / f"step-{facts.step:09d}"
         partial = final.with_name(f"{final.name}.{self.attempt}.tmp")
         try:
@@ -187,7 +193,7 @@ class Writer:
             partial.mkdir(parents=True, exist_ok=True)
             self._write_part(partial, facts.step, tensors)
             if self.number == 0:
-                parts = self._parts_of_all(facts.step, patience)
+                parts = self._parts_of_all(facts.step)
                 whole = replace(facts, parts=parts)
                 write_through(partial / FACTS, json.dumps(asdict(whole), indent=1).encode())
                 remove(final)
@@ -216,15 +222,15 @@ class Writer:
         told = {"file": part.name, "bytes": len(encoded), "sha256": hashlib.sha256(encoded).hexdigest()}
         self._announce(step, told)  # now that it is on disk
 
-    def _parts_of_all(self, step: int, patience: float) -> list[Part]:
+    def _parts_of_all(self, step: int) -> list[Part]:
         parts: list[Part] = []
         begin, told = time.monotonic(), False
         for number, other in enumerate(self.ranks):
             key = f"{self.attempt}/{step}/{number}"
             while not self._store.check([key]):  # not `wait`: it would hold this process's connection to the store
                 waited = time.monotonic() - begin
-                if waited > patience:
-                    raise OSError(f"rank {other} did not write its part within {patience:g} s")
+                if waited > self._patience:
+                    raise OSError(f"rank {other} did not write its part within {self._patience:g} s")
                 if waited > TOLD_AFTER and not told:
                     told = True
                     log.warning("checkpoint of step %d: waiting for the part of rank %d", step, other)

@@ -21,10 +21,11 @@ def stage(name, own):
 
 def test_the_second_stage_is_judged_by_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(closing, "has_changed", lambda images, out: False)
+    monkeypatch.setattr(closing, "changed_classes", lambda request, manifest: [])
     request = SimpleNamespace(unlabelled=tmp_path, then="sptnet", out=tmp_path)
     better, worse = [stage("SimGCD", 0.8), stage("SPTNet", 0.9)], [stage("SimGCD", 0.9), stage("SPTNet", 0.8)]
-    assert closing._about_stages(tmp_path, request, better) == []
-    (told,) = closing._about_stages(tmp_path, request, worse)
+    assert closing._about_stages(tmp_path, request, None, better) == []
+    (told,) = closing._about_stages(tmp_path, request, None, worse)
     assert told.startswith("SPTNet, whose categories these are, is worse than SimGCD before it")
 
 

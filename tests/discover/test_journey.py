@@ -96,7 +96,7 @@ def finished(root, out, *more):
         (["named", "pile", "pile/out"], "lies among the images of"),
         (["named", "pile", "out", "epochs"], "should be section.key=value"),
         (["named", "pile", "out", "run=x"], "discover sets it from its own arguments"),
-        (["named", "pile", "out", "--weights", "gone.pth"], "there is no such file"),
+        (["named", "pile", "out", "--weights", "gone.pth"], "--weights gone.pth: no such file"),
         (["named", "pile", "out", "--hours", "0"], "is not a number of hours"),
         (["named", "pile", "out", "--new", "0"], "is not a whole number from 1"),
         (["named", "pile", "full/out"], "cannot be written: Not a directory"),

@@ -46,7 +46,7 @@ def test_show_shows_what_is_bad_and_writes_through_no_link(digits, tmp_path, cap
     refused(capsys, "show", root, "--sheet", tmp_path / "nowhere" / "sheet.png")
 
 
-NO_SHEET = ["", ".", "..", "/", "fifo", "link to it", "folder", "x/manifest.json", "x/test-000000.tar"]
+NO_SHEET = [".", "..", "/", "fifo", "link to it", "folder", "x/manifest.json", "x/test-000000.tar"]
 
 
 @pytest.mark.parametrize("sheet", NO_SHEET)

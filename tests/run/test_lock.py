@@ -14,6 +14,11 @@ from sptnet.run.folder import OccupiedError
 from sptnet.run.lock import LEASE, RunLock
 
 
+@pytest.fixture(autouse=True)
+def _on_a_disk_of_this_node(monkeypatch):
+    monkeypatch.setattr(lock, "network_file_system", lambda folder: None)
+
+
 def test_a_second_lock_is_refused_until_the_first_is_released(tmp_path):
     first = RunLock(tmp_path / "run")
     with pytest.raises(OccupiedError, match="is being trained by another process"):

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 from cached import arguments
-from launching import ENVIRONMENT, ROOT
+from forked import ran
+from launching import ENVIRONMENT, ROOT, losses
 
 from sptnet.cli import main
 from sptnet.data.cache_room import InUse, make_room
@@ -54,6 +55,30 @@ def test_a_full_disk_that_nobody_chose_is_left_and_the_run_goes_on(digits, tmp_p
     assert not [path for path in (tmp_path / "cache/sptnet/tokens").iterdir() if path.is_dir()]
     first, second = ((tmp_path / run / "metrics.json").read_text() for run in ("without", "run"))
     assert first == second
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk with room for bytes and for a few files only: its free bytes tell of nothing, as under a quota."""
+    (disk := tmp_path / "disk").mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g,nr_inodes=60", "none", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("no file system may be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_all_ranks_leave_a_disk_that_one_finds_full(digits, tmp_path, small_disk):
+    settings = ("schedule.epochs=3", "evaluate.every=3")
+    command = ["-m", "sptnet", *arguments(tmp_path / "run", digits, "auto", *settings)]
+    world = ran(command, "ddp", 2, XDG_CACHE_HOME=str(small_disk))
+    assert world.returncode == 0, world.stderr[-3000:]
+    told = (tmp_path / "run" / "log.txt").read_text()
+    assert "strategy: ddp (DistributedDataParallel), 2 x cpu" in told
+    assert "none: " in told
+    assert "No space left on device; what was made is removed" in told or "the disk of another rank is full" in told
+    assert not [path for path in (small_disk / "sptnet/tokens").iterdir() if path.is_dir()]
+    assert len(losses(tmp_path / "run", 33)) == 33
 
 
 def test_a_folder_that_another_process_is_beginning_is_no_other_one_s(tmp_path):

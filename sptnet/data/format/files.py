@@ -86,13 +86,20 @@ def folders_in(path: Path) -> list[str]:
 
     Raises:
         OSError: it cannot be listed, or a link in it leads nowhere, as to a disk that is not there: what lies behind it
-            would be left out without a word. Links that are named as images are not looked at.
+            would be left out without a word. Of links that are named as images it is not asked.
     """
     found = []
     with os.scandir(path) as entries:
         for entry in entries:
-            hidden = entry.name.startswith(".") or os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-            if not hidden and stat.S_ISDIR(entry.stat().st_mode):
+            if entry.name.startswith("."):
+                continue
+            try:
+                is_one = stat.S_ISDIR(entry.stat().st_mode)
+            except OSError:
+                if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+                    raise
+                continue
+            if is_one:
                 found.append(entry.name)
     return sorted(found)
 
