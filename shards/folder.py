@@ -20,7 +20,6 @@ from sptnet.data.format.files import (
     TAKEN,
     folders_in,
     is_folder,
-    is_folder_there,
     read_regular,
     told_by_suffix,
 )
@@ -164,7 +163,7 @@ def _cannot_be_listed(error: OSError) -> NoReturn:
 def has_folder(path: Path) -> bool:
     """Whether there is a folder; SourceError for a link that leads nowhere."""
     try:
-        return is_folder_there(path)
+        return os.path.lexists(path) and stat.S_ISDIR(os.stat(path).st_mode)
     except OSError as error:
         _cannot_be_listed(error)
 

@@ -8,7 +8,7 @@ batches give equal bits. A damaged image keeps its place in its block, black, so
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -106,7 +106,7 @@ class ShardSource:
         return self._latest[1]
 
     def fetch_ahead(self, part: int) -> None:
-        if self.store.asks_ahead and 0 <= part < len(self):
+        if self.store.asks_ahead:
             self.store.fetch_ahead([self.shard(part)])
 
 
@@ -202,8 +202,10 @@ def blocks(
         SharedMemoryError: /dev/shm is full.
     """
     places = _Places(source, parts, wanted, block_size)
-    after = dict(pairwise(parts))
+    pairs = pairwise(chain(parts, [None]))
     for block in load(_Blocks(source, block_size, augment, image_size, known_views), places, workers):
         if block.begin == 0:
-            source.fetch_ahead(after.get(block.part, len(source)))
+            following = next(after for part, after in pairs if part == block.part)
+            if following is not None:
+                source.fetch_ahead(following)
         yield block

@@ -4,7 +4,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -70,7 +70,8 @@ def say_goodbye(request: Request, manifest: Manifest, interval: tuple[int, int] 
         print(f"and {len(groups) - SHOWN} smaller ones; {out / SIZES} lists all")
     print()
     print_table(_beside(stages))
-    wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, manifest, stages)]
+    wrong = [*remarks, *_about_images(out, manifest), *_about_stages(out, request, stages)]
+    wrong += _about_changes(request, manifest)
     wrong += about_sizes(groups, num_new, interval, manifest.num_old)
     print("\nWhat looks wrong:" if wrong else "\nNothing looks wrong, by what can be seen without labels.")
     for sentence in wrong:
@@ -91,7 +92,7 @@ def _about_images(out: Path, manifest: Manifest) -> list[str]:
     return told
 
 
-def _about_stages(out: Path, request: Request, manifest: Manifest, stages: Sequence[StageFacts]) -> list[str]:
+def _about_stages(out: Path, request: Request, stages: Sequence[StageFacts]) -> list[str]:
     told = []
     first, last = stages
     for stage in stages:
@@ -109,12 +110,17 @@ def _about_stages(out: Path, request: Request, manifest: Manifest, stages: Seque
             f"{'; '.join(reasons)}. `{_predict(request, 'simgcd', 'sorted_simgcd')}` writes those of {first.name}; "
             "a larger --hours allows more epochs"
         )
+    return told
+
+
+def _about_changes(request: Request, manifest: Manifest) -> list[str]:
+    told = []
     for folder in changed_classes(request, manifest):
         told.append(
             f"{folder} holds other images, or other classes, than those that were trained on, and these have no part "
             "in it: a new OUT takes what is there now"
         )
-    if has_changed(request.unlabelled, out / "sorted"):
+    if has_changed(request.unlabelled, request.out / "sorted"):
         told.append(
             f"{request.unlabelled} holds other images now than those that were sorted: "
             f"`{_predict(request, request.then, 'sorted_again')}` sorts all that are there"
@@ -127,10 +133,11 @@ def changed_classes(request: Request, manifest: Manifest) -> list[Path]:
     store = LocalStore(request.out / "shards", look=False)
     failed = {str(skipped["file"]) for skipped in manifest.skipped}
     changed = []
-    for kind, folder in (("labelled", request.labelled), ("test", request.test)):
+    folders: dict[Kind, Path | None] = {"labelled": request.labelled, "test": request.test}
+    for kind, folder in folders.items():
         if folder is None or not folder.is_dir():
             continue
-        shards = manifest.of_kind(cast(Kind, kind))
+        shards = manifest.of_kind(kind)
         known = {path for shard in shards for path in store.paths(shard) or ()}
         try:
             there = {

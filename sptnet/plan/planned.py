@@ -89,7 +89,7 @@ class Plan:
 
     Attributes:
         work: floating-point operations of a rank's step, by phase, without what is computed again.
-        memory_settings_that_fit: one line, where the run fits under no strategy.
+        remedy: one line, where the run fits under no strategy.
     """
 
     config: Config
@@ -102,14 +102,14 @@ class Plan:
     lines: Sequence[Line]
     stored: Stored
     work: dict[str, float]
-    memory_settings_that_fit: str = ""
+    remedy: str = ""
 
     @property
     def recommended(self) -> tuple[Line | None, str]:
         """The line to take, and why; None where nothing fits, with the way out."""
         fitting = [line for line in self.lines if line.fits]
         if not fitting:
-            return None, self.memory_settings_that_fit
+            return None, self.remedy
         best = fitting[0]  # the simplest first
         for line in fitting[1:]:
             if line.hours < SIMPLER * best.hours:

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -12,7 +13,24 @@ from rich.progress import Progress as Bar
 PLAIN_EVERY = 15.0  # seconds between two lines of a log
 
 
-class Progress:
+class _WithBar:
+    """Shows its bar, where there is a terminal, while it is entered."""
+
+    bar: Bar | None
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+class Progress(_WithBar):
     """Counts one thing after the other, e.g. the images of two splits; only where `active`.
 
     Args:
@@ -35,17 +53,6 @@ class Progress:
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self._tasks: dict[str, TaskID] = {}
         self._told = time.monotonic()
-
-    def __enter__(self) -> "Progress":
-        if self.bar:
-            self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar:
-            self.bar.stop()
 
     def advance(self, what: str, done: int, total: int) -> None:
         """`done` of `total` of something are done; once all are, its bar goes away."""
@@ -71,26 +78,16 @@ class Progress:
         return lambda what, done: self.advance(what, done, total(what))
 
 
-class Speed:
+class Speed(_WithBar):
     """How many of many things are done, and how fast: a bar on a terminal, a plain line now and then elsewhere."""
 
     def __init__(self, total: int, active: bool, unit: str = "images"):
         self.total, self.unit, self.done = total, unit, 0
         self.console = Console(stderr=True, quiet=not active, soft_wrap=not sys.stderr.isatty())
         self.bar = bar_on(self.console) if active and sys.stderr.isatty() else None
-
-    def __enter__(self) -> "Speed":
         if self.bar:
-            self.bar.start()
-            self._task = self.bar.add_task(self.unit, total=self.total, note="")
+            self._task = self.bar.add_task(unit, total=total, note="")
         self._start = self._told = time.monotonic()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar:
-            self.bar.stop()
 
     def add(self, count: int) -> None:
         """So many more are done."""

@@ -44,7 +44,6 @@ class Saver:
 
     def __init__(self, config: Config, learner: Learner, numbers: dict[str, Any], backbone: dict[str, str]):
         self.learner, self.numbers, self.backbone, self.full = learner, numbers, backbone, config.checkpoint.full
-        self._patience = config.collective_timeout_s
         self._stall = 0.0
         token = [secrets.token_hex(4)]
         if dist.is_initialized():
@@ -55,7 +54,8 @@ class Saver:
         self._number = writers.index(rank()) if rank() in writers else None
         self._writers, self._writer = len(writers), None
         if self._number is not None:
-            self._writer = Writer(Path(config.run), self._number, writers, config.checkpoint.keep, token[0], store)
+            self._writer = Writer(Path(config.run), self._number, writers, config.checkpoint.keep, token[0], store,
+                                  config.collective_timeout_s)  # fmt: skip
 
     def save(self, step: int, counters: dict[str, float], hurried: bool = False) -> None:
         """Begin a checkpoint of the state before `step`; all ranks call it. `hurried`: a kill is to be expected.
@@ -93,7 +93,7 @@ class Saver:
             counters = counters | {"loss_scale": scaling["scale"], "steps_at_scale": steps}
         if self._writer is not None:
             facts = Facts(step, self.numbers, self.backbone, written_by, counters)
-            self._writer.begin(facts, tensors, HURRIED if hurried else self._patience)
+            self._writer.begin(facts, tensors)
         self._stall += time.perf_counter() - start
 
     def pop_stall_seconds(self) -> float:
@@ -137,34 +137,32 @@ class Writer:
         keep: how many of the newest stay; marked ones stay too.
         attempt: the same on every rank and another in every start of the run, so that what a killed one left unfinished
             is not taken for a part of this one's.
+        patience: seconds that the others' parts may take longer than this rank's.
         store: by which writers announce their parts: an NFS client may deny for half a minute that a file is there.
     """
 
     def __init__(
-        self, run: Path, number: int, ranks: Sequence[int], keep: int, attempt: str, store: Store | None = None
-    ):
+        self, run: Path, number: int, ranks: Sequence[int], keep: int, attempt: str, store: Store | None = None,
+        patience: float = HURRIED,
+    ):  # fmt: skip
         self.folder, self.number, self.ranks, self.keep = run / FOLDER, number, ranks, keep
         self.attempt, self._store = attempt, store or HashStore()
-        self._patience: float = HURRIED
+        self._patience = patience
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
-    def begin(self, facts: Facts, tensors: dict[str, Tensor], patience: float = HURRIED) -> None:
+    def begin(self, facts: Facts, tensors: dict[str, Tensor]) -> None:
         """Start to write this rank's tensors, which are on the CPU and nobody else's.
-
-        Args:
-            patience: seconds that the others' parts may take longer than this rank's.
 
         Raises:
             CheckpointError: the one before could not be written.
         """
         self.wait()
-        self._patience = patience
         self._thread = threading.Thread(target=self._write, args=(facts, tensors), name="checkpoint", daemon=True)
         self._thread.start()
 
     def hurry(self) -> None:
-        """Let what is being written wait for the others' parts no longer than a run may that was asked to stop."""
+        """From here on wait for the others' parts no longer than a run may that was asked to stop."""
         self._patience = HURRIED
 
     def poll(self) -> None:

@@ -19,13 +19,11 @@ def stage(name, own):
     return StageFacts(name, Share(own, 2000), Agreement(0.6, 0.1, 2000), RESULT, None)
 
 
-def test_the_second_stage_is_judged_by_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(closing, "has_changed", lambda images, out: False)
-    monkeypatch.setattr(closing, "changed_classes", lambda request, manifest: [])
+def test_the_second_stage_is_judged_by_the_first(tmp_path):
     request = SimpleNamespace(unlabelled=tmp_path, then="sptnet", out=tmp_path)
     better, worse = [stage("SimGCD", 0.8), stage("SPTNet", 0.9)], [stage("SimGCD", 0.9), stage("SPTNet", 0.8)]
-    assert closing._about_stages(tmp_path, request, None, better) == []
-    (told,) = closing._about_stages(tmp_path, request, None, worse)
+    assert closing._about_stages(tmp_path, request, better) == []
+    (told,) = closing._about_stages(tmp_path, request, worse)
     assert told.startswith("SPTNet, whose categories these are, is worse than SimGCD before it")
 
 

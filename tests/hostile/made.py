@@ -98,3 +98,9 @@ def accepted(capsys, *argv) -> str:
     with within(20):
         assert main([os.fspath(argument) for argument in argv]) == 0, capsys.readouterr().err
     return capsys.readouterr().err
+
+
+def told(capsys):
+    """The one error that a command printed."""
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    return line

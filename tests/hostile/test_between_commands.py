@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from made import told
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -29,16 +30,6 @@ from sptnet.run.provenance import read_starts
 from sptnet.trained import TrainedRun
 
 SHAPE = TokenShape(2, 3, 4, "float32")
-
-
-def told(capsys):
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    return line
-
-
-@pytest.fixture
-def run(untrained, tmp_path):
-    return Path(shutil.copytree(untrained, tmp_path / "run"))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What was taken, left out or counted without a word: outputs, links, rows, samples, shards that others replaced."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from launching import ROOT
-from made import accepted, encoded, photos, put, refused
+from made import accepted, encoded, photos, put, refused, told
 from PIL import Image
 from safetensors.torch import load_file
 from sptnet_shards.make_shards import main as shards
@@ -30,16 +31,6 @@ from sptnet.discover.stages import check_shards
 from sptnet.run.folder import RunError, check_unfinished
 from sptnet.run.model_file import load_prompt, read_facts, save_model
 from sptnet.yaml_text import parse_yaml
-
-
-def told(capsys):
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    return line
-
-
-@pytest.fixture
-def run(untrained, tmp_path):
-    return Path(shutil.copytree(untrained, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -191,8 +182,6 @@ def test_features_of_a_dataset_without_a_test_image_are_whole(run, copied, tmp_p
     np.save(copied / test.index, index)
 
     def emptied(told):
-        import hashlib
-
         for entry in told["shards"]:
             if entry["kind"] == "test":
                 entry["samples"] = 0
@@ -224,8 +213,6 @@ def test_unknown_classes_are_only_where_the_manifest_says_so(run, copied, capsys
     np.save(copied / shard.index, index)
 
     def digest(told):
-        import hashlib
-
         for entry in told["shards"]:
             if entry["index"] == shard.index:
                 entry["index_sha256"] = hashlib.sha256((copied / shard.index).read_bytes()).hexdigest()

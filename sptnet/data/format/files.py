@@ -104,11 +104,6 @@ def folders_in(path: Path) -> list[str]:
     return sorted(found)
 
 
-def is_folder_there(path: Path) -> bool:
-    """Whether there is a folder. Raises OSError for a link that leads nowhere, as `folders_in` does."""
-    return os.path.lexists(path) and stat.S_ISDIR(os.stat(path).st_mode)
-
-
 def is_folder(entry: os.DirEntry[Any]) -> bool:
     """Whether an entry is a folder; a link in a circle is none, and whoever reads it says so.
 
